@@ -1,0 +1,237 @@
+"""The wire endpoints: what is served on each surface, and the few addresses that belong to none.
+
+POST <surface>/chat/completions, <surface>/embeddings      inference, by the relay
+GET  <surface>/models                                      what this credential may use
+GET  /v1/balance, /v1/usage                                what is left, what was used
+GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no credential
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from penstock import __version__
+from penstock.access import Access, Caller
+from penstock.api.door import Endpoint, Route
+from penstock.api.http import AsgiReply, Request
+from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
+from penstock.catalogue import Model
+from penstock.db.journal import ping
+from penstock.dialects import Dialect, openai_chat, openai_embeddings
+from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
+from penstock.money.units import dollars
+from penstock.operations.actor import Actor
+from penstock.operations.balances import show_balance
+from penstock.operations.office import Office
+from penstock.operations.usage import list_usage
+from penstock.relay.observe import Observer
+from penstock.relay.relay import Ask, Relay
+
+LONGEST_IDEMPOTENCY_KEY = 255
+JSON = [(b"content-type", b"application/json")]
+METRICS = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "cursor", "limit"})
+
+
+class Wire:
+    """Answers the wire endpoints."""
+
+    def __init__(self, *, relay: Relay, access: Access, office: Office, observer: Observer) -> None:
+        self._relay = relay
+        self._access = access
+        self._office = office
+        self._observer = observer
+
+    def __repr__(self) -> str:
+        return f"Wire({self._relay!r})"
+
+    def routes(self) -> dict[str, Route]:
+        """Every address, exactly."""
+        found = {
+            "/health": Route("health", {}, {"GET": self._health}),
+            "/health/db": Route("health", {}, {"GET": self._health_of_store}),
+            "/api/v1/config": Route("health", {}, {"GET": self._public_settings}),
+            "/metrics": Route("health", {}, {"GET": self._metrics}),
+        }
+        for place in self._places():
+            for prefix in place.prefixes:
+                for path, endpoints in self._endpoints(place).items():
+                    found[prefix + path] = Route(place.surface.name, place.shapes, endpoints)
+        return found
+
+    def prefixes(self) -> dict[str, Route]:
+        """Where an unknown path is refused in a surface's words."""
+        return {
+            f"{prefix}/": Route(place.surface.name, place.shapes, {})
+            for place in self._places()
+            for prefix in place.prefixes
+        }
+
+    def _places(self) -> list[Place]:
+        enabled = dict(self._office.settings.surfaces)
+        return [place for place in PLACES if place.surface.name not in enabled or enabled[place.surface.name].enabled]
+
+    def _endpoints(self, place: Place) -> dict[str, dict[str, Endpoint]]:
+        endpoints: dict[str, dict[str, Endpoint]] = {
+            "/chat/completions": {"POST": self._inference(place, "chat", openai_chat)},
+            "/embeddings": {"POST": self._inference(place, "embeddings", openai_embeddings)},
+            "/models": {"GET": self._models(place)},
+        }
+        if place is TRUST:
+            endpoints["/balance"] = {"GET": self._balance}
+            endpoints["/usage"] = {"GET": self._usage}
+        return endpoints
+
+    def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
+        surface = place.surface
+
+        async def serve(request: Request, reply: AsgiReply) -> None:
+            ask = Ask(
+                id=request.id,
+                surface=surface,
+                kind=kind,
+                dialect=dialect,
+                authorization=request.header(b"authorization"),
+                trust=_trust(request),
+                lane=request.header(b"x-payment-lane"),
+                idempotency_key=_idempotency_key(request),
+                body=request.body,
+            )
+            await self._relay.call(ask, reply)
+
+        async def serve_embeddings(request: Request, reply: AsgiReply) -> None:
+            await self._caller(place, request)
+            if not any(model.kind == "embeddings" for model in self._relay.catalogue.listed(surface.name)):
+                raise NotImplementedHere("No embedding model is configured.")
+            await serve(request, reply)
+
+        return serve_embeddings if kind == "embeddings" else serve
+
+    def _models(self, place: Place) -> Endpoint:
+        async def answer(request: Request, reply: AsgiReply) -> None:
+            caller = await self._caller(place, request)
+            models = [
+                _listing(model, place)
+                for model in self._relay.catalogue.listed(place.surface.name)
+                if caller.models is None or model.id in caller.models
+            ]
+            await _answer(reply, {"object": "list", "data": models})
+
+        return answer
+
+    async def _balance(self, request: Request, reply: AsgiReply) -> None:
+        caller = await self._caller(TRUST, request)
+        await _answer(reply, await show_balance(self._office, _reader(caller), account=caller.account))
+
+    async def _usage(self, request: Request, reply: AsgiReply) -> None:
+        caller = await self._caller(TRUST, request)
+        filters: dict[str, Any] = dict(parse_qsl(request.scope["query_string"].decode("latin-1")))
+        unknown = sorted(filters.keys() - USAGE_FILTERS)
+        if unknown:
+            raise InvalidRequest(f"Unknown filter '{unknown[0][:50]}'.", param=unknown[0][:50])
+        if "limit" in filters:
+            filters["limit"] = _whole(filters["limit"], "limit")
+        await _answer(reply, await list_usage(self._office, _reader(caller), account=caller.account, **filters))
+
+    async def _health(self, request: Request, reply: AsgiReply) -> None:
+        await _answer(reply, self._health_report("ok", "ok"))
+
+    async def _health_of_store(self, request: Request, reply: AsgiReply) -> None:
+        try:
+            await self._office.store.read(ping())
+        except StoreUnavailable:
+            await _answer(reply, self._health_report("degraded", "unavailable"), status=503)
+        else:
+            await _answer(reply, self._health_report("ok", "ok"))
+
+    def _health_report(self, status: str, database: str) -> dict[str, str]:
+        environment = self._office.settings.server.environment
+        return {
+            "status": status,
+            "service": "penstock",
+            "environment": environment,
+            "database": database,
+            "version": __version__,
+        }
+
+    async def _public_settings(self, request: Request, reply: AsgiReply) -> None:
+        server = self._office.settings.server
+        base = FORWARD.prefixes[0]
+        report = {
+            "environment": server.environment,
+            "publicUrl": server.public_url,
+            "gatewayPath": base,
+            "chatCompletionsPath": f"{base}/chat/completions",
+            "surfaces": {place.surface.name: list(place.prefixes) for place in self._places()},
+            "assets": ["USD", *self._relay.catalogue.contracts],
+            "chain": None,
+            "version": __version__,
+        }
+        await _answer(reply, report)
+
+    async def _metrics(self, request: Request, reply: AsgiReply) -> None:
+        await reply.whole(200, METRICS, self._observer.render())
+
+    async def _caller(self, place: Place, request: Request) -> Caller:
+        return await self._access.admit(request.header(b"authorization"), _trust(request), place.surface)
+
+
+async def _answer(reply: AsgiReply, value: Any, status: int = 200) -> None:
+    await reply.whole(status, JSON, msgspec.json.encode(value))
+
+
+def _listing(model: Model, place: Place) -> dict[str, Any]:
+    """A model in OpenAI's list, with what a caller needs to choose. Prices are dollars, per million tokens, as text."""
+    entry: dict[str, Any] = {
+        "id": model.name_on(place.surface.name),
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+        "context_length": model.context_length,
+        "tier": model.contract.id if model.contract and place is FORWARD else None,
+        "pricing": _pricing(model, place),
+    }
+    return entry | ({"planned": True} if model.planned else {})
+
+
+def _pricing(model: Model, place: Place) -> dict[str, str] | None:
+    if place is FORWARD and model.contract:
+        locked = dollars(model.contract.price_nano_per_mtok)
+        return {"input": locked, "output": locked}
+    if not model.offers or not model.priced:
+        return None
+    price = model.offers[0].price
+    return {
+        "input": dollars(price.input),
+        "output": dollars(price.output),
+        "cached_input": dollars(price.cached_input),
+        "reasoning": dollars(price.reasoning),
+        "per_request": dollars(price.per_request),
+    }
+
+
+def _reader(caller: Caller) -> Actor:
+    """An inference credential may look at the account it spends from, and at nothing else."""
+    return Actor(frozenset({"read"}), sees=frozenset({caller.account}), manages=frozenset(), user=caller.user)
+
+
+def _trust(request: Request) -> str | None:
+    return request.header(b"x-trust") or request.header(b"x-entity")
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.header(b"idempotency-key")
+    if key is not None and not 0 < len(key) <= LONGEST_IDEMPOTENCY_KEY:
+        raise InvalidRequest(
+            f"An Idempotency-Key has 1 to {LONGEST_IDEMPOTENCY_KEY} characters.", param="Idempotency-Key"
+        )
+    return key
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise InvalidRequest(f"'{name}' must be a whole number.", param=name)
+    return int(text)

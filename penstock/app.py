@@ -1,0 +1,243 @@
+"""The composition root: the only file that names concrete adapters. It builds the parts and hands them to each other.
+
+open_office    what operations need: the store, the catalogue, keys      (command line, management API, gateway)
+open_gateway   an office that also serves: the data path, the door, upkeep
+serve          a gateway on a socket, until it is told to stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import uvloop
+
+from penstock.access import Access, Keyring, Sessions
+from penstock.api.door import Door
+from penstock.api.lazy import Lazy
+from penstock.api.server import serving
+from penstock.api.wire import Wire
+from penstock.catalogue import Catalogue
+from penstock.clock import Clock
+from penstock.config import ProviderSettings, Settings
+from penstock.config_secrets import sqlite_file
+from penstock.db import migrate
+from penstock.db.prices import note_prices
+from penstock.db.sqlite import SqliteStore
+from penstock.db.store import Store
+from penstock.errors import ConfigError
+from penstock.ids import IdMaker
+from penstock.log import Redactor, RequestLog, configure
+from penstock.operations.office import Office
+from penstock.ports import Provider
+from penstock.providers.demo import DemoProvider
+from penstock.providers.llamacpp import LlamaCppEngine
+from penstock.providers.openai_compatible import OpenAICompatible
+from penstock.relay.attempt import Attempts
+from penstock.relay.hold import Holds
+from penstock.relay.observe import Observer
+from penstock.relay.relay import Relay
+from penstock.upkeep import Upkeep
+
+SWITCH_S = 0.0005  # how long the event loop may keep the ledger's thread waiting for the interpreter (Python: 5 ms)
+RETIRED_S = 900.0  # how long a provider that a reload has dropped may finish its calls
+
+_logger = logging.getLogger("penstock")
+
+
+@asynccontextmanager
+async def open_office(settings: Settings) -> AsyncIterator[Office]:
+    """An office on the settings' store, which is migrated if need be, and closed in the end."""
+    clock = Clock.starting_at(settings.now) if settings.now else Clock()
+    migrate.upgrade(settings.store.url)
+    path = sqlite_file(settings.store.url)
+    store = SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.store.synchronous)
+    try:
+        yield Office(
+            store=store,
+            settings=settings,
+            catalogue=Catalogue(settings),
+            keyring=Keyring(settings.prefixes, settings.secrets.key_pepper),
+            sessions=Sessions(settings.jwt, settings.secrets.auth_secret, clock),
+            clock=clock,
+            ids=IdMaker(),
+        )
+    finally:
+        await store.close()
+
+
+@dataclass(slots=True)
+class Gateway:
+    """An office that serves. `door` is the ASGI application."""
+
+    office: Office
+    door: Door
+    relay: Relay
+    observer: Observer
+    upkeep: Upkeep
+    retiring: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def reload(self, settings: Settings) -> None:
+        """Swap catalogue and providers; calls under way end as they began. Address, store and secrets stay."""
+        office = self.office
+        kept = replace(settings, secrets=office.settings.secrets, server=office.settings.server)
+        catalogue = Catalogue(kept)
+        await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
+        providers, dropped = _exchange(self.relay.attempts.providers, office.settings.providers, kept.providers)
+        office.settings, office.catalogue = kept, catalogue
+        self.relay.attempts.providers = providers
+        self.relay.catalogue = catalogue
+        for provider in dropped:
+            self.retiring.add(asyncio.create_task(_retire(provider)))
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings, log_stream: IO[str]) -> AsyncIterator[Gateway]:
+    """A gateway, ready to serve; when it closes, everything posted is settled."""
+    async with open_office(settings) as office:
+        redact = _redactor(settings)
+        log = RequestLog(log_stream, msgspec.json.encode)
+        observer = Observer(log, office.clock, redact)
+        owner = office.ids.new("own")
+        holds = Holds(office.store, office.clock, settings.limits, owner=owner, observe=observer)
+        attempts = Attempts(
+            {each.name: _provider(each) for each in settings.providers}, settings.limits.attempts, redact
+        )
+        access = Access(
+            office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
+        )
+        relay = Relay(
+            access=access,
+            holds=holds,
+            attempts=attempts,
+            catalogue=office.catalogue,
+            clock=office.clock,
+            limits=settings.limits,
+        )
+        upkeep = Upkeep(
+            store=office.store,
+            clock=office.clock,
+            owner=owner,
+            holds=holds,
+            relay=relay,
+            observer=observer,
+            log=log,
+            quiet_s=settings.server.keepalive_comment_s,
+        )
+        wire = Wire(relay=relay, access=access, office=office, observer=observer)
+        door = Door(
+            wire.routes(),
+            wire.prefixes(),
+            Lazy(office, access),
+            observer=observer,
+            ids=office.ids,
+            most_bytes=settings.server.max_body_bytes,
+        )
+        _show_gauges(observer, relay, holds, attempts, office.store)
+        await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
+        await upkeep.start()
+        gateway = Gateway(office, door, relay, observer, upkeep)
+        try:
+            yield gateway
+        finally:
+            await upkeep.stop()
+            for task in gateway.retiring:
+                task.cancel()
+            for provider in attempts.providers.values():
+                await provider.close()
+
+
+def serve(
+    settings: Settings, *, reload: Callable[[], Settings], announce: Callable[[Gateway, str], Awaitable[None]]
+) -> int:
+    """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken."""
+    configure(sys.stderr, _redactor(settings))
+    sys.setswitchinterval(SWITCH_S)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, reload, announce))
+    return 0
+
+
+async def _serve(
+    settings: Settings, reload: Callable[[], Settings], announce: Callable[[Gateway, str], Awaitable[None]]
+) -> None:
+    for warning in settings.warnings:
+        _logger.warning("%s", warning)
+    async with open_gateway(settings, sys.stdout) as gateway, serving(gateway.door, settings.server) as server:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(gateway, reload)))
+        _logger.info("serving at %s on %s and httptools", server.url, type(loop).__module__)
+        await announce(gateway, server.url)
+        await server.ended()
+
+
+async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:
+    try:
+        await gateway.reload(reload())
+    except ConfigError as error:
+        _logger.error("the configuration stays as it was: %s", error.message)
+    else:
+        _logger.info("the configuration has been read again")
+
+
+def _provider(settings: ProviderSettings) -> Provider:
+    if settings.kind == "demo":
+        return DemoProvider(settings.name)
+    if settings.kind == "llamacpp" and settings.model_path:
+        return LlamaCppEngine(
+            Path(settings.model_path),
+            settings.name,
+            context_tokens=settings.context_tokens,
+            slots=settings.slots,
+            threads=settings.threads,
+        )
+    return OpenAICompatible(settings)
+
+
+async def _retire(provider: Provider) -> None:
+    """Close a provider when its last calls have had their time, or at once when the gateway ends."""
+    try:
+        await asyncio.sleep(RETIRED_S)
+    finally:
+        await provider.close()
+
+
+def _exchange(
+    running: Mapping[str, Provider], before: tuple[ProviderSettings, ...], after: tuple[ProviderSettings, ...]
+) -> tuple[dict[str, Provider], list[Provider]]:
+    """`(providers for `after`, those no longer needed)`. Unchanged ones go on; calls under way keep theirs anyway."""
+    known = {each.name: each for each in before}
+    kept = {each.name: running[each.name] for each in after if known.get(each.name) == each}
+    providers = {each.name: kept.get(each.name) or _provider(each) for each in after}
+    return providers, [provider for name, provider in running.items() if name not in kept]
+
+
+def _redactor(settings: Settings) -> Redactor:
+    prefixes = [getattr(settings.prefixes, name) for name in settings.prefixes.__slots__]
+    return Redactor([each.api_key for each in settings.providers if each.api_key], prefixes)
+
+
+def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store) -> None:
+    observer.gauge("penstock_holds_open", "Calls that hold money now.", lambda: len(holds))
+    observer.gauge("penstock_streams_open", "Streams under way.", lambda: len(relay.streams))
+    observer.gauge("penstock_drains", "Calls read to their end after the caller left.", lambda: relay.drains.now)
+    observer.gauge("penstock_store_backlog", "Jobs that wait for the store's writer.", lambda: store.backlog)
+    for figure in ("open_connections", "idle_connections", "waiting"):
+        observer.gauge(
+            f"penstock_upstream_{figure}",
+            f"Upstream pool: {figure.replace('_', ' ')}.",
+            partial(_total, attempts, figure),
+        )
+
+
+def _total(attempts: Attempts, figure: str) -> float:
+    return sum(getattr(provider, figure, 0) for provider in attempts.providers.values())

@@ -1,0 +1,162 @@
+"""What is on offer: models, their names on each surface, their offers at providers, prices and contracts.
+
+Built from the settings, never changed; a reload builds another and swaps it. It answers look-ups and knows nothing of
+requests, callers or health (that is `relay/route.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from penstock.config import ContractSettings, ModelSettings, PriceSettings, ProviderSettings, Settings
+from penstock.money.prices import Price
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A forward contract: tokens at one locked price for prompt and completion, until `expires_ms`."""
+
+    id: str
+    name: str
+    price_nano_per_mtok: int
+    minimum_tokens: int
+    expires_ms: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model at a provider at a price: what can be called."""
+
+    provider: str
+    model: str
+    price: Price
+    limit_field: str
+    ask_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as callers know it. `offers` are in the operator's order of preference; a planned model has none.
+
+    A model whose offers have no price is not callable on a lane that counts USD, which is what `priced` tells (a
+    price may be declared free).
+    """
+
+    id: str
+    kind: str
+    offers: tuple[Offer, ...]
+    contract: Contract | None
+    priced: bool
+    names: tuple[tuple[str, tuple[str, ...]], ...]
+    surfaces: frozenset[str]
+    owned_by: str
+    created: int
+    context_length: int | None
+    default_output_tokens: int
+    max_output_tokens: int | None
+    input_bytes_per_token: int
+    image_tokens: int
+    planned: bool
+
+    def name_on(self, surface: str) -> str:
+        """The name to list on a surface: its first alias there, else the id."""
+        for place, aliases in self.names:
+            if place == surface and aliases:
+                return aliases[0]
+        return self.id
+
+
+class Catalogue:
+    """Every model by every name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.contracts = {each.id: _contract(each) for each in settings.contracts}
+        providers = {each.name: each for each in settings.providers}
+        self.models = tuple(
+            _model(each, providers, self.contracts, settings.limits.default_output_tokens) for each in settings.models
+        )
+        self._exact: dict[tuple[str, str], Model] = {}
+        self._folded: dict[tuple[str, str], Model] = {}
+        for model in self.models:
+            for surface, name in _names(model):
+                self._exact.setdefault((surface, name), model)
+                self._folded.setdefault((surface, name.lower()), model)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self.models)} models, {len(self.contracts)} contracts)"
+
+    def find(self, name: str, surface: str) -> Model | None:
+        """The model of that name on a surface: exact, then whatever the case."""
+        return self._exact.get((surface, name)) or self._folded.get((surface, name.lower()))
+
+    def listed(self, surface: str) -> Iterator[Model]:
+        """The models of a surface, in the operator's order. Planned ones are listed on the trust surface alone."""
+        return (m for m in self.models if surface in m.surfaces and (not m.planned or surface == "trust"))
+
+    def price_versions(self) -> dict[str, str]:
+        """Every price in force, as JSON by version: the store keeps them beside the charges made with them."""
+        prices = {offer.price for model in self.models for offer in model.offers}
+        return {price.version: _price_text(price) for price in prices}
+
+
+def _names(model: Model) -> Iterator[tuple[str, str]]:
+    for surface in model.surfaces:
+        yield surface, model.id
+        for place, aliases in model.names:
+            if place in ("*", surface):
+                yield from ((surface, alias) for alias in aliases)
+
+
+def _model(
+    settings: ModelSettings, providers: dict[str, ProviderSettings], contracts: dict[str, Contract], output_tokens: int
+) -> Model:
+    prices = [offer.price or settings.price for offer in settings.offers]
+    return Model(
+        id=settings.id,
+        kind=settings.kind,
+        offers=tuple(
+            _offer(offer.provider, offer.model, price, providers[offer.provider])
+            for offer, price in zip(settings.offers, prices, strict=True)
+        ),
+        contract=contracts[settings.contract] if settings.contract else None,
+        priced=all(price is not None for price in prices),
+        names=settings.aliases,
+        surfaces=frozenset(settings.surfaces),
+        owned_by=settings.owned_by,
+        created=settings.created,
+        context_length=settings.context_length,
+        default_output_tokens=settings.default_output_tokens or output_tokens,
+        max_output_tokens=settings.max_output_tokens,
+        input_bytes_per_token=settings.input_bytes_per_token,
+        image_tokens=settings.image_tokens,
+        planned=settings.planned,
+    )
+
+
+def _offer(provider: str, model: str, price: PriceSettings | None, settings: ProviderSettings) -> Offer:
+    return Offer(provider, model, _price(price or PriceSettings()), settings.output_limit_field, settings.stream_usage)
+
+
+def _price(settings: PriceSettings) -> Price:
+    price = Price(
+        input=settings.input,
+        output=settings.output,
+        cached_input=settings.input if settings.cached_input is None else settings.cached_input,
+        reasoning=settings.output if settings.reasoning is None else settings.reasoning,
+        per_request=settings.per_request,
+    )
+    version = hashlib.sha256(_price_text(price).encode()).hexdigest()[:12]
+    return Price(price.input, price.output, price.cached_input, price.reasoning, price.per_request, version)
+
+
+def _price_text(price: Price) -> str:
+    names = ("input", "output", "cached_input", "reasoning", "per_request")
+    return json.dumps({name: getattr(price, name) for name in names})
+
+
+def _contract(each: ContractSettings) -> Contract:
+    return Contract(each.id, each.name, each.price_nano_per_mtok, each.minimum_tokens, each.expires_ms, each.type)

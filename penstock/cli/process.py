@@ -1,0 +1,66 @@
+"""Commands that run the gateway or get it ready: serve, demo, check-config, migrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from penstock.cli.desk import Desk
+from penstock.cli.show import show_fields, show_json
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on, in place of the configured one.")]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on, in place of the configured one; 0 takes a free one.")
+]
+SampleFlag = Annotated[
+    bool, typer.Option("--sample", help="Make a sample account with some credit, and print keys and a call to try.")
+]
+
+
+def serve(desk: Desk, host: Host = None, port: Port = None, sample: SampleFlag = False) -> None:
+    """Start the gateway. SIGHUP reads the configuration again, SIGTERM ends it when its calls are done."""
+    from penstock.app import serve as serve_forever
+    from penstock.cli.welcome import welcome, welcome_with_sample
+
+    announce = welcome_with_sample if sample else welcome
+    listen = {"PENSTOCK_HOST": host, "PENSTOCK_PORT": None if port is None else str(port)}
+    raise typer.Exit(serve_forever(desk.settings(**listen), reload=lambda: desk.settings(**listen), announce=announce))
+
+
+def demo(
+    desk: Desk,
+    engine: Annotated[
+        Literal["demo", "llamacpp"], typer.Option(help="demo: built in; llamacpp: a real one, in a subprocess.")
+    ] = "demo",
+    model_file: Annotated[
+        Path | None, typer.Option(help="GGUF file for llamacpp; else a tiny one is made.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Start a gateway with a built-in model and spend its prepaid money, without any key."""
+    from penstock.cli.demo import run
+
+    raise typer.Exit(run(typer.echo, engine=engine, model_file=model_file))
+
+
+def check_config(desk: Desk) -> None:
+    """Read the configuration and say what is wrong with it. Ends with 3 when something is."""
+    settings = desk.settings()
+    report = {
+        "config": str(desk.config) if desk.config else None,
+        "providers": len(settings.providers),
+        "models": len(settings.models),
+        "contracts": len(settings.contracts),
+        "warnings": list(settings.warnings),
+    }
+    show_json(report) if desk.as_json else show_fields(report)
+
+
+def migrate(desk: Desk) -> None:
+    """Bring the database up to date. Starting the gateway does the same."""
+    from penstock.db.migrate import current, upgrade
+
+    url = desk.settings().store.url
+    report = {"before": upgrade(url), "revision": current(url)}
+    show_json(report) if desk.as_json else show_fields(report)

@@ -1,0 +1,225 @@
+"""The settings: one TOML file and the environment, read once into frozen types.
+
+This module says what each setting is called, of what type it is and how it is written; `config_file.py` reads, and
+`docs/configuration.md` explains. It knows nothing about what the settings are for: prices stay whole numbers here and
+become rules in `penstock/money`, names become look-ups in `penstock/catalogue.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from penstock.config_value import (
+    by_surface,
+    dollars,
+    headers,
+    instant,
+    matching,
+    model_name,
+    number,
+    web_address,
+    whole,
+)
+
+SurfaceName = Literal["trust", "forward", "router"]
+SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
+
+Seconds = Annotated[float, number(0.001, 86_400)]
+Tokens = Annotated[int, whole(1, 100_000_000)]
+Dollars = Annotated[int, dollars]  # written in dollars, kept in nano-USD
+WebAddress = Annotated[str, web_address]
+Prefix = Annotated[str, matching(r"[A-Za-z0-9_.-]{2,20}", "2 to 20 letters, digits, '_', '.' or '-'")]
+ModelName = Annotated[str, model_name]
+ContractId = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "a name of letters, digits, '_', '.' and '-'")]
+ProviderName = Annotated[
+    str, matching(r"[a-z0-9][a-z0-9_-]{0,62}", "a name of lower-case letters, digits, '-' and '_'")
+]
+Aliases = Annotated[tuple[tuple[str, tuple[str, ...]], ...], by_surface((*SURFACE_NAMES, "*"))]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where the gateway listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, whole(0, 65_535)] = 8420
+    environment: str = "live"
+    public_url: WebAddress | None = None
+    max_body_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
+    grace_s: Annotated[float, number(0, 3_600)] = 20.0
+    keepalive_comment_s: Seconds = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """The database. `synchronous` is SQLite's: FULL loses nothing that was acknowledged, NORMAL may lose the last
+    moments before a power cut (never before a mere crash)."""
+
+    url: Annotated[
+        str, matching(r"(sqlite|postgresql)://[^\x00-\x1f\x7f]*", "a sqlite:// or postgresql:// address")
+    ] = field(default="sqlite:///penstock.db", repr=False)
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSettings:
+    """Server secrets of at least 32 bytes, each from the environment or a file, made on first start when absent."""
+
+    key_pepper: bytes = field(repr=False)
+    auth_secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JwtSettings:
+    """What a session token must say."""
+
+    issuer: str = "penstock"
+    audience: str = "penstock"
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """Defaults for credentials that set none of their own, and bounds on what one call may do."""
+
+    requests_per_minute: Annotated[int, whole(1, 1_000_000_000)] = 1000
+    stream_slice_tokens: Tokens = 256
+    default_output_tokens: Tokens = 4096
+    max_output_tokens: Tokens = 1_000_000
+    draining_calls: Annotated[int, whole(0, 100_000)] = 64
+    drain_s: Seconds = 120.0
+    hold_wait_s: Annotated[float, number(0, 60)] = 1.0
+    attempts: Annotated[int, whole(1, 20)] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """One upstream. What differs from the common dialect is data: `output_limit_field`, `stream_usage`, `headers`.
+
+    `model_path` (a GGUF file), `threads`, `slots` and `context_tokens` are for `kind = "llamacpp"` alone.
+    """
+
+    name: ProviderName
+    kind: Literal["openai_compatible", "demo", "llamacpp"] = "openai_compatible"
+    base_url: WebAddress = ""
+    model_path: str | None = None
+    threads: Annotated[int, whole(1, 1_024)] = 2
+    slots: Annotated[int, whole(1, 256)] = 4
+    context_tokens: Tokens = 4096
+    api_key: str | None = field(default=None, repr=False)
+    on_cancel: Literal["stop", "drain", "full"] = "stop"
+    connect_timeout_s: Seconds = 5.0
+    first_byte_timeout_s: Seconds = 120.0
+    idle_timeout_s: Seconds = 120.0
+    total_timeout_s: Seconds = 900.0
+    max_connections: Annotated[int, whole(1, 100_000)] = 512
+    proxy_url: WebAddress | None = None
+    ca_file: str | None = None
+    headers: Annotated[tuple[tuple[str, str], ...], headers] = ()
+    output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    stream_usage: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSettings:
+    """A price in nano-USD per million tokens ($0.59/M is 590_000_000), so every published price is a whole number.
+
+    `cached_input` and `reasoning` fall back to `input` and `output`; `per_request` is nano-USD a call.
+    """
+
+    input: Dollars = 0
+    output: Dollars = 0
+    cached_input: Dollars | None = None
+    reasoning: Dollars | None = None
+    per_request: Dollars = 0
+    free: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OfferSettings:
+    """A model at a provider: the name it has there and, where it differs, its price there.
+
+    In a file the name may be left out: then it is the model's id, which `load` fills in.
+    """
+
+    provider: str
+    model: ModelName = ""
+    price: PriceSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """A model: one canonical id, aliases per surface, offers in order of preference.
+
+    `planned` models are listed on the trust surface and refused when called. `aliases` maps a surface name, or `*` for
+    all, to names; a model is known by its id on every surface it is on. `kind` is `chat` or `embeddings`.
+    """
+
+    id: ModelName
+    kind: Literal["chat", "embeddings"] = "chat"
+    offers: tuple[OfferSettings, ...] = ()
+    price: PriceSettings | None = None
+    aliases: Aliases = ()
+    surfaces: tuple[SurfaceName, ...] = SURFACE_NAMES
+    owned_by: str = "penstock"
+    created: Annotated[int, whole(0, 10_000_000_000)] = 0
+    context_length: Tokens | None = None
+    default_output_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None
+    input_bytes_per_token: Annotated[int, whole(1, 16)] = 1
+    image_tokens: Annotated[int, whole(0, 1_000_000)] = 2_000
+    contract: str | None = None
+    planned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContractSettings:
+    """A forward contract: tokens of its models at one locked price, until an instant (a day means its start, UTC)."""
+
+    id: ContractId
+    name: str
+    price_nano_per_mtok: Dollars
+    minimum_tokens: Annotated[int, whole(1, 10**15)]
+    expires_ms: Annotated[int, instant]
+    type: str = "forward"
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceSettings:
+    """A surface's switches. Its paths and rules are the table in `penstock/api/surfaces.py`."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPrefixes:
+    """What the keys of each kind start with."""
+
+    inference: Prefix = "pen_sk_"
+    management: Prefix = "pen_live_"
+    management_test: Prefix = "pen_test_"
+    instance: Prefix = "pen_ik_"
+    personal: Prefix = "user."
+    team: Prefix = "team."
+    account: Prefix = "ak_"
+    worker: Prefix = "wrk_"
+    tools_worker: Prefix = "tls_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set, read once. `warnings` are for the operator: allowed, but likely not meant."""
+
+    secrets: SecretSettings
+    server: ServerSettings = ServerSettings()
+    store: StoreSettings = StoreSettings()
+    jwt: JwtSettings = JwtSettings()
+    limits: LimitSettings = LimitSettings()
+    prefixes: KeyPrefixes = KeyPrefixes()
+    providers: tuple[ProviderSettings, ...] = ()
+    models: tuple[ModelSettings, ...] = ()
+    contracts: tuple[ContractSettings, ...] = ()
+    surfaces: tuple[tuple[SurfaceName, SurfaceSettings], ...] = ()
+    now: str | None = None
+    well_known: bool = False
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,154 @@
+"""The server's two secrets and the keys of providers: where they come from, and how missing secrets are made.
+
+The pepper turns keys into digests and the other signs sessions, so both must outlive the process: with a new pepper no
+key works any more. What the environment does not give is made once and kept beside the SQLite database. Processes that
+start together agree: the file appears under its name complete or not at all, and only the first to link it there wins.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.config import SecretSettings
+from penstock.config_tables import Mistakes
+from penstock.config_value import WrongValueError
+
+SECRETS_FILE = "penstock.secrets"
+LEAST_BYTES = 32
+_VARIABLES = {"key_pepper": "PENSTOCK_KEY_PEPPER", "auth_secret": "PENSTOCK_AUTH_SECRET"}
+_FIRST_LINE = "# Made by Penstock on its first start. Back it up with the database: without it no key works.\n"
+
+
+def given_secrets(
+    environ: Mapping[str, str], store_url: str, mistakes: Mistakes, warnings: list[str]
+) -> dict[str, bytes]:
+    """The secrets the environment gives, as text or as the name of a file.
+
+    Notes wrong ones, and absent ones that have no place to be kept.
+    """
+    found: dict[str, bytes] = {}
+    for name, variable in _VARIABLES.items():
+        source = f"{variable}_FILE" if environ.get(f"{variable}_FILE") else variable
+        try:
+            if secret := _given(environ, variable, warnings):
+                found[name] = secret
+            elif not store_url.startswith("sqlite:"):
+                raise WrongValueError("is not set; only beside a SQLite database is it made by itself")
+        except WrongValueError as error:
+            mistakes.in_environment(source, str(error))
+    return found
+
+
+def complete_secrets(found: Mapping[str, bytes], store_url: str, warnings: list[str]) -> SecretSettings:
+    """The secrets `found`, and the others from the file beside the database, which is made when it is not there.
+
+    Those of a database in memory last as long as it does: they are made anew each time. WrongValueError when the file
+    cannot be made or read.
+    """
+    if len(found) == len(_VARIABLES):
+        return SecretSettings(**found)
+    database = sqlite_file(store_url)
+    if database is None:
+        return SecretSettings(**(_new_secrets() | dict(found)))
+    return SecretSettings(**(_kept_secrets(database.with_name(SECRETS_FILE), warnings) | dict(found)))
+
+
+def sqlite_file(store_url: str) -> Path | None:
+    """The file of `sqlite:///relative.db` or `sqlite:////absolute.db`; None for one in memory or another engine."""
+    path = store_url.removeprefix("sqlite:///").partition("?")[0]
+    if not store_url.startswith("sqlite:///") or path in ("", ":memory:") or "mode=memory" in store_url:
+        return None
+    return Path(path.removeprefix("file:"))
+
+
+def secret_in(path: Path, warnings: list[str]) -> bytes:
+    """What a secret's file holds, without the line end; a warning when everyone can read it.
+
+    WrongValueError when we cannot.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                warnings.append(f"{path} can be read by every user of this machine; chmod o= {path}")
+            return file.read().rstrip(b"\r\n")
+    except (OSError, ValueError) as error:
+        raise WrongValueError(f"names a file that cannot be read ({_reason(error)})") from error
+
+
+def provider_key(written: str) -> str:
+    """A provider's key as it can go into a header. WrongValueError when it cannot."""
+    key = written.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise WrongValueError("holds no key: one line of printable ASCII is needed")
+    return key
+
+
+def _given(environ: Mapping[str, str], variable: str, warnings: list[str]) -> bytes | None:
+    text, file = environ.get(variable), environ.get(f"{variable}_FILE")
+    if text and file:
+        raise WrongValueError(f"{variable} is set as well; one of the two is enough")
+    if not text and not file:
+        return None
+    secret = secret_in(Path(file), warnings) if file else (text or "").encode("utf-8", "surrogateescape")
+    if len(secret) < LEAST_BYTES:
+        raise WrongValueError(f"must be at least {LEAST_BYTES} bytes long (try: openssl rand -hex 32)")
+    return secret
+
+
+def _new_secrets() -> dict[str, bytes]:
+    return {name: secrets.token_bytes(LEAST_BYTES) for name in _VARIABLES}
+
+
+def _kept_secrets(path: Path, warnings: list[str]) -> dict[str, bytes]:
+    """The file's secrets, after making it if need be."""
+    try:
+        if not path.exists():
+            _make_file(path)
+    except OSError as error:
+        raise WrongValueError(
+            f"cannot be made ({_reason(error)}); or set {' and '.join(_VARIABLES.values())}"
+        ) from error
+    try:
+        kept = tomllib.loads(secret_in(path, warnings).decode())
+        found = {name: bytes.fromhex(kept[name]) for name in _VARIABLES}
+    except (KeyError, TypeError, ValueError) as error:
+        raise WrongValueError("is not the file Penstock made; restore it, or no key works") from error
+    if min(map(len, found.values())) < LEAST_BYTES:
+        raise WrongValueError(f"has a secret of less than {LEAST_BYTES} bytes; restore it, or no key works")
+    return found
+
+
+def _make_file(path: Path) -> None:
+    """Write elsewhere, then link: a link either takes the name or finds it taken, whoever else is trying."""
+    text = _FIRST_LINE + "".join(f'{name} = "{value.hex()}"\n' for name, value in _new_secrets().items())
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600, opened exclusively
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        pass  # another process was first, and its secrets are the ones
+    finally:
+        os.unlink(draft)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name too must outlive a power cut: the database may already hold digests made with the pepper."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "not a file name"

@@ -1,0 +1,377 @@
+"""The ledger: how holds, settlements and grants reach the database, many in one transaction.
+
+The gateway's requests do not talk to the database one by one. Whatever is waiting is taken as a group and committed
+together (`commit_group`): load and lock the keys and lots concerned, let `money/books.py` decide each request in
+turn, write what changed. One statement a kind, however many requests: on SQLite the write lock, on PostgreSQL the row
+locks, taken in sorted order, make the group alone with its rows.
+
+A hold is the rows of table `holds` with its request id, one for each lot it draws on; it exists from before the first
+byte goes upstream until the settlement that deletes it. The deletion decides who settles: a request whose hold is
+already gone has been settled, here or by recovery, and the usage record's primary key makes a second settlement
+impossible even then. Crash recovery (`recover`) is nothing but settlements made from what the dead process had
+written down.
+
+    grant   grants  → lot:…          charge   lot:… → revenue          expiry   lot:… → expired
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import bindparam, delete, null, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from penstock.db.program import Program, Row, Run, Statement, any_of, fetch, run
+from penstock.db.records import KeptAnswer, UsageRecord
+from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
+from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
+
+REVENUE, GRANTS, EXPIRED = "revenue", "grants", "expired"
+IDEMPOTENCY_MS = 24 * 3600 * 1000
+
+
+class Once(Struct, frozen=True, gc=False):
+    """A request that must be answered and charged once: its idempotency key and the digest of its body."""
+
+    key: str
+    body_digest: str
+
+
+class Replay(Struct, frozen=True, gc=False):
+    """The request was seen before: `kept` is its answer; None while it is still running."""
+
+    body_digest: str
+    kept: KeptAnswer | None
+
+
+class Admission(Struct, frozen=True, gc=False):
+    """Let a request in and set its money aside. `context` is what recovery needs to write its usage record (JSON)."""
+
+    request_id: str
+    need: Need
+    owner_id: str
+    expires_ms: int
+    context: str
+    once: Once | None = None
+
+
+class Extension(Struct, frozen=True, gc=False):
+    """Set more aside for an open hold and note how far it has come."""
+
+    request_id: str
+    need: Need
+    owner_id: str
+    expires_ms: int
+    position: int
+    progress: int
+    progress_tokens: int
+
+
+class Settlement(Struct, frozen=True, gc=False):
+    """Close a hold: collect `owed` units, free the rest, keep the usage record."""
+
+    request_id: str
+    need: Need
+    owed: int
+    record: UsageRecord
+    kept: KeptAnswer | None = None
+    once: bool = False
+
+
+Operation = Admission | Extension | Settlement
+Outcome = Granted | Refused | Replay | Settled
+
+_lot_columns = (
+    lots.c.id,
+    lots.c.account_id,
+    lots.c.lane,
+    lots.c.asset,
+    lots.c.remaining,
+    lots.c.held,
+    lots.c.expires_ms,
+)
+_key_columns = (
+    credentials.c.id,
+    credentials.c.revoked_ms,
+    credentials.c.expires_ms,
+    credentials.c.requests_per_minute,
+    credentials.c.limit_nano,
+    credentials.c.spent_nano,
+    credentials.c.held_nano,
+    credentials.c.tat_us,
+)
+
+LOAD_KEYS = Statement(
+    select(*_key_columns).where(any_of(credentials.c.id, "ids")).order_by(credentials.c.id).with_for_update(), "ids"
+)
+LOAD_LOTS = Statement(
+    select(*_lot_columns)
+    .where(any_of(lots.c.account_id, "accounts"), lots.c.remaining > 0)
+    .order_by(lots.c.expires_ms.is_(None), lots.c.expires_ms, lots.c.id)
+    .with_for_update(),
+    "accounts",
+)
+SAVE_KEY = Statement(
+    update(credentials)
+    .where(credentials.c.id == bindparam("key"))
+    .values(
+        spent_nano=bindparam("spent"),
+        held_nano=bindparam("held"),
+        tat_us=bindparam("tat"),
+        last_used_ms=bindparam("used"),
+    ),
+    "spent", "held", "tat", "used", "key",
+)  # fmt: skip
+SAVE_LOT = Statement(
+    update(lots)
+    .where(lots.c.id == bindparam("lot"))
+    .values(remaining=bindparam("left"), held=bindparam("set_aside")),
+    "left", "set_aside", "lot",
+)  # fmt: skip
+CLOSE_HOLDS = Statement(
+    delete(holds)
+    .where(any_of(holds.c.request_id, "requests"))
+    .returning(holds.c.request_id, holds.c.position, holds.c.lot_id, holds.c.amount, holds.c.value_nano),
+    "requests",
+)
+OPEN_HOLDS = Statement(
+    select(holds.c.request_id).where(any_of(holds.c.request_id, "requests"), holds.c.position == 0), "requests"
+)
+_hold_names = tuple(column.name for column in holds.columns)
+_hold = insert(holds)
+WRITE_HOLD = Statement(
+    _hold.values({name: bindparam(name) for name in _hold_names}).on_conflict_do_update(
+        index_elements=[holds.c.request_id, holds.c.lot_id],
+        set_={
+            "amount": holds.c.amount + _hold.excluded.amount,
+            "value_nano": holds.c.value_nano + _hold.excluded.value_nano,
+            "progress": _hold.excluded.progress,
+            "progress_tokens": _hold.excluded.progress_tokens,
+        },
+    ),
+    *_hold_names,
+)
+_transfer_names = ("source", "target", "asset", "amount", "kind", "reference", "created_ms")
+WRITE_TRANSFER = Statement(
+    transfers.insert().values({name: bindparam(name) for name in _transfer_names}), *_transfer_names
+)
+_usage_names = tuple(column.name for column in usage_records.columns)
+WRITE_USAGE = Statement(usage_records.insert().values({name: bindparam(name) for name in _usage_names}), *_usage_names)
+DROP_REVIEWED = Statement(delete(usage_records).where(usage_records.c.request_id == bindparam("request")), "request")
+SEEN_USAGE = Statement(
+    select(
+        usage_records.c.request_id,
+        usage_records.c.state,
+        usage_records.c.amount,
+        usage_records.c.cost_nano,
+    ).where(any_of(usage_records.c.request_id, "requests")),
+    "requests",
+)
+SEEN_KEYS = Statement(
+    select(
+        idempotency.c.credential_id,
+        idempotency.c.key,
+        idempotency.c.body_digest,
+        idempotency.c.state,
+        idempotency.c.status,
+        idempotency.c.headers,
+        idempotency.c.answer,
+    ).where(
+        any_of(idempotency.c.credential_id, "credentials"),
+        any_of(idempotency.c.key, "keys"),
+        idempotency.c.expires_ms > bindparam("now"),
+    ),
+    "credentials", "keys", "now",
+)  # fmt: skip
+_once_names = ("credential_id", "key", "request_id", "body_digest", "state", "expires_ms")
+_once = insert(idempotency)
+REMEMBER_KEY = Statement(
+    _once.values({name: bindparam(name) for name in _once_names}).on_conflict_do_update(
+        index_elements=[idempotency.c.credential_id, idempotency.c.key],
+        set_={
+            "request_id": _once.excluded.request_id,
+            "body_digest": _once.excluded.body_digest,
+            "state": _once.excluded.state,
+            "expires_ms": _once.excluded.expires_ms,
+            "answer": null(),
+        },
+    ),
+    *_once_names,
+)
+KEEP_ANSWER = Statement(
+    update(idempotency)
+    .where(idempotency.c.request_id == bindparam("request"))
+    .values(
+        state=bindparam("new_state"),
+        status=bindparam("code"),
+        headers=bindparam("head"),
+        answer=bindparam("body"),
+    ),
+    "new_state", "code", "head", "body", "request",
+)  # fmt: skip
+FORGET_KEY = Statement(delete(idempotency).where(idempotency.c.request_id == bindparam("request")), "request")
+FORGET_ANSWERS = Statement(delete(idempotency).where(idempotency.c.expires_ms <= bindparam("now")), "now")
+WRITES = (  # in this order: a reviewed record makes room for the final one
+    WRITE_HOLD,
+    WRITE_TRANSFER,
+    DROP_REVIEWED,
+    WRITE_USAGE,
+    REMEMBER_KEY,
+    KEEP_ANSWER,
+    FORGET_KEY,
+)
+
+
+def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[Outcome]]:
+    """Carry out `operations` together; the outcomes, in their order. Settlements go first, for they free money."""
+    page = yield from _open_page(operations, now_ms)
+    outcomes: dict[int, Outcome] = {}
+    for operation in operations:
+        if isinstance(operation, Settlement):
+            outcomes[id(operation)] = page.settle(operation)
+    for operation in operations:
+        if isinstance(operation, Admission):
+            outcomes[id(operation)] = page.admit(operation)
+        elif isinstance(operation, Extension):
+            outcomes[id(operation)] = page.extend(operation)
+    yield from page.write()
+    return [outcomes[id(operation)] for operation in operations]
+
+
+def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
+    """Load and lock what the operations touch: first holds, then keys, then lots, each in sorted order."""
+    page = _Page(Books(now_ms))
+    settling = [o.request_id for o in operations if isinstance(o, Settlement)]
+    extending = [o.request_id for o in operations if isinstance(o, Extension)]
+    if settling:
+        yield from page.close_holds(settling)
+    if extending:
+        page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
+    onces = [(o.need.keys[0], o.once.key) for o in operations if isinstance(o, Admission) and o.once]
+    if onces:
+        yield from page.look_up_keys(onces)
+    needs = [o.need for o in operations]
+    yield from load_books(page.books, {key for n in needs for key in n.keys}, {n.account for n in needs})
+    return page
+
+
+def load_books(books: Books, keys: Iterable[str], accounts: Iterable[str]) -> Program[None]:
+    """Enter the rows of these keys, and the lots with money of these accounts, in `books`."""
+    for row in (yield from fetch(LOAD_KEYS, sorted(keys))):
+        books.keys[row[0]] = Key(row[0], row[1] is not None, *row[2:])
+    for row in (yield from fetch(LOAD_LOTS, sorted(accounts))):
+        books.add(Lot(*row))
+
+
+def forget_answers(now_ms: int) -> Program[None]:
+    """Drop the answers kept for idempotency keys that are older than a day."""
+    yield from run(FORGET_ANSWERS, now_ms)
+
+
+def save_books(books: Books) -> Generator[Run, list[Row], None]:
+    """Write the keys and lots that a decision has changed."""
+    keys = [
+        (key.spent_nano, key.held_nano, key.tat_us, books.now_ms, key.id) for key in books.keys.values() if key.changed
+    ]
+    changed = [(lot.remaining, lot.held, lot.id) for lot in books.lots.values() if lot.changed]
+    if keys:
+        yield Run(SAVE_KEY, keys)
+    if changed:
+        yield Run(SAVE_LOT, changed)
+
+
+@dataclass(slots=True)
+class _Page:
+    """One transaction's worth: the books, what was found, and the rows to write."""
+
+    books: Books
+    open: set[str] = field(default_factory=set)
+    closed: dict[str, list[Part]] = field(default_factory=dict)
+    seen: dict[str, Row] = field(default_factory=dict)
+    remembered: dict[tuple[str, str], Replay] = field(default_factory=dict)
+    rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: {each: [] for each in WRITES})
+
+    def write(self) -> Generator[Run, list[Row], None]:
+        yield from save_books(self.books)
+        for statement, rows in self.rows.items():
+            if rows:
+                yield Run(statement, rows)
+
+    def close_holds(self, requests: list[str]) -> Program[None]:
+        rows = yield from fetch(CLOSE_HOLDS, requests)
+        for request, _, lot, amount, value in sorted(map(tuple, rows)):
+            self.closed.setdefault(request, []).append(Part(lot, amount, value))
+        gone = [request for request in requests if request not in self.closed]
+        if gone:
+            self.seen = {row[0]: row for row in (yield from fetch(SEEN_USAGE, gone))}
+
+    def look_up_keys(self, onces: list[tuple[str, str]]) -> Program[None]:
+        credentials, keys = sorted({once[0] for once in onces}), sorted({once[1] for once in onces})
+        for row in (yield from fetch(SEEN_KEYS, credentials, keys, self.books.now_ms)):
+            credential, key, digest, state, status, headers, body = row
+            kept = None if state == "running" else KeptAnswer(status, headers, body)
+            self.remembered[credential, key] = Replay(digest, kept)
+
+    def admit(self, asked: Admission) -> Outcome:
+        before = self.remembered.get((asked.need.keys[0], asked.once.key)) if asked.once else None
+        if before:
+            return self.books.enter(asked.need) or before
+        outcome = self.books.ask(asked.need)
+        if isinstance(outcome, Granted):
+            context = asked.context
+            for place, part in enumerate(outcome.parts or (Part("", 0),)):
+                row = (asked.request_id, part.lot, place, part.amount, part.value, asked.owner_id)
+                self.rows[WRITE_HOLD].append((*row, 0, 0, asked.expires_ms, context))
+                context = ""
+            if asked.once:
+                self._remember(asked, asked.once)
+        return outcome
+
+    def extend(self, asked: Extension) -> Outcome:
+        if asked.request_id not in self.open:
+            return Refused(Refusal.GONE)
+        outcome = self.books.more(asked.need)
+        if isinstance(outcome, Granted):
+            for place, part in enumerate(outcome.parts, asked.position):
+                row = (asked.request_id, part.lot, place, part.amount, part.value, asked.owner_id)
+                self.rows[WRITE_HOLD].append((*row, asked.progress, asked.progress_tokens, asked.expires_ms, ""))
+        return outcome
+
+    def settle(self, asked: Settlement) -> Outcome:
+        """Collect and record. A request settled before is left as it is; one under review is settled for good."""
+        _, state, amount, cost = self.seen.get(asked.request_id, ("", "", 0, 0))
+        if state == "final":
+            return Settled((), 0, 0)
+        parts = self.closed.pop(asked.request_id, ())
+        settled = self.books.settle(asked.need, parts, max(0, asked.owed - amount))
+        for part in settled.charges:
+            source, asset, now_ms = f"lot:{part.lot}", asked.need.asset, self.books.now_ms
+            self.rows[WRITE_TRANSFER].append((source, REVENUE, asset, part.amount, "charge", asked.request_id, now_ms))
+        if state == "review":
+            self.rows[DROP_REVIEWED].append((asked.request_id,))
+        record = asked.record
+        record.amount = amount + sum(part.amount for part in settled.charges)
+        record.cost_nano = cost + settled.value
+        record.uncollected = settled.uncollected
+        self.rows[WRITE_USAGE].append(record.row())
+        self.seen[asked.request_id] = (asked.request_id, record.state, record.amount, record.cost_nano)
+        if asked.once:
+            self._keep(asked.request_id, asked.kept)
+        return settled
+
+    def _remember(self, asked: Admission, once: Once) -> None:
+        credential = asked.need.keys[0]
+        until_ms = self.books.now_ms + IDEMPOTENCY_MS
+        self.remembered[credential, once.key] = Replay(once.body_digest, None)
+        self.rows[REMEMBER_KEY].append((credential, once.key, asked.request_id, once.body_digest, "running", until_ms))
+
+    def _keep(self, request: str, kept: KeptAnswer | None) -> None:
+        """Keep a good answer for the next 24 hours; forget a failed request, so that it may be tried again."""
+        if kept:
+            state = "too_large" if kept.body is None else "done"
+            self.rows[KEEP_ANSWER].append((state, kept.status, kept.headers, kept.body, request))
+        else:
+            self.rows[FORGET_KEY].append((request,))

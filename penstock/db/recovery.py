@@ -1,0 +1,152 @@
+"""Processes that died: who is alive, and what becomes of the holds of who is not.
+
+Every serving process is an *owner* with a lease that it renews; holds name their owner, so one small row keeps any
+number of holds alive. When a lease has run out, the owner's holds are settled from their last recorded progress, in
+the ledger's own way, and the usage records are marked `review`: the charge is what is known to be owed, the operator
+sees that the outcome is not. Should the owner turn out to be alive after all (a machine that slept), its own
+settlement, when it comes, takes the place of the review.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from penstock.db.ledger import Settlement, commit_group
+from penstock.db.program import Program, Row, Run, Statement, fetch, run
+from penstock.db.records import UsageRecord
+from penstock.db.schema import holds, owners
+from penstock.money.books import Need
+
+LEASE_MS = 15_000
+
+_owner_names = tuple(column.name for column in owners.columns)
+_owner = insert(owners).values({name: bindparam(name) for name in _owner_names})
+WRITE_OWNER = Statement(_owner, *_owner_names)
+RENEW_OWNER = Statement(
+    _owner.on_conflict_do_update(index_elements=[owners.c.id], set_={"lease_until_ms": _owner.excluded.lease_until_ms}),
+    *_owner_names,
+)
+ALL_OWNERS = Statement(select(owners.c.id, owners.c.host, owners.c.pid, owners.c.lease_until_ms).with_for_update())
+DROP_OWNER = Statement(delete(owners).where(owners.c.id == bindparam("owner")), "owner")
+NOTE_PROGRESS = Statement(
+    update(holds)
+    .where(holds.c.request_id == bindparam("request"), holds.c.position == bindparam("place"))
+    .values(progress=bindparam("owed"), progress_tokens=bindparam("tokens")),
+    "owed", "tokens", "request", "place",
+)  # fmt: skip
+HOLDS_OF = Statement(
+    select(holds.c.request_id, holds.c.position, holds.c.progress, holds.c.progress_tokens, holds.c.context)
+    .where(holds.c.owner_id == bindparam("owner"))
+    .order_by(holds.c.request_id, holds.c.position),
+    "owner",
+)
+OVERDUE = Statement(
+    select(holds.c.request_id, holds.c.position, holds.c.progress, holds.c.progress_tokens, holds.c.context)
+    .where(holds.c.expires_ms <= bindparam("now"))
+    .order_by(holds.c.request_id, holds.c.position),
+    "now",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A serving process as the store knows it."""
+
+    id: str
+    host: str
+    pid: int
+    lease_until_ms: int
+
+
+def register(owner: Owner, now_ms: int) -> Program[None]:
+    """Enter a process before it takes its first hold."""
+    yield from run(WRITE_OWNER, owner.id, owner.host, owner.pid, now_ms, owner.lease_until_ms)
+
+
+def renew(owner: str, progress: list[tuple[int, int, str]], now_ms: int) -> Program[None]:
+    """Stay alive for another lease, and note how far open holds have come: `(owed, tokens, request id)` each.
+
+    A process that was buried alive is entered again, or nobody would look after its next holds should it die. Where it
+    runs is not written then: its lease alone speaks for it.
+    """
+    yield from run(RENEW_OWNER, owner, "", 0, now_ms, now_ms + LEASE_MS)
+    if progress:
+        yield Run(NOTE_PROGRESS, [(*each, 0) for each in progress])
+
+
+def all_owners() -> Program[list[Owner]]:
+    """Every process that has registered and not left."""
+    return [Owner(*row) for row in (yield from fetch(ALL_OWNERS))]
+
+
+def bury(owner: str, now_ms: int) -> Program[int]:
+    """Settle what a dead owner left open and forget it; how many requests that were."""
+    rows = yield from fetch(HOLDS_OF, owner)
+    settlements = _last_words(rows, now_ms)
+    if settlements:
+        yield from commit_group(settlements, now_ms)
+    yield from run(DROP_OWNER, owner)
+    return len(settlements)
+
+
+def settle_overdue(now_ms: int) -> Program[int]:
+    """Settle holds past their latest possible end, whoever owns them; how many there were. Finding one is a defect."""
+    settlements = _last_words((yield from fetch(OVERDUE, now_ms)), now_ms)
+    if settlements:
+        yield from commit_group(settlements, now_ms)
+    return len(settlements)
+
+
+def _last_words(rows: list[Row], now_ms: int) -> list[Settlement]:
+    """A settlement for each request among these hold rows, from the furthest progress any of them recorded."""
+    contexts: dict[str, str] = {}
+    furthest: dict[str, tuple[int, int]] = {}
+    for request, position, owed, tokens, context in rows:
+        if position == 0:
+            contexts[request] = context
+        furthest[request] = max(furthest.get(request, (0, 0)), (owed, tokens))
+    return [_epitaph(id, contexts[id], owed, tokens, now_ms) for id, (owed, tokens) in furthest.items()]
+
+
+def context_of(need: Need, record: UsageRecord) -> str:
+    """What `bury` must know of a request, as JSON, written with its hold."""
+    known = [record.surface, record.dialect, record.model, record.provider, record.price_version, record.streamed]
+    who = [need.account, need.keys, need.lane, need.asset, need.value_rate]
+    return msgspec.json.encode([who, known, record.input_tokens, record.created_ms]).decode()
+
+
+def _epitaph(request: str, context: str, owed: int, tokens: int, now_ms: int) -> Settlement:
+    (account, keys, lane, asset, value_rate), known, input_tokens, created_ms = msgspec.json.decode(context)
+    surface, dialect, model, provider, price_version, streamed = known
+    record = UsageRecord(
+        request_id=request,
+        account_id=account,
+        credential_id=keys[0],
+        surface=surface,
+        dialect=dialect,
+        model=model,
+        provider=provider,
+        attempts=1,
+        lane=lane,
+        asset=asset,
+        price_version=price_version,
+        input_tokens=input_tokens if owed else 0,
+        cached_tokens=0,
+        output_tokens=tokens,
+        reasoning_tokens=0,
+        total_tokens=(input_tokens if owed else 0) + tokens,
+        estimated=1,
+        streamed=streamed,
+        status=0,
+        ended="crash",
+        created_ms=created_ms,
+        first_byte_us=None,
+        total_us=(now_ms - created_ms) * 1000,
+        state="review",
+    )
+    need = Need(account, tuple(keys), lane, asset, value_rate, want=0, least=0)
+    return Settlement(request, need, owed, record, once=True)

@@ -1,0 +1,57 @@
+"""The store: the one place that remembers, as the rest of Penstock sees it.
+
+Two kinds of work. *Operations* are the ledger's hot path: they are grouped with whatever else is waiting. *Programs*
+are everything else, one transaction each. Two engines, one schema: `sqlite.py`, and PostgreSQL next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, TypeVar
+
+from penstock.db.ledger import Operation, Outcome, Settlement
+from penstock.db.program import Program
+
+T = TypeVar("T")
+
+
+class Decision(asyncio.Future[T]):
+    """What the store will have decided. It cannot be cancelled: a task that is told to stop while it waits stops when
+    the
+    decision is here, so that nothing is granted to nobody."""
+
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
+class Store(Protocol):
+    """What an engine does. `StoreUnavailable` means that nothing was written."""
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that wait for the writer."""
+        ...
+
+    def commit(self, operation: Operation) -> Decision[Outcome]:
+        """Carry out one operation, durably, together with others."""
+        ...
+
+    def post(self, settlement: Settlement) -> None:
+        """Settle without waiting. Tried until the database takes it; `settled` waits for it."""
+        ...
+
+    async def settled(self) -> None:
+        """Wait until everything posted so far is written: reads that follow see it."""
+        ...
+
+    async def read(self, program: Program[T]) -> T:
+        """Run a program that does not write, on one snapshot."""
+        ...
+
+    async def write(self, program: Program[T]) -> T:
+        """Run a program in a transaction of its own: all of it happens, durably, or none."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is queued, then let go."""
+        ...

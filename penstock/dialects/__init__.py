@@ -1,0 +1,113 @@
+"""Wire formats without I/O: what a caller asks for, what goes upstream, what came back and what it used.
+
+A dialect is a module; `Dialect` says which names it has, so that `penstock/relay` can treat dialects as data. Bodies
+pass through: a handful of fields is read, fewer are replaced, everything else stays as it came. Who may call, what it
+costs and where it goes is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from msgspec import Raw, Struct
+
+from penstock.dialects.usage import TokenUsage
+
+
+class Wish(Struct, frozen=True, gc=False):
+    """What a caller asks for, as far as routing and money need to know.
+
+    `output_limit` is in tokens a choice, None when the caller set none. `input_bytes` bounds the prompt: the size of
+    the body without inline image data; `text_bytes` is the text in it that a model reads, for an estimate. `images`
+    counts the parts of the prompt that are not text (image, audio, file, video). `fields` is the body by top-level
+    field, for `request` to rewrite.
+    """
+
+    model: str
+    stream: bool
+    output_limit: int | None
+    choices: int
+    include_usage: bool
+    input_bytes: int
+    text_bytes: int
+    images: int
+    fields: dict[str, Raw]
+
+    def __repr__(self) -> str:
+        return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"
+
+
+class Plain(Struct, frozen=True, gc=False):
+    """An answer in one piece, ready to send. `produced` is output tokens: as reported, else estimated from the text."""
+
+    body: bytes
+    usage: TokenUsage | None
+    finish_reason: str | None
+    produced: int
+
+
+class Step(Struct, frozen=True, gc=False):
+    """What one stream event comes to.
+
+    `out` is what to send on, empty when nothing. `produced` estimates the output tokens of this event alone, over all
+    choices; `usage` is the upstream's running total, so the latest one counts. `done` marks the upstream's terminator
+    and `error` an error it reported in the stream, in its own words; neither is in `out`.
+    """
+
+    out: bytes
+    produced: int = 0
+    usage: TokenUsage | None = None
+    finish_reason: str | None = None
+    done: bool = False
+    error: str | None = None
+
+
+class Stream(Protocol):
+    """One streamed answer: reads the upstream's events and renders what we add to them."""
+
+    def feed(self, event: bytes) -> Step:
+        """Read one raw event, terminator included. Never raises: what is not understood passes, counted by size."""
+        ...
+
+    def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
+        """An event that ends every open choice; `reason` is for machines and says why we ended it."""
+        ...
+
+    def usage_chunk(self, usage: TokenUsage) -> bytes:
+        """The usage event a caller gets who asked for one."""
+        ...
+
+    def error_event(self, *, type: str, code: str | None, message: str, param: str | None) -> bytes:
+        """An error after the stream began."""
+        ...
+
+    def terminator(self) -> bytes:
+        """The last bytes of a stream that ended well."""
+        ...
+
+
+class Dialect(Protocol):
+    """A wire format, as a module."""
+
+    NAME: str
+    PATH: str
+
+    def peek(self, body: bytes, *, max_output_tokens: int) -> Wish:
+        """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
+        ...
+
+    def request(self, wish: Wish, *, model: str, output_limit: int | None, limit_field: str, ask_usage: bool) -> bytes:
+        """The body to send upstream, where the model is called `model`.
+
+        With an `output_limit` (tokens a choice) that limit replaces the caller's, in the field `limit_field`; with None
+        the caller's stays as it is. `ask_usage` asks for usage at the end of a stream.
+        """
+        ...
+
+    def answer(self, body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
+        """Read an upstream's answer and name `model` in it (None keeps its name). `UpstreamFailed` when it is none."""
+        ...
+
+    def open_stream(self, *, model: str | None, id_prefix: str | None, include_usage: bool) -> Stream:
+        """Begin reading a streamed answer; `include_usage` says whether the caller asked for the usage event."""
+        ...

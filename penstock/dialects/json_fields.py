@@ -1,0 +1,102 @@
+"""A JSON object as its top-level fields, each kept as raw bytes: read some, replace a few, write the rest as it came.
+
+Splitting walks the bytes once and builds nothing below the top level. A key that appears twice keeps its last value, so
+what we read is what the upstream reads. This module knows JSON; what fields mean is the dialects' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from msgspec import DecodeError, Raw, ValidationError, json
+
+from penstock.errors import InvalidRequest, ModelMissing, UpstreamFailed
+
+T = TypeVar("T")
+Fields = dict[str, Raw]
+
+_OBJECT: json.Decoder[Fields] = json.Decoder(dict[str, Raw])
+_STRING = json.Decoder(str)
+_ENCODER = json.Encoder()
+
+split = _OBJECT.decode  # raises ValueError when it is not a JSON object and RecursionError when it is nested too deep
+join = _ENCODER.encode
+
+
+def request_fields(body: bytes) -> Fields:
+    """The fields of a caller's body; `InvalidRequest` when it is not a JSON object in UTF-8."""
+    try:
+        str(body, "utf-8")  # splitting skips over strings without looking at their encoding
+        return split(body)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The request body is not valid UTF-8.") from None
+    except ValidationError:
+        raise InvalidRequest("The request body must be a JSON object.") from None
+    except DecodeError as error:
+        raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise InvalidRequest("The request body is nested too deep.") from None
+
+
+def answer_fields(body: bytes) -> Fields:
+    """The fields of an upstream's answer; `UpstreamFailed` when it is not a JSON object or only says `error`."""
+    try:
+        fields = split(body)
+    except (ValueError, RecursionError):
+        raise UpstreamFailed("The provider's answer is not a JSON object.", began=True) from None
+    if "error" in fields and "choices" not in fields and "data" not in fields:
+        message = error_message(fields)
+        if message is not None:
+            raise UpstreamFailed(message, began=True)
+    return fields
+
+
+def read(fields: Mapping[str, Raw], name: str, decoder: json.Decoder[T], shape: str) -> T | None:
+    """The value of a field, None when it is absent; `InvalidRequest` saying that it must be `shape` when it is not."""
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    try:
+        return decoder.decode(raw)
+    except ValidationError as error:
+        raise InvalidRequest(f"'{name}' must be {shape}: {error}.", param=name) from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"'{name}' must be {shape}.", param=name) from None
+
+
+def read_model(fields: Mapping[str, Raw]) -> str:
+    """The model's name, not empty; `ModelMissing` otherwise."""
+    raw = fields.get("model")
+    try:
+        model = None if raw is None else _STRING.decode(raw)
+    except ValueError:
+        model = None
+    if not model:
+        raise ModelMissing("The 'model' field is required and must be a string.", param="model", code="missing_model")
+    return model
+
+
+def plain(raw: Raw | None) -> Any:
+    """The decoded value; None when there is none or it cannot be had."""
+    if raw is None:
+        return None
+    try:
+        return json.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def error_message(fields: Mapping[str, Raw]) -> str | None:
+    """The words of an upstream's error (`{"error": {"message"}}`, `{"error": "…"}`, `{"object": "error", "message"}`).
+
+    None when the object is no error. The words are the upstream's own: redact before showing them.
+    """
+    error = plain(fields.get("error"))
+    if not error:
+        if plain(fields.get("object")) != "error":
+            return None
+        error = plain(fields.get("message"))
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) and error else "The provider reported an error."

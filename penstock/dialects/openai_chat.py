@@ -1,0 +1,424 @@
+"""OpenAI chat completions: requests, plain answers and streams.
+
+Bytes pass through. Read are the model, the output limit, the number of choices, whether to stream and to report usage,
+and the presence of messages; replaced are the model's name, the answer's id, the output limit and the wish for usage.
+What other servers add (DeepSeek's reasoning, vLLM's running usage, llama.cpp's timings, OpenRouter's comments, Azure's
+filter results) passes as well. Tools, formats and sampling are between the caller and the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from msgspec import Meta, Raw, Struct, json
+
+from penstock.dialects import Plain, Step, Wish, json_fields, sse
+from penstock.dialects.json_fields import Fields
+from penstock.dialects.usage import TokenUsage, UsageReport, estimate_delta_tokens, estimate_tokens, read_usage
+from penstock.errors import InvalidRequest
+
+NAME = "openai_chat"
+PATH = "chat/completions"
+DONE = b"data: [DONE]\n\n"
+_DATA_AT = len(b"data:")  # where an event's JSON begins, usually; the blank and the line ends around it are JSON's own
+LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
+MOST_CHOICES = 128  # OpenAI's own limit for `n`
+TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it begins and ends
+_TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
+_ID_PREFIXES = ("chatcmpl-", "cmpl-")
+
+
+# The request.
+
+
+class _Link(Struct, gc=False):
+    url: str = ""
+
+
+class _Part(Struct, gc=False):
+    type: str | None = None
+    text: str | None = None
+    image_url: _Link | str | None = None
+
+
+class _Message(Struct, gc=False):
+    role: str
+    content: str | list[_Part | str | None] | None = None
+
+
+class _StreamOptions(Struct, gc=False):
+    include_usage: bool | None = None
+
+
+_MESSAGES = json.Decoder(Annotated[list[_Message], Meta(min_length=1)])
+_FLAG = json.Decoder(bool | None)
+_LIMIT = json.Decoder(Annotated[int, Meta(ge=1)] | None)
+_CHOICES = json.Decoder(Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None)
+_STREAM_OPTIONS = json.Decoder(_StreamOptions | None)
+
+
+def peek(body: bytes, *, max_output_tokens: int) -> Wish:
+    """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
+    fields = json_fields.request_fields(body)
+    model = json_fields.read_model(fields)
+    messages = json_fields.read(fields, "messages", _MESSAGES, "a non-empty list of objects, each with a string 'role'")
+    if messages is None:
+        raise InvalidRequest("The 'messages' field is required.", param="messages")
+    images, image_bytes = _media(messages)
+    tools = fields.get("tools")
+    options = json_fields.read(fields, "stream_options", _STREAM_OPTIONS, "an object with a boolean 'include_usage'")
+    return Wish(
+        model=model,
+        stream=json_fields.read(fields, "stream", _FLAG, "a boolean") or False,
+        output_limit=_output_limit(fields, max_output_tokens),
+        choices=json_fields.read(fields, "n", _CHOICES, f"a whole number from 1 to {MOST_CHOICES}") or 1,
+        include_usage=options is not None and options.include_usage is True,
+        input_bytes=len(body) - image_bytes,
+        text_bytes=sum(map(_text_size, messages)) + (len(bytes(tools)) if tools is not None else 0),
+        images=images,
+        fields=fields,
+    )
+
+
+def _output_limit(fields: Fields, most: int) -> int | None:
+    """The caller's output limit in tokens. Two that differ are refused: the upstream would take one, we the other."""
+    limits = set()
+    for name in LIMIT_FIELDS:
+        limit = json_fields.read(fields, name, _LIMIT, f"a whole number from 1 to {most}")
+        if limit is None:
+            continue
+        if limit > most:
+            raise InvalidRequest(f"'{name}' must be a whole number from 1 to {most}.", param=name)
+        limits.add(limit)
+    if len(limits) > 1:
+        raise InvalidRequest("'max_tokens' and 'max_completion_tokens' must not differ.", param="max_tokens")
+    return limits.pop() if limits else None
+
+
+def _media(messages: list[_Message]) -> tuple[int, int]:
+    """The number of parts that are not text, and the bytes of inline image data among them.
+
+    Only image data is left out of the prompt's size: audio and documents become tokens in proportion to their size.
+    """
+    count = size = 0
+    for message in messages:
+        if type(message.content) is not list:
+            continue
+        for part in message.content:
+            if not isinstance(part, _Part) or (part.type in _TEXT_PARTS and part.image_url is None):
+                continue
+            count += 1
+            url = part.image_url.url if isinstance(part.image_url, _Link) else part.image_url
+            if url is not None and url.startswith("data:image/"):
+                size += len(url)
+    return count, size
+
+
+def _text_size(message: _Message) -> int:
+    """Bytes of text in a message, and about what a chat template wraps around it."""
+    content = message.content
+    if isinstance(content, list):
+        return TEMPLATE_BYTES + sum(_size(part.text) for part in content if isinstance(part, _Part))
+    return TEMPLATE_BYTES + _size(content)
+
+
+def request(wish: Wish, *, model: str, output_limit: int | None, limit_field: str, ask_usage: bool) -> bytes:
+    """The body to send upstream: `model` named, an output limit set if there is one, usage asked for when streaming."""
+    fields: dict[str, Any] = {**wish.fields, "model": model}
+    if output_limit is not None:
+        # Only one spelling is left, so that an upstream that ignores the other one cannot run past the limit.
+        for name in LIMIT_FIELDS:
+            fields.pop(name, None)
+        fields[limit_field] = output_limit
+    if wish.stream and ask_usage and not wish.include_usage:
+        options = json_fields.plain(wish.fields.get("stream_options")) or {}
+        fields["stream_options"] = {**options, "include_usage": True}
+    return json_fields.join(fields)
+
+
+# What comes back.
+
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(Struct, gc=False):
+    function: _Function | None = None
+
+
+class _Text(Struct, gc=False):
+    """What a model produced: a `delta` or a whole `message`."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+
+    def size(self) -> int:
+        """Bytes of UTF-8."""
+        size = _size(self.content) if self.content else 0
+        if self.reasoning_content or self.reasoning:
+            # Servers that moved from one name to the other send the same text under both.
+            size += max(_size(self.reasoning_content), _size(self.reasoning))
+        if self.refusal:
+            size += _size(self.refusal)
+        if self.tool_calls:
+            size += sum(_function_size(call.function) for call in self.tool_calls)
+        if self.function_call:
+            size += _function_size(self.function_call)
+        return size
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    delta: _Text | None = None
+    message: _Text | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: UsageReport | None = None
+    error: Any = None
+
+
+_EMPTY = (None, Raw(b"null"), Raw(b'""'))
+_CHOICE_LIST = json.Decoder(list[_Choice] | None)
+_CHUNK = json.Decoder(_Chunk)
+
+
+def answer(body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
+    """Read an upstream's answer and name `model` in it (None keeps its name). `UpstreamFailed` when it is none."""
+    fields = json_fields.answer_fields(body)
+    usage = read_usage(fields.get("usage"))
+    finish_reason, estimate = _outcome(fields.get("choices"), counted=usage is not None)
+    if model is not None or id_prefix is not None:
+        body = json_fields.join(_renamed(fields, model, id_prefix))
+    return Plain(body, usage, finish_reason, estimate if usage is None else usage.output)
+
+
+def open_stream(*, model: str | None, id_prefix: str | None, include_usage: bool) -> ChatStream:
+    """Begin reading a streamed answer; `include_usage` says whether the caller asked for the usage event."""
+    return ChatStream(model=model, id_prefix=id_prefix, include_usage=include_usage)
+
+
+def _outcome(raw: Raw | None, *, counted: bool) -> tuple[str | None, int]:
+    """How the first choice ended, and an estimate of the tokens in all of them (0 when they are counted already)."""
+    choices = _choices(raw)
+    if choices is None:
+        return None, 0 if counted else estimate_tokens(len(bytes(raw or b"")))
+    finish_reason = choices[0].finish_reason if choices else None
+    if counted:
+        return finish_reason, 0
+    return finish_reason, sum(estimate_tokens(choice.message.size()) for choice in choices if choice.message)
+
+
+def _choices(raw: Raw | None) -> list[_Choice] | None:
+    """The choices, none when absent or null; None when they are not in the usual types."""
+    try:
+        return [] if raw is None else _CHOICE_LIST.decode(raw) or []
+    except (ValueError, RecursionError):
+        return None
+
+
+def _renamed(fields: Fields, model: str | None, id_prefix: str | None) -> dict[str, Any]:
+    """The fields with our name for the model and, when there is a prefix, an id that begins with it."""
+    renamed: dict[str, Any] = dict(fields)
+    if model is not None and ("model" in fields or "choices" in fields):
+        renamed["model"] = model
+    id = json_fields.plain(fields.get("id")) if id_prefix is not None else None
+    if isinstance(id, str) and id:
+        renamed["id"] = f"{id_prefix}{_bare(id)}"
+    return renamed
+
+
+def _bare(id: str) -> str:
+    for prefix in _ID_PREFIXES:
+        if id.startswith(prefix):
+            return id[len(prefix) :]
+    return id
+
+
+def _size(text: str | None) -> int:
+    if not text:
+        return 0
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _function_size(function: _Function | None) -> int:
+    return _size(function.name) + _size(function.arguments) if function is not None else 0
+
+
+class ChatStream:
+    """One streamed chat completion.
+
+    Model and id are swapped without taking events apart: events of a stream begin alike up to `"choices"`, so the first
+    one is taken apart, the beginning before and after the swap is remembered, and every event with the same beginning
+    gets the other one. An event that begins otherwise is taken apart again.
+    """
+
+    __slots__ = ("_ended", "_head", "_id_prefix", "_identity", "_include_usage", "_model", "_open", "_swapped_head")
+
+    def __init__(self, *, model: str | None, id_prefix: str | None, include_usage: bool) -> None:
+        self._model = model
+        self._id_prefix = id_prefix
+        self._include_usage = include_usage
+        self._head = b"\n"  # no event begins like this, so the first one is taken apart
+        self._swapped_head = b""
+        self._open: set[int] = set()
+        self._ended: set[int] = set()
+        self._identity: dict[str, Any] = {
+            "id": f"{_ID_PREFIXES[0] if id_prefix is None else id_prefix}0",
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": model or "",
+        }
+
+    def __repr__(self) -> str:
+        return f"ChatStream({self._identity['id']}, open={sorted(self._open)}, ended={sorted(self._ended)})"
+
+    def feed(self, event: bytes) -> Step:
+        """Read one raw event, terminator included. Never raises: what is not understood passes, counted by size."""
+        if not event.startswith(b"data:"):
+            return self._unusual(event)
+        try:
+            chunk = _CHUNK.decode(event[_DATA_AT:])
+        except (ValueError, RecursionError):
+            return self._unusual(event)
+        usage = None if chunk.usage is None else chunk.usage.counted()
+        if chunk.error or not chunk.choices:
+            return self._without_choices(event, _DATA_AT, usage)
+        produced, finish_reason = self._count(chunk.choices)
+        return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
+
+    def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
+        """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""
+        indexes = sorted(self._open - self._ended or self._ended or {0})
+        choices = [{"index": index, "delta": {}, "finish_reason": finish_reason} for index in indexes]
+        return _event({**self._identity, "choices": choices, "penstock": {"reason": reason}})
+
+    def usage_chunk(self, usage: TokenUsage) -> bytes:
+        """The usage event a caller gets who asked for one."""
+        report = {
+            "prompt_tokens": usage.input,
+            "completion_tokens": usage.output,
+            "total_tokens": usage.total,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_input},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        }
+        return _event({**self._identity, "choices": [], "usage": report})
+
+    def error_event(self, *, type: str, code: str | None, message: str, param: str | None) -> bytes:
+        """An error after the stream began, in OpenAI's envelope."""
+        return error_event(type=type, code=code, message=message, param=param)
+
+    def terminator(self) -> bytes:
+        """The last bytes of a stream."""
+        return DONE
+
+    def _count(self, choices: Iterable[_Choice]) -> tuple[int, str | None]:
+        """Tokens in the choices of one event, and how the last of them that ended did."""
+        produced = 0
+        finish_reason = None
+        for choice in choices:
+            if choice.delta is not None:
+                produced += estimate_delta_tokens(choice.delta.size())
+            if choice.finish_reason is not None:
+                finish_reason = choice.finish_reason
+                self._ended.add(choice.index)
+            else:
+                self._open.add(choice.index)
+        return produced, finish_reason
+
+    def _without_choices(self, event: bytes, data_at: int, usage: TokenUsage | None) -> Step:
+        """An event that reports an error, the usage, or something of a server's own such as Azure's filter results."""
+        error = json_fields.error_message(json_fields.split(event[data_at:]))
+        if error is not None:
+            return Step(b"", usage=usage, error=error)
+        if usage is not None and not self._include_usage:
+            return Step(b"", usage=usage)
+        return Step(self._swap(event, data_at), usage=usage)
+
+    def _unusual(self, event: bytes) -> Step:
+        """An event that is not one line of data with a chunk in the usual types."""
+        data = sse.data(event)
+        if data is None:
+            return Step(event)
+        if data.strip() == b"[DONE]":
+            return Step(b"", done=True)
+        try:
+            fields = json_fields.split(data)
+        except (ValueError, RecursionError):
+            return Step(self._swap_known(event) or event, estimate_tokens(len(data)))
+        data = data.replace(b"\n", b" ")
+        event = sse.with_data(event, data)
+        return self._untyped(event, event.index(data), fields)
+
+    def _untyped(self, event: bytes, data_at: int, fields: Fields) -> Step:
+        """An event with a JSON object on one line, some of whose values may be of types we do not expect."""
+        usage = read_usage(fields.get("usage"))
+        choices = _choices(fields.get("choices"))
+        if choices == [] or json_fields.error_message(fields) is not None:
+            return self._without_choices(event, data_at, usage)
+        if choices is None:
+            return Step(self._swap(event, data_at), estimate_tokens(len(bytes(fields["choices"]))), usage)
+        produced, finish_reason = self._count(choices)
+        return Step(self._swap(event, data_at), produced, usage, finish_reason)
+
+    def _swap(self, event: bytes, data_at: int) -> bytes:
+        """The event with our model and id."""
+        known = self._swap_known(event)
+        if known:
+            return known
+        fields = json_fields.split(event[data_at:])
+        renamed = _renamed(fields, self._model, self._id_prefix)
+        self._remember(renamed)
+        rendered = json_fields.join(renamed)
+        repeats_to = max(event.find(b'"choices"', data_at), data_at)
+        beginning = _swapped(event[data_at:repeats_to], fields, renamed)
+        if beginning:
+            swapped = event[:data_at] + beginning + event[repeats_to:]
+            # A nested field of the same name and value may come first; then the two differ, and the rendering is right.
+            if json_fields.split(swapped[data_at:]) == json_fields.split(rendered):
+                self._head, self._swapped_head = event[:repeats_to], event[:data_at] + beginning
+                return swapped
+        return event[:data_at] + rendered + b"\n\n"
+
+    def _swap_known(self, event: bytes) -> bytes:
+        """The event with our model and id when it begins like the one before; empty when it does not."""
+        return self._swapped_head + event[len(self._head) :] if event.startswith(self._head) else b""
+
+    def _remember(self, renamed: dict[str, Any]) -> None:
+        for name in self._identity:
+            if renamed.get(name) not in _EMPTY:
+                self._identity[name] = renamed[name]
+
+
+def error_event(*, type: str, code: str | None, message: str, param: str | None) -> bytes:
+    """An error in an open stream: a data frame with OpenAI's envelope."""
+    return _event({"error": {"message": message, "type": type, "code": code, "param": param}})
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + json_fields.join(value) + b"\n\n"
+
+
+def _swapped(beginning: bytes, fields: Fields, renamed: dict[str, Any]) -> bytes:
+    """The beginning of an event's JSON with the first of each renamed field replaced; empty when one is missing."""
+    for name in ("id", "model"):
+        if renamed.get(name) is fields.get(name):
+            continue
+        old = bytes(fields.get(name, b""))
+        label = next(
+            (label for label in (f'"{name}":'.encode(), f'"{name}": '.encode()) if label + old in beginning), None
+        )
+        # A number could be the beginning of a longer one; a string ends where it ends.
+        if label is None or not old.startswith(b'"'):
+            return b""
+        beginning = beginning.replace(label + old, label + json_fields.join(renamed[name]), 1)
+    return beginning

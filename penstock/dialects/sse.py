@@ -1,0 +1,90 @@
+"""Server-sent events as bytes: cut a byte stream into raw events, and find the data of one.
+
+Events stay exactly as they came, terminator included, so that they can be passed on. What the data means is for the
+dialects; reconnection, event ids and retry times are of no use to a gateway and are not interpreted.
+"""
+
+from __future__ import annotations
+
+import re
+
+from penstock.errors import UpstreamFailed
+
+MOST_EVENT_BYTES = 8 * 1024 * 1024  # room for an inline image, and a peer that never ends an event fills no memory
+
+# The ends of two lines in a row. LF CR LF covers CR LF CR LF, and no alternative begins with another one, so where the
+# stream happens to be cut never changes what is found.
+_TERMINATOR = re.compile(rb"\n\n|\n\r\n|\r\r")
+_LONGEST_TERMINATOR = 3
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Splitter:
+    """Turns the pieces a network delivers into whole raw events. One per stream."""
+
+    __slots__ = ("_pending", "_searched")
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._searched = 0
+
+    def __repr__(self) -> str:
+        return f"Splitter({len(self._pending)} bytes pending)"
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The events that `piece` completes, oldest first; `UpstreamFailed` when one grows beyond 8 MiB."""
+        if self._pending or b"\r" in piece:
+            return self._search(piece)
+        texts = piece.split(b"\n\n")
+        rest = texts.pop()
+        if rest:
+            self._pending += rest
+            self._check()
+        return [text + b"\n\n" for text in texts]
+
+    def rest(self) -> bytes:
+        """What came after the last whole event, at the end of the stream; empty when the stream ended well."""
+        rest = bytes(self._pending)
+        self._pending.clear()
+        self._searched = 0
+        return rest
+
+    def _search(self, piece: bytes) -> list[bytes]:
+        self._pending += piece
+        events = []
+        start = 0
+        for match in _TERMINATOR.finditer(self._pending, self._searched):
+            events.append(bytes(self._pending[start : match.end()]))
+            start = match.end()
+        del self._pending[:start]
+        self._check()
+        return events
+
+    def _check(self) -> None:
+        self._searched = max(len(self._pending) - _LONGEST_TERMINATOR + 1, 0)
+        if len(self._pending) > MOST_EVENT_BYTES:
+            raise UpstreamFailed("The provider sent an event that is too long.", began=True)
+
+
+def data(event: bytes) -> bytes | None:
+    """The data of a raw event, its lines joined by LF; None when it carries none (a comment, a bare field)."""
+    lines = [value for name, value in _lines(event) if name == b"data"]
+    return b"\n".join(lines) if lines else None
+
+
+def with_data(event: bytes, data: bytes) -> bytes:
+    """The event with `data` (a single line) for its data lines, its other lines as they were."""
+    others = [line for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines() if line and not _is_data(line)]
+    return b"".join(line + b"\n" for line in others) + b"data: " + data + b"\n\n"
+
+
+def _lines(event: bytes) -> list[tuple[bytes, bytes]]:
+    pairs = []
+    for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
+        name, _, value = line.partition(b":")
+        pairs.append((name, value.removeprefix(b" ")))
+    return pairs
+
+
+def _is_data(line: bytes) -> bool:
+    return line.partition(b":")[0] == b"data"

@@ -1,0 +1,262 @@
+"""What the ledger may do, decided on values: the rules of holds, limits and settlement.
+
+Books are the rows one transaction has loaded and locked: keys and lots. Decisions change them in memory, one after
+the other, in the order in which requests came; the transaction then writes what changed. So "never check, then act"
+holds for any number of requests in a group and any number of processes: nobody else can see or change these rows in
+between. The schema's CHECK constraints (0 <= held <= remaining) stand behind as a second line.
+
+    ask     -> Granted | Refused     a request wants money set aside
+    more    -> Granted | Refused     a stream wants its hold extended
+    settle  -> Settled               work has ended: collect what is owed, free the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from penstock.money.limits import arrive
+from penstock.money.prices import units_within, value
+
+BOUNDLESS = 2**62
+
+
+class Refusal(StrEnum):
+    """Why the ledger says no. Closed: every door renders each of these."""
+
+    KEY_INVALID = "key_invalid"
+    RATE_LIMITED = "rate_limited"
+    KEY_LIMIT = "key_limit"
+    NO_FUNDS = "no_funds"
+    HELD = "held"
+    GONE = "gone"
+
+
+@dataclass(slots=True)
+class Key:
+    """What admission must know about a credential, fresh from its row."""
+
+    id: str
+    revoked: bool
+    expires_ms: int | None
+    per_minute: int
+    limit_nano: int | None
+    spent_nano: int
+    held_nano: int
+    tat_us: int
+    changed: bool = False
+
+    def alive(self, now_ms: int) -> bool:
+        return not self.revoked and (self.expires_ms is None or now_ms < self.expires_ms)
+
+    def unspent(self) -> int | None:
+        """Nano-USD that the spending limit still allows, open holds left aside; None when there is no limit."""
+        return None if self.limit_nano is None else max(0, self.limit_nano - self.spent_nano)
+
+    def headroom(self) -> int | None:
+        """Nano-USD that the spending limit allows besides what open holds may spend; None when there is no limit."""
+        return None if self.limit_nano is None else max(0, self.limit_nano - self.spent_nano - self.held_nano)
+
+
+@dataclass(slots=True)
+class Lot:
+    """An amount of one asset. `held` is the part that open holds have set aside."""
+
+    id: str
+    account: str
+    lane: str
+    asset: str
+    remaining: int
+    held: int
+    expires_ms: int | None
+    changed: bool = False
+
+    @property
+    def available(self) -> int:
+        return self.remaining - self.held
+
+    def alive(self, now_ms: int) -> bool:
+        return self.expires_ms is None or now_ms < self.expires_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a hold, or of a charge, that one lot bears. `value` is in nano-USD."""
+
+    lot: str
+    amount: int
+    value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Who wants how much of what. `want` is the bound; `least` is the smallest amount that is of any use.
+
+    A patient need is not cut down while other calls hold the money that would cover it in full: it is refused with
+    HELD, to ask `again` once they have settled; that is still the same request and counts once against the rate limit.
+    """
+
+    account: str
+    keys: tuple[str, ...]
+    lane: str
+    asset: str
+    value_rate: int
+    want: int
+    least: int
+    patient: bool = False
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Money set aside: at least `least`, at most `want`."""
+
+    parts: tuple[Part, ...]
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not a unit set aside. `wait_us` says when asking again may help; `available` is what could be had."""
+
+    why: Refusal
+    available: int = 0
+    wait_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What was collected, lot by lot, and what could not be."""
+
+    charges: tuple[Part, ...]
+    value: int
+    uncollected: int
+
+
+@dataclass(slots=True)
+class Books:
+    """The keys and lots of one transaction. A purse lists its lots in burn order: nearest expiry first, then oldest."""
+
+    now_ms: int
+    keys: dict[str, Key] = field(default_factory=dict)
+    lots: dict[str, Lot] = field(default_factory=dict)
+    purses: dict[tuple[str, str, str], list[Lot]] = field(default_factory=dict)
+
+    def add(self, lot: Lot) -> None:
+        """Enter a lot; call it in burn order."""
+        self.lots[lot.id] = lot
+        self.purses.setdefault((lot.account, lot.lane, lot.asset), []).append(lot)
+
+    def ask(self, need: Need) -> Granted | Refused:
+        """Set money aside for a new request, counting it against the rate limit of each of its keys."""
+        return self.enter(need) or self._set_aside(need, self._keys(need))
+
+    def enter(self, need: Need) -> Refused | None:
+        """Check the keys of a new request and count it against their rate limits; the refusal, if there is one."""
+        keys = [key for key in self._keys(need) if key.alive(self.now_ms)]
+        if len(keys) != len(need.keys):
+            return Refused(Refusal.KEY_INVALID)
+        wait_us = 0 if need.again else self._arrive(keys)
+        return Refused(Refusal.RATE_LIMITED, wait_us=wait_us) if wait_us else None
+
+    def more(self, need: Need) -> Granted | Refused:
+        """Set more aside for a request under way. A key revoked meanwhile does not cut it off; money does."""
+        return self._set_aside(need, self._keys(need))
+
+    def settle(self, need: Need, parts: Iterable[Part], owed: int) -> Settled:
+        """Collect `owed` units from the hold's `parts`, then from what is free, and never below zero.
+
+        `need` says whose lots and keys they are; its amounts play no role.
+        """
+        keys = self._keys(need)
+        charges = self._collect(parts, owed, keys)
+        collected = sum(charges.values())
+        if collected < owed:
+            room = max(0, _units([key.headroom() for key in keys], need.value_rate) - collected)
+            for lot, taken in self._draw(need, min(owed - collected, room)):
+                lot.remaining -= taken
+                charges[lot.id] = charges.get(lot.id, 0) + taken
+                collected += taken
+        worth = value(collected, need.value_rate)
+        for key in keys:
+            key.spent_nano += worth
+            key.changed = True
+        return Settled(tuple(Part(lot, n) for lot, n in charges.items() if n), worth, owed - collected)
+
+    def _keys(self, need: Need) -> list[Key]:
+        return [self.keys[id] for id in need.keys if id in self.keys]
+
+    def _arrive(self, keys: list[Key]) -> int:
+        """Count a request on each key; when one is over its rate count on none: microseconds to wait."""
+        now_us = self.now_ms * 1000
+        moves = [arrive(key.tat_us, now_us, key.per_minute) for key in keys]
+        longest = max(wait_us for _, wait_us in moves)
+        if not longest:
+            for key, (tat_us, _) in zip(keys, moves, strict=True):
+                key.tat_us = tat_us
+                key.changed = True
+        return longest
+
+    def _set_aside(self, need: Need, keys: list[Key]) -> Granted | Refused:
+        lots = self._alive(need)
+        owned = sum(lot.remaining for lot in lots)
+        allowed = _units([key.unspent() for key in keys], need.value_rate)
+        room = _units([key.headroom() for key in keys], need.value_rate)
+        available = min(sum(lot.available for lot in lots), room)
+        if available < need.want <= min(owned, allowed) and need.patient:
+            return Refused(Refusal.HELD, available)
+        if available < need.least:
+            return Refused(_shortage(need, allowed=allowed, owned=owned), available)
+        amount = min(need.want, available)
+        worth = value(amount, need.value_rate)
+        parts: list[Part] = []
+        for lot, taken in self._draw(need, amount):
+            lot.held += taken
+            parts.append(Part(lot.id, taken, 0 if parts else worth))
+        for key in keys:
+            key.held_nano += worth
+            key.changed = True
+        return Granted(tuple(parts), amount)
+
+    def _alive(self, need: Need) -> list[Lot]:
+        purse = self.purses.get((need.account, need.lane, need.asset), [])
+        return [lot for lot in purse if lot.alive(self.now_ms)]
+
+    def _draw(self, need: Need, amount: int) -> Iterator[tuple[Lot, int]]:
+        """Lots and how much of each, in burn order, until `amount` of free money is found."""
+        for lot in self._alive(need):
+            taken = min(lot.available, amount)
+            if taken > 0:
+                amount -= taken
+                lot.changed = True
+                yield lot, taken
+
+    def _collect(self, parts: Iterable[Part], owed: int, keys: list[Key]) -> dict[str, int]:
+        """Free the hold's parts and spend of them what is owed; what was spent of each lot."""
+        charges: dict[str, int] = {}
+        for part in parts:
+            for key in keys:
+                key.held_nano -= part.value
+            if not part.amount:  # the empty part of a free call
+                continue
+            lot = self.lots[part.lot]
+            spent = min(part.amount, owed)
+            lot.held -= part.amount
+            lot.remaining -= spent
+            lot.changed = True
+            charges[lot.id] = charges.get(lot.id, 0) + spent
+            owed -= spent
+        return charges
+
+
+def _units(rooms: list[int | None], value_rate: int) -> int:
+    """Units that the smallest of `rooms` (nano-USD; None is no bound) is enough for."""
+    bounds = [room for room in rooms if room is not None]
+    return units_within(min(bounds), value_rate) if bounds else BOUNDLESS
+
+
+def _shortage(need: Need, *, allowed: int, owned: int) -> Refusal:
+    if allowed < need.least:
+        return Refusal.KEY_LIMIT
+    return Refusal.HELD if owned >= need.least else Refusal.NO_FUNDS

@@ -1,0 +1,157 @@
+"""What a call costs: a tariff turns tokens into an amount of one asset.
+
+Two tariffs: `UsdTariff` counts nano-USD at a model's price, `TokenTariff` counts the tokens of a contract. Both
+answer the same four questions, so nothing above knows which lane pays. Every amount is rounded once, up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.money.units import MEGA, USD, ceil_div
+
+
+class Tokens(Protocol):
+    """Tokens reported or estimated. `input` includes `cached_input`, `output` includes `reasoning`."""
+
+    @property
+    def input(self) -> int: ...
+    @property
+    def output(self) -> int: ...
+    @property
+    def cached_input(self) -> int: ...
+    @property
+    def reasoning(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Nano-USD per million tokens, and nano-USD per request. `version` names this price in the usage record."""
+
+    input: int
+    output: int
+    cached_input: int
+    reasoning: int
+    per_request: int = 0
+    version: str = ""
+
+    def cost(self, tokens: Tokens) -> int:
+        """Nano-USD for these tokens."""
+        cached = min(tokens.cached_input, tokens.input)
+        reasoning = min(tokens.reasoning, tokens.output)
+        micro = (
+            (tokens.input - cached) * self.input
+            + cached * self.cached_input
+            + (tokens.output - reasoning) * self.output
+            + reasoning * self.reasoning
+        )
+        return self.per_request + ceil_div(micro, MEGA)
+
+
+def dearest(prices: list[Price]) -> Price:
+    """A price no lower than any of `prices` in any part: what a hold must reckon with before an offer has answered."""
+    if len(prices) == 1:
+        return prices[0]
+    return Price(
+        input=max(p.input for p in prices),
+        output=max(p.output for p in prices),
+        cached_input=max(p.cached_input for p in prices),
+        reasoning=max(p.reasoning for p in prices),
+        per_request=max(p.per_request for p in prices),
+    )
+
+
+class Tariff(Protocol):
+    """How one lane counts one call."""
+
+    @property
+    def asset(self) -> str:
+        """What lots must hold: `USD` or a contract's id."""
+        ...
+
+    @property
+    def value_rate(self) -> int:
+        """Nano-USD a million units of the asset are worth; spending limits are kept in nano-USD."""
+        ...
+
+    @property
+    def serves_last_call(self) -> bool:
+        """Whether a call whose input is not covered is served as long as one unit is left."""
+        ...
+
+    def bound(self, input_tokens: int, output_tokens: int) -> int:
+        """The most that so many tokens can cost."""
+        ...
+
+    def output_within(self, amount: int, input_tokens: int) -> int:
+        """The most output tokens that `amount` covers besides the input; negative when it does not cover the input."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UsdTariff:
+    """Counts nano-USD. `price` is the dearest among the offers of the plan."""
+
+    price: Price
+
+    asset = USD
+    value_rate = MEGA
+    serves_last_call = False
+
+    def bound(self, input_tokens: int, output_tokens: int) -> int:
+        input_rate = max(self.price.input, self.price.cached_input)
+        output_rate = max(self.price.output, self.price.reasoning)
+        return self.price.per_request + ceil_div(input_tokens * input_rate + output_tokens * output_rate, MEGA)
+
+    def output_within(self, amount: int, input_tokens: int) -> int:
+        input_rate = max(self.price.input, self.price.cached_input)
+        output_rate = max(self.price.output, self.price.reasoning)
+        left = (amount - self.price.per_request) * MEGA - input_tokens * input_rate
+        if output_rate == 0:
+            return UNLIMITED if left >= 0 else -1
+        return left // output_rate
+
+
+UNLIMITED = 2**53  # tokens; more than any call produces
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTariff:
+    """Counts the tokens of a contract, prompt and completion alike, at its locked price."""
+
+    contract: str
+    price_nano_per_mtok: int
+
+    serves_last_call = True
+
+    @property
+    def asset(self) -> str:
+        return self.contract
+
+    @property
+    def value_rate(self) -> int:
+        return self.price_nano_per_mtok
+
+    def bound(self, input_tokens: int, output_tokens: int) -> int:
+        return input_tokens + output_tokens
+
+    def output_within(self, amount: int, input_tokens: int) -> int:
+        return amount - input_tokens
+
+
+def charge(tariff: Tariff, price: Price, tokens: Tokens) -> int:
+    """Units of the tariff's asset owed for `tokens` served at `price` (the serving offer's, not the dearest)."""
+    return price.cost(tokens) if tariff.asset == USD else tokens.total
+
+
+def value(amount: int, value_rate: int) -> int:
+    """Nano-USD that `amount` units are worth, rounded up."""
+    return ceil_div(amount * value_rate, MEGA)
+
+
+def units_within(value_nano: int, value_rate: int) -> int:
+    """The most units whose value is within `value_nano`."""
+    return value_nano * MEGA // value_rate if value_rate else UNLIMITED

@@ -1,0 +1,11 @@
+"""The words that some parameters are limited to. The doors offer them without importing what operations need."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+KeyKind = Literal["personal", "team", "account", "inference", "management"]
+KeyScope = Literal["inference", "read", "management", "operator"]
+Role = Literal["owner", "member"]
+Lane = Literal["credits", "contract"]
+State = Literal["final", "review"]

@@ -1,0 +1,76 @@
+"""The list of operations: one entry each, and every door is a rendering of it.
+
+An entry names the operation, the function that does it, its place on the HTTP door below `/api/v1` and the scope it
+needs. The function's keyword parameters are the operation's parameters, its docstring is the description. An
+operation without a method is for the operator at the machine only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from penstock.errors import Forbidden, InvalidRequest
+from penstock.operations.accounts import add_member, create_account, list_accounts, remove_member
+from penstock.operations.actor import Actor, Scope
+from penstock.operations.balances import grant_balance, show_balance
+from penstock.operations.child_keys import create_child_key
+from penstock.operations.keys import create_key, list_keys, revoke_key
+from penstock.operations.ledger import verify_ledger
+from penstock.operations.models import list_models
+from penstock.operations.office import Office
+from penstock.operations.sessions import issue_session
+from penstock.operations.usage import list_usage, summarize_usage
+from penstock.operations.users import create_user, list_users
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Something that can be done. Path parameters in braces are parameters of the function."""
+
+    name: str
+    function: Callable[..., Awaitable[Any]]
+    scope: Scope
+    method: Literal["GET", "POST", "DELETE"] | None = None
+    path: str = ""
+
+
+OPERATIONS = (
+    Operation("users.create", create_user, "operator", "POST", "/users"),
+    Operation("users.list", list_users, "operator", "GET", "/users"),
+    Operation("sessions.issue", issue_session, "local"),
+    Operation("accounts.create", create_account, "operator", "POST", "/accounts"),
+    Operation("accounts.list", list_accounts, "read", "GET", "/accounts"),
+    Operation("accounts.add_member", add_member, "management", "POST", "/accounts/{account}/members"),
+    Operation("accounts.remove_member", remove_member, "management", "DELETE", "/accounts/{account}/members/{user}"),
+    Operation("keys.create", create_key, "management", "POST", "/keys"),
+    Operation("keys.list", list_keys, "read", "GET", "/keys"),
+    Operation("keys.revoke", revoke_key, "management", "DELETE", "/keys/{key}"),
+    Operation("keys.child", create_child_key, "management", "POST", "/keys/{key}/children"),
+    Operation("balances.show", show_balance, "read", "GET", "/accounts/{account}/balance"),
+    Operation("balances.grant", grant_balance, "operator", "POST", "/accounts/{account}/grants"),
+    Operation("usage.list", list_usage, "read", "GET", "/usage"),
+    Operation("usage.summary", summarize_usage, "read", "GET", "/usage/summary"),
+    Operation("models.list", list_models, "read", "GET", "/models"),
+    Operation("ledger.verify", verify_ledger, "operator", "GET", "/ledger/verification"),
+)
+
+
+def operation_named(name: str) -> Operation:
+    """The operation of that name. KeyError when there is none."""
+    return {each.name: each for each in OPERATIONS}[name]
+
+
+async def perform(office: Office, actor: Actor, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+    """Do it, when the actor's scopes allow it and no argument holds what nobody can have meant.
+
+    The errors are those of `penstock/errors.py`; anything else is a defect.
+    """
+    if not actor.may(operation.scope):
+        raise Forbidden(f"{operation.name} needs the scope '{operation.scope}'.")
+    for param, value in arguments.items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.isprintable():
+                raise InvalidRequest(f"'{param}' has characters that cannot be printed.", param=param)
+    return await operation.function(office, actor, **arguments)

@@ -1,0 +1,204 @@
+"""Keys: credentials for programs, shown in full once. How one is minted from another is `child_keys.py`.
+
+kind         belongs to                       may
+personal     a user                           call models, paid by the user's personal account
+team         a team account                   call models, paid by that account
+inference    an account                       call models, paid by its contract lots
+account      a user, or one account           call models for any account of the user (X-Trust), or for that one
+management   an account                       manage it; with scope `operator`, everything
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import cast
+
+from penstock.access import BODY_CHARACTERS, CHECK_CHARACTERS, Kind
+from penstock.db.accounts import find_account, find_user
+from penstock.db.credentials import (
+    Credential,
+    NewCredential,
+    find_lineage,
+    insert_credential,
+    read_credentials,
+    revoke,
+)
+from penstock.db.program import Program
+from penstock.errors import Forbidden, InvalidRequest, NotFound
+from penstock.operations.actor import Actor
+from penstock.operations.choices import KeyKind, KeyScope
+from penstock.operations.key_views import KeyView, MintedKey, key_view, minted_key
+from penstock.operations.office import Office
+from penstock.operations.values import Listing, parse_instant, parse_name, parse_usd, within
+
+MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
+MOST_PER_MINUTE = 1_000_000_000
+SHOWN_CHARACTERS = 4
+
+
+async def create_key(
+    office: Office,
+    actor: Actor,
+    *,
+    kind: KeyKind,
+    name: str,
+    user: str | None = None,
+    account: str | None = None,
+    scopes: Sequence[KeyScope] | None = None,
+    models: Sequence[str] | None = None,
+    limit: str | None = None,
+    expires: str | None = None,
+    requests_per_minute: int | None = None,
+) -> MintedKey:
+    """Create a key and show it in full, once.
+
+    `personal` keys take a user; `account` keys a user or an account; all others an account. `scopes` are for management
+    keys (`read`, `management`, `operator`; `management` when left out). `limit` is what the key may spend in all, in
+    dollars. Without `models` every model is allowed.
+    """
+    if actor.child:
+        raise Forbidden("A key that was minted from another mints only children of its own.")
+    _check_binding(kind, user, account)
+    per_minute = office.settings.limits.requests_per_minute if requests_per_minute is None else requests_per_minute
+    key, new = mint(
+        office,
+        NewCredential(
+            id=office.ids.new("key"),
+            kind=kind,
+            name=parse_name(name),
+            display="",
+            digest=None,
+            user_id=user,
+            account_id=account,
+            scopes=_scopes(actor, kind, scopes),
+            created_ms=office.clock.now_ms(),
+            requests_per_minute=within(per_minute, "requests_per_minute", most=MOST_PER_MINUTE),
+            environment=_environment(office, kind),
+            models=parse_models(office, models),
+            limit_nano=None if limit is None else parse_usd(limit, "limit"),
+            expires_ms=parse_expiry(office, expires),
+        ),
+    )
+    return minted_key(key, await office.store.write(_enter(actor, new)))
+
+
+async def list_keys(office: Office, actor: Actor, *, account: str | None = None) -> Listing[KeyView]:
+    """List keys, revoked ones too, oldest first: those of one account, or all that the caller may see."""
+    if account is not None:
+        actor.check_sees(account)
+    accounts = actor.sees if account is None else frozenset({account})
+    found = await office.store.read(read_credentials(accounts, actor.user if account is None else None))
+    now_ms = office.clock.now_ms()
+    return Listing(tuple(key_view(each, now_ms) for each in found))
+
+
+async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:
+    """Revoke the key with the id `key`, and every key minted from it, for good. Calls under way are finished."""
+    now_ms = office.clock.now_ms()
+    return key_view(await office.store.write(_revoke(actor, key, now_ms)), now_ms)
+
+
+def mint(office: Office, asked: NewCredential) -> tuple[str, NewCredential]:
+    """A new secret, and the row that knows it by its digest."""
+    key = office.keyring.mint(cast(Kind, asked.kind), asked.environment)
+    display = f"{key[: -BODY_CHARACTERS - CHECK_CHARACTERS]}…{key[-SHOWN_CHARACTERS:]}"
+    return key, replace(asked, display=display, digest=office.keyring.digest(key))
+
+
+def find_managed(actor: Actor, key: str) -> Program[list[Credential]]:
+    """The key and its ancestors. NotFound when it is not the actor's; Forbidden when the actor may only look at it."""
+    lineage = yield from find_lineage(key)
+    if not lineage or not _sees(actor, lineage[0]):
+        raise NotFound("There is no such key.")
+    if lineage[0].account_id is not None:
+        actor.check_manages(lineage[0].account_id)
+    check_within(actor, lineage[0].scopes)
+    return lineage
+
+
+def check_within(actor: Actor, scopes: Collection[str]) -> None:
+    """Forbidden when a key with these scopes could manage more than the actor itself: nobody rises by minting."""
+    for scope in scopes:
+        if scope in MANAGEMENT_SCOPES and not actor.may(scope):
+            raise Forbidden(f"The scope '{scope}' is more than the caller has.")
+
+
+def parse_models(office: Office, asked: Sequence[str] | None) -> tuple[str, ...] | None:
+    """An allow-list of model ids; None allows all. InvalidRequest when it is empty or names an unknown one."""
+    if asked is None:
+        return None
+    unknown = sorted(set(asked) - {model.id for model in office.catalogue.models})
+    if unknown:
+        raise InvalidRequest(f"There is no model '{unknown[0]}'.", param="models")
+    if not asked:
+        raise InvalidRequest("'models' must name a model; left out, it allows all.", param="models")
+    return tuple(dict.fromkeys(asked))
+
+
+def parse_expiry(office: Office, written: str | None) -> int | None:
+    """When a new key ends, in milliseconds. InvalidRequest when that is past."""
+    expires_ms = parse_instant(written, "expires")
+    if expires_ms is not None and expires_ms <= office.clock.now_ms():
+        raise InvalidRequest("'expires' is in the past.", param="expires")
+    return expires_ms
+
+
+def _check_binding(kind: str, user: str | None, account: str | None) -> None:
+    """Whether what is given is what a key of that kind belongs to."""
+    takes = {"personal": ("user",), "account": ("user", "account")}.get(kind, ("account",))
+    given = [name for name, id in (("user", user), ("account", account)) if id is not None]
+    if len(given) != 1 or given[0] not in takes:
+        raise InvalidRequest(f"A key of kind {kind} belongs to one {' or '.join(takes)}.", param=takes[-1])
+
+
+def _scopes(actor: Actor, kind: str, asked: Sequence[str] | None) -> tuple[str, ...]:
+    allowed = MANAGEMENT_SCOPES if kind == "management" else frozenset({"inference"})
+    scopes = ("management" if kind == "management" else "inference",) if asked is None else tuple(asked)
+    if not scopes or not allowed.issuperset(scopes):
+        raise InvalidRequest(f"The scopes of a {kind} key are among {', '.join(sorted(allowed))}.", param="scopes")
+    check_within(actor, scopes)
+    return tuple(sorted(set(scopes)))
+
+
+def _environment(office: Office, kind: str) -> str:
+    """Management keys of a test deployment look different, so that nobody mistakes one for the other."""
+    return "test" if kind == "management" and office.settings.server.environment == "test" else "live"
+
+
+def _enter(actor: Actor, new: NewCredential) -> Program[Credential]:
+    if new.user_id is not None:
+        new = yield from _bind_to_user(actor, new, new.user_id)
+    elif new.account_id is not None:
+        yield from _check_account(actor, new.kind, new.account_id)
+    yield from insert_credential(new)
+    return (yield from find_lineage(new.id))[0]
+
+
+def _bind_to_user(actor: Actor, new: NewCredential, user: str) -> Program[NewCredential]:
+    """A personal key stays with the user's own account; an account key reaches all that the user belongs to."""
+    found = yield from find_user(user)
+    if found is None or not (actor.everywhere or actor.user == user):
+        raise NotFound("There is no such user.")
+    return replace(new, account_id=found.personal_account_id) if new.kind == "personal" else new
+
+
+def _check_account(actor: Actor, kind: str, account: str) -> Program[None]:
+    actor.check_manages(account)
+    found = yield from find_account(account)
+    if found is None:
+        raise NotFound("There is no such account.")
+    if kind == "team" and found.kind != "team":
+        raise InvalidRequest("A key of kind team belongs to a team account.", param="account")
+
+
+def _sees(actor: Actor, key: Credential) -> bool:
+    if key.account_id is None:
+        return actor.everywhere or (key.user_id is not None and key.user_id == actor.user)
+    return actor.sees is None or key.account_id in actor.sees
+
+
+def _revoke(actor: Actor, key: str, now_ms: int) -> Program[Credential]:
+    yield from find_managed(actor, key)
+    yield from revoke(key, now_ms)
+    return (yield from find_lineage(key))[0]

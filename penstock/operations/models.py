@@ -1,0 +1,97 @@
+"""Models: what can be called, by which names, at which prices. They come from the configuration and are only shown
+here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.catalogue import Contract, Model, Offer
+from penstock.operations.actor import Actor
+from penstock.operations.office import Office
+from penstock.operations.values import Amount, Listing, amount, show_instant
+
+
+@dataclass(frozen=True, slots=True)
+class PriceView:
+    """USD per million tokens, and per request."""
+
+    version: str
+    input: Amount
+    cached_input: Amount
+    output: Amount
+    reasoning: Amount
+    per_request: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class OfferView:
+    """A model at a provider: the name it has there, and its price; null when it is paid by contract only."""
+
+    provider: str
+    model: str
+    price: PriceView | None
+
+
+@dataclass(frozen=True, slots=True)
+class ContractView:
+    """Tokens at one locked price, in USD per million, for prompt and completion alike, until `expires`."""
+
+    id: str
+    name: str
+    price: Amount
+    minimum_tokens: int
+    expires: str
+
+
+@dataclass(frozen=True, slots=True)
+class NameView:
+    """What a model is called on a surface, its id aside."""
+
+    surface: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """A model. `surfaces` are those it is on; in `names` the surface `*` stands for all of these."""
+
+    id: str
+    kind: str
+    owned_by: str
+    surfaces: tuple[str, ...]
+    names: tuple[NameView, ...]
+    offers: tuple[OfferView, ...]
+    contract: ContractView | None
+    context_length: int | None
+    planned: bool
+
+
+async def list_models(office: Office, actor: Actor) -> Listing[ModelView]:
+    """List every model with its names, offers, prices and contract, in the order of the configuration."""
+    return Listing(tuple(map(_view, office.catalogue.models)))
+
+
+def _view(model: Model) -> ModelView:
+    return ModelView(
+        id=model.id,
+        kind=model.kind,
+        owned_by=model.owned_by,
+        surfaces=tuple(sorted(model.surfaces)),
+        names=tuple(NameView(surface, name) for surface, names in model.names for name in names),
+        offers=tuple(_offer(each, priced=model.priced) for each in model.offers),
+        contract=_contract(model.contract) if model.contract else None,
+        context_length=model.context_length,
+        planned=model.planned,
+    )
+
+
+def _offer(offer: Offer, *, priced: bool) -> OfferView:
+    price = offer.price
+    parts = (price.input, price.cached_input, price.output, price.reasoning, price.per_request)
+    return OfferView(offer.provider, offer.model, PriceView(price.version, *map(amount, parts)) if priced else None)
+
+
+def _contract(each: Contract) -> ContractView:
+    price = amount(each.price_nano_per_mtok)
+    return ContractView(each.id, each.name, price, each.minimum_tokens, show_instant(each.expires_ms))

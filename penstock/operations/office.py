@@ -1,0 +1,29 @@
+"""What operations work with: the store, the settings and whatever makes keys, tokens, ids and the time.
+
+`penstock/app.py` builds it and hands it to the doors. When the configuration is read again, `settings` and
+`catalogue` are replaced here; an operation under way keeps what it has read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.access import Keyring, Sessions
+from penstock.catalogue import Catalogue
+from penstock.clock import Clock
+from penstock.config import Settings
+from penstock.db.store import Store
+from penstock.ids import IdMaker
+
+
+@dataclass(slots=True)
+class Office:
+    """The desk every operation sits down at."""
+
+    store: Store
+    settings: Settings
+    catalogue: Catalogue
+    keyring: Keyring
+    sessions: Sessions
+    clock: Clock
+    ids: IdMaker

@@ -1,0 +1,79 @@
+"""The sockets: what Penstock needs of the world, as Protocols. Adapters plug in from `providers/`.
+
+A provider is one upstream. It is asked to open a call and hands back an answer: a status, a few headers and the
+body in the pieces the network delivered. It never retries, never bills and never looks inside the body; that is
+`relay/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+OnCancel = Literal["stop", "drain", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits of one upstream call, in seconds."""
+
+    connect_s: float = 5.0
+    first_byte_s: float = 120.0
+    idle_s: float = 120.0
+    total_s: float = 900.0
+
+
+class Call(Struct, frozen=True, gc=False):
+    """One request to a provider. `path` is relative to its base URL (`chat/completions`); `body` is JSON bytes.
+
+    `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business.
+    """
+
+    path: str
+    body: bytes
+    stream: bool
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    method: str = "POST"
+
+
+class Answer(Protocol):
+    """What came back: iterate it once for the body, and always close it.
+
+    Iteration raises `UpstreamTimeout` or `UpstreamFailed(began=True)` when the body breaks off. Closing before the end
+    aborts the call within 100 ms (the connection is not reused); closing after the end gives the connection back.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body; `UpstreamFailed` when it is longer than `limit` bytes."""
+        ...
+
+    def close(self) -> None:
+        """Let go, at once and without waiting. Calling it twice is harmless."""
+        ...
+
+
+class Provider(Protocol):
+    """One upstream. Two implementations: `providers/openai_compatible.py` and `providers/demo.py`."""
+
+    name: str
+    on_cancel: OnCancel
+
+    async def open(self, call: Call) -> Answer:
+        """Send the call; return when status and headers are here.
+
+        Raises `UpstreamUnavailable` (not reached, nothing was sent or nothing came back) and `UpstreamTimeout`.
+        Any HTTP status is an answer, not an error.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close kept connections. The provider is not used afterwards."""
+        ...

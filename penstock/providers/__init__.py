@@ -1,0 +1,1 @@
+"""Upstreams: `ports.Provider`, once per kind. Providers know the network and nothing of money or dialects."""

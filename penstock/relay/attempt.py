@@ -1,0 +1,155 @@
+"""From a plan to a first answer: try the offers in order until one begins to answer well.
+
+Failover ends with the first byte of a good answer: a stream's first event is awaited here and a plain answer is read
+whole, so a provider that breaks before that is passed over unseen. What an upstream says about the *request* (its own
+4xx) goes to the caller; what it says about *us* (bad key, no credit there) is our fault and never the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import msgspec
+from msgspec import Struct
+
+from penstock.catalogue import Offer
+from penstock.dialects import Dialect, Wish, sse
+from penstock.errors import NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
+from penstock.ports import Answer, Call, Provider
+from penstock.relay.hold import Hold
+from penstock.relay.route import Plan
+
+LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
+LARGEST_ERROR = 64 * 1024
+OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
+WORTH_ANOTHER = frozenset({408, 409, 425, 429})
+
+_logger = logging.getLogger("penstock.relay")
+
+
+class Served(Struct, frozen=True, gc=False):
+    """An answer that has begun. `head` is a plain answer's whole body, or a stream's bytes up to the end of its first
+    event or further; `rest` follows."""
+
+    offer: Offer
+    attempts: int
+    answer: Answer
+    head: bytes
+    rest: AsyncIterator[bytes]
+
+
+class Attempts:
+    """Tries offers. Redacts what it repeats of an upstream's words."""
+
+    def __init__(self, providers: Mapping[str, Provider], most: int, redact: Callable[[str], str]) -> None:
+        self.providers = providers
+        self._most = most
+        self.redact = redact
+
+    def __repr__(self) -> str:
+        return f"Attempts({', '.join(self.providers)})"
+
+    async def first_answer(self, plan: Plan, dialect: Dialect, wish: Wish, hold: Hold) -> Served:
+        """The first offer that begins to answer; the hold is told which. The caller closes the answer.
+
+        UpstreamRefused at once; else the last offer's UpstreamError when none answers.
+        """
+        failure: UpstreamError | None = None
+        for number, offer in enumerate(plan.offers[: self._most], 1):
+            body = dialect.request(
+                wish,
+                model=offer.model,
+                output_limit=hold.output_limit,
+                limit_field=offer.limit_field,
+                ask_usage=offer.ask_usage,
+            )
+            call = Call(dialect.PATH, body, wish.stream)
+            provider = self.providers[offer.provider]
+            hold.calling(offer, provider.on_cancel)
+            try:
+                return await self._try(offer, provider, call, number, dialect)
+            except UpstreamRefused:
+                raise
+            except UpstreamError as error:
+                hold.failed(error)
+                _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
+                failure = error
+            finally:
+                hold.answered()
+        raise failure or NoHealthyProvider()
+
+    async def _try(self, offer: Offer, provider: Provider, call: Call, number: int, dialect: Dialect) -> Served:
+        answer = await provider.open(call)
+        try:
+            if answer.status != 200:
+                raise await self._refusal(answer)
+            rest = answer.__aiter__()
+            if not call.stream:
+                head = await answer.read(LARGEST_ANSWER)
+            else:
+                _require_stream(answer)
+                head = await self._first_event(rest, dialect)
+        except BaseException:
+            answer.close()
+            raise
+        return Served(offer, number, answer, head, rest)
+
+    async def _first_event(self, rest: AsyncIterator[bytes], dialect: Dialect) -> bytes:
+        """The pieces of a stream until one completes an event. UpstreamFailed when the stream ends before that."""
+        splitter, pieces = sse.Splitter(), []
+        async for piece in rest:
+            pieces.append(piece)
+            if events := splitter.feed(piece):
+                self._require_no_error(events[0], dialect)
+                return b"".join(pieces)
+        raise UpstreamFailed("The provider ended the stream before it began.")
+
+    def _require_no_error(self, event: bytes, dialect: Dialect) -> None:
+        """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""
+        if b'"error"' not in event:  # nearly always, and cheaper than reading it
+            return
+        error = dialect.open_stream(model=None, id_prefix=None, include_usage=False).feed(event).error
+        if error is not None:
+            raise UpstreamFailed(self.redact(error))
+
+    async def _refusal(self, answer: Answer) -> UpstreamError:
+        """What an answer that is not 200 comes to."""
+        body = await answer.read(LARGEST_ERROR)
+        message, code, param = (each and self.redact(each) for each in _read_error(body))
+        status = answer.status
+        if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
+            words = message or "The provider refused the request."
+            return UpstreamRefused(words, refused_status=status, code=code, param=param)
+        return UpstreamFailed(f"The provider answered with status {status}.")
+
+
+def _require_stream(answer: Answer) -> None:
+    kind = answer.headers.get("content-type", "")
+    if not kind.startswith("text/event-stream"):
+        raise UpstreamFailed(f"The provider was asked for a stream and sent {kind[:100] or 'no content type'}.")
+
+
+class _ErrorBody(msgspec.Struct):
+    error: msgspec.Raw = msgspec.Raw()
+    message: str | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+def _read_error(body: bytes) -> tuple[str | None, str | None, str | None]:
+    """`(message, code, param)` of an upstream's error in OpenAI's shape, or what there is of it."""
+    try:
+        envelope = msgspec.json.decode(body, type=_ErrorBody)
+        if not envelope.error:
+            return envelope.message, None, None
+        if bytes(envelope.error)[:1] == b'"':
+            return msgspec.json.decode(envelope.error, type=str), None, None
+        error = msgspec.json.decode(envelope.error, type=_Error)
+    except (ValueError, RecursionError):
+        return None, None, None
+    return error.message, None if error.code is None else str(error.code), error.param

@@ -1,0 +1,376 @@
+"""The hold: money set aside for one request, for as long as the request lives.
+
+A hold is an async context manager. Entering it admits the request: key, rate limit, spending limits and funds are
+checked and the money is set aside in one durable step, before a byte goes upstream. Leaving it settles what is owed,
+whichever way the block is left: answer, upstream failure, a break in mid-stream, the caller gone, the process told to
+stop. There is no other place that settles, and nothing to forget: leaving only *posts* the settlement to the store,
+which is a plain function call, so a cancelled task settles as surely as a finished one and the store's writer, not
+the connection, carries it through.
+
+What a hold covers. A call that answers in one piece holds its whole bound: input and output limit at the dearest
+price of the plan. If that does not fit, the output limit is lowered until it does (the work fits the money, never the
+other way round). A stream holds its input and a slice of output, and is extended ahead of consumption, each slice
+twice the last: so a small balance serves several callers at once. When an extension is refused the stream ends where
+the money does.
+
+A request is not cut down, nor refused, merely because other calls in flight hold the money for now: it waits a moment
+(`hold_wait_s`) for them to settle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import cast
+
+from penstock.access import Caller
+from penstock.catalogue import Offer
+from penstock.clock import Clock
+from penstock.config import LimitSettings
+from penstock.db.ledger import Admission, Extension, Once, Outcome, Replay, Settlement
+from penstock.db.records import KeptAnswer, UsageRecord
+from penstock.db.recovery import context_of
+from penstock.db.store import Store
+from penstock.dialects import Wish
+from penstock.errors import AuthInvalid, PaymentRequired, PenstockError, RateLimited, UpstreamError, WrongState
+from penstock.money.books import Granted, Need, Refusal, Refused
+from penstock.money.limits import retry_after_s
+from penstock.money.prices import value
+from penstock.ports import OnCancel
+from penstock.relay.departure import Departure
+from penstock.relay.ending import Ending, ending_of
+from penstock.relay.meter import Meter
+from penstock.relay.observe import Observer
+from penstock.relay.route import Plan
+
+LONGEST_MS = 3_600_000  # a hold older than this has been forgotten by a defect; upkeep settles it and says so
+UNSERVED = frozenset({Ending.REFUSED, Ending.TIMEOUT, Ending.UPSTREAM_FAILED, Ending.FAULT})  # free, if nothing came
+SLICE_GROWTH = 2
+LARGEST_SLICE = 8_192  # tokens: what one extension sets aside at most
+
+
+class Holds:
+    """Opens holds, and knows those open in this process: for renewal (`upkeep.py`) and for metrics."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        limits: LimitSettings,
+        *,
+        owner: str,
+        observe: Observer,
+    ) -> None:
+        self.store = store
+        self.clock = clock
+        self.limits = limits
+        self.owner = owner
+        self.observe = observe
+        self._open: dict[str, Hold] = {}
+
+    def __repr__(self) -> str:
+        return f"Holds({len(self)} open, owner={self.owner})"
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, hold: Hold) -> None:
+        """A hold has been granted."""
+        self._open[hold.record.request_id] = hold
+
+    def closed(self, hold: Hold) -> None:
+        """A hold is about to be settled; its record is complete."""
+        self._open.pop(hold.record.request_id, None)
+        self.observe.closed(hold.record, hold.added_s())
+
+    def progress(self) -> list[tuple[int, int, str]]:
+        """`(owed, output tokens, request id)` of every open hold that owes something."""
+        return [(owed, hold.meter.output, id) for id, hold in self._open.items() if (owed := hold.owed())]
+
+
+class Hold:
+    """One request's money, and its usage record in the making. `output_limit` (tokens a choice) goes upstream."""
+
+    def __init__(
+        self,
+        holds: Holds,
+        caller: Caller,
+        plan: Plan,
+        wish: Wish,
+        record: UsageRecord,
+        once: Once | None,
+        departure: Departure,
+    ) -> None:
+        self._holds = holds
+        self._plan = plan
+        self._once = once
+        self._departure = departure
+        self._slice = holds.limits.stream_slice_tokens
+        self._streamed = wish.stream
+        self._choices = wish.choices
+        self._amount = 0
+        self._parts = 0
+        self._extending: asyncio.Future[Outcome] | None = None
+        self._exhausted = False
+        self._started_s = holds.clock.monotonic()
+        self.record = record
+        self.meter = Meter(plan.tariff, plan.input_estimate)
+        self._price = plan.offers[0].price
+        self._asked_s = 0.0
+        self.upstream_s = 0.0  # time spent waiting for upstreams to begin
+        self.output_limit = wish.output_limit
+        if self.output_limit is None and not wish.stream:
+            self.output_limit = plan.default_output_tokens
+        self.covered_output = 0  # tokens that the hold pays for besides the input
+        self.ending = Ending.ANSWER
+        self.status = 200
+        self.replayed: KeptAnswer | None = None  # the answer that this idempotency key has had before
+        self.keep: KeptAnswer | None = None  # the answer to keep for it
+        self._need = self._first_need(caller)
+
+    def __repr__(self) -> str:
+        return f"Hold({self.record.request_id}, amount={self._amount}, {self.meter!r})"
+
+    # Entering.
+
+    async def __aenter__(self) -> Hold:
+        """Admit the request. AuthInvalid, RateLimited, PaymentRequired, WrongState (idempotency), StoreUnavailable."""
+        outcome = await self._admit()
+        self._holds.observe.admitted(self._holds.clock.monotonic() - self._started_s)
+        if isinstance(outcome, Refused):
+            raise _refusal(outcome)
+        if isinstance(outcome, Replay):
+            self.replayed = _replay(outcome, self._once)
+            return self
+        self._add(cast(Granted, outcome))
+        self._fit()
+        self._holds.opened(self)
+        return self
+
+    def _first_need(self, caller: Caller) -> Need:
+        tariff, bound = self._plan.tariff, self._plan.input_bound
+        output = self._slice if self.output_limit is None else self.output_limit
+        if self._streamed:
+            output = min(output, self._slice)
+        return Need(
+            account=caller.account,
+            keys=caller.keys,
+            lane=self._plan.lane,
+            asset=tariff.asset,
+            value_rate=tariff.value_rate,
+            want=tariff.bound(bound, output * self._choices),
+            least=1 if tariff.serves_last_call else tariff.bound(bound, min(output, 1) * self._choices),
+            patient=self._holds.limits.hold_wait_s > 0,
+        )
+
+    async def _admit(self) -> Outcome:
+        """Ask, and for a moment ask again while other calls are about to free the money that is needed."""
+        outcome = await self._ask(self._need)
+        for pause_s in _pauses(self._holds.limits.hold_wait_s):
+            if not (isinstance(outcome, Refused) and outcome.why is Refusal.HELD):
+                return outcome
+            await asyncio.sleep(pause_s)
+            outcome = await self._ask(replace(self._need, again=True))
+        if isinstance(outcome, Refused) and outcome.why is Refusal.HELD:
+            outcome = await self._ask(replace(self._need, again=True, patient=False))
+        return outcome
+
+    async def _ask(self, need: Need) -> Outcome:
+        future = self._holds.store.commit(
+            Admission(
+                request_id=self.record.request_id,
+                need=need,
+                owner_id=self._holds.owner,
+                expires_ms=self.record.created_ms + LONGEST_MS,
+                context=context_of(need, self.record),
+                once=self._once,
+            )
+        )
+        try:
+            return await future
+        except asyncio.CancelledError:  # by now the store has decided (`store.Decision`): give back what it granted
+            if not future.exception() and isinstance(future.result(), Granted):
+                self.ending, self.status = ending_of(asyncio.CancelledError(), caller_gone=self._departure.gone)
+                self._close()
+            raise
+
+    def _add(self, granted: Granted) -> None:
+        """Count what was granted. The last call on a contract is served even where only its estimate is covered."""
+        self._amount += granted.amount
+        self._parts += max(1, len(granted.parts))
+        within = self._plan.tariff.output_within
+        self.covered_output = within(self._amount, self._plan.input_bound)
+        if self._plan.tariff.serves_last_call:
+            self.covered_output = max(
+                self._choices, self.covered_output, within(self._amount, self._plan.input_estimate)
+            )
+
+    def _fit(self) -> None:
+        """Lower the output limit to what was granted, when that is less than was wanted."""
+        if self._amount < self._need.want and self.output_limit != 0:
+            self.output_limit = max(1, self.covered_output // self._choices)
+
+    # While the work goes on.
+
+    def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
+        """From now on an offer has the call: its price counts, and it may bill the prompt should the caller leave."""
+        self._price = offer.price
+        self._departure.on_cancel = on_cancel
+        self.record.provider = offer.provider
+        self.record.attempts += 1
+        self.meter.dispatched = True
+        self._asked_s = self._holds.clock.monotonic()
+
+    def answered(self) -> None:
+        """The offer has begun to answer, or failed to."""
+        self.upstream_s += self._holds.clock.monotonic() - self._asked_s
+
+    def failed(self, error: UpstreamError) -> None:
+        """The offer did not serve."""
+        self._holds.observe.failed_upstream(self.record.provider, error.kind)
+
+    def added_s(self) -> float:
+        """Seconds that the call has spent here and not waiting for an upstream."""
+        return self._holds.clock.monotonic() - self._started_s - self.upstream_s
+
+    def first_byte(self) -> None:
+        """The first byte of the answer is about to leave."""
+        if self.record.first_byte_us is None:
+            self.record.first_byte_us = self._elapsed_us()
+
+    @property
+    def caller_gone(self) -> bool:
+        return self._departure.gone
+
+    def owed(self) -> int:
+        """Units owed now."""
+        return self.meter.owed(self._price)
+
+    def cost_nano(self) -> int:
+        """What is owed now is worth in nano-USD."""
+        return value(self.owed(), self._plan.tariff.value_rate)
+
+    async def cover(self, output: int) -> bool:
+        """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended."""
+        while output > self.covered_output:
+            outcome = await (self._extending or self._extend())
+            if isinstance(outcome, Refused):
+                return False
+        return True
+
+    def extend_ahead(self) -> None:
+        """Begin to extend when less than half a slice is left, so that the stream need not wait for the store."""
+        left = self.covered_output - self.meter.output
+        complete = self.output_limit is not None and self.covered_output >= self.output_limit * self._choices
+        if left < self._slice // 2 and not (complete or self._extending or self._exhausted):
+            self._extend()
+
+    def _extend(self) -> asyncio.Future[Outcome]:
+        bound, output = self._plan.tariff.bound, max(self.covered_output, self.meter.output)
+        step = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
+        self._slice = step
+        future = self._holds.store.commit(
+            Extension(
+                request_id=self.record.request_id,
+                need=replace(
+                    self._need,
+                    want=bound(self._plan.input_bound, output + step) - self._amount,
+                    least=max(1, bound(self._plan.input_bound, self.covered_output + 1) - self._amount),
+                    patient=False,
+                ),
+                owner_id=self._holds.owner,
+                expires_ms=self.record.created_ms + LONGEST_MS,
+                position=self._parts,
+                progress=self.owed(),
+                progress_tokens=self.meter.output,
+            )
+        )
+        future.add_done_callback(self._extended)
+        self._extending = future
+        return future
+
+    def _extended(self, future: asyncio.Future[Outcome]) -> None:
+        self._extending = None
+        if future.exception():  # whoever waits for it is told; whoever does not asks again
+            return
+        outcome = future.result()
+        if isinstance(outcome, Granted):
+            self._add(outcome)
+        else:
+            self._exhausted = True
+
+    # Leaving.
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.replayed is not None:
+            return
+        if error is not None:
+            self.ending, self.status = ending_of(error, caller_gone=self._departure.gone)
+        elif self._departure.gone:  # drained to its end for nobody
+            self.ending, self.status = Ending.CALLER_GONE, 499
+        self._close()
+
+    def _close(self) -> None:
+        """Post the settlement: the one place where a call ends."""
+        if self.ending in UNSERVED and not self.meter.output:
+            self.meter.dispatched = False
+        owed = self.owed()
+        if self.ending is Ending.CALLER_GONE and self._departure.on_cancel == "full" and self.meter.estimated:
+            owed = max(owed, self._amount)
+        self._complete(self.record, owed)
+        self._holds.closed(self)
+        once = self._once is not None
+        self._holds.store.post(Settlement(self.record.request_id, self._need, owed, self.record, self.keep, once))
+
+    def _complete(self, record: UsageRecord, owed: int) -> None:
+        tokens = self.meter.tokens()
+        record.input_tokens, record.output_tokens, record.total_tokens = tokens.input, tokens.output, tokens.total
+        record.cached_tokens, record.reasoning_tokens = tokens.cached_input, tokens.reasoning
+        record.estimated = int(self.meter.estimated)
+        record.ended, record.status = self.ending, self.status
+        record.price_version = self._price.version
+        record.amount, record.cost_nano = owed, value(owed, self._plan.tariff.value_rate)
+        record.total_us = self._elapsed_us()
+        if self.ending is Ending.TIMEOUT and not owed:
+            record.state = "review"  # nobody knows whether the upstream did the work
+
+    def _elapsed_us(self) -> int:
+        return int((self._holds.clock.monotonic() - self._started_s) * 1e6)
+
+
+def _pauses(most_s: float) -> Iterator[float]:
+    """Pauses that double up to 160 ms, until they add up to `most_s`."""
+    pause_s, total_s = 0.005, 0.0
+    while total_s < most_s:
+        yield pause_s
+        total_s += pause_s
+        pause_s = min(pause_s * 2, 0.16)
+
+
+def _replay(seen: Replay, once: Once | None) -> KeptAnswer:
+    if once is None or seen.body_digest != once.body_digest:
+        raise WrongState("This Idempotency-Key was used with a different request body.", code="idempotency_mismatch")
+    if seen.kept is None:
+        raise WrongState("A request with this Idempotency-Key is still running.", code="idempotency_in_progress")
+    if seen.kept.body is None:
+        raise WrongState("The answer for this Idempotency-Key was too large to keep.", code="idempotency_not_kept")
+    return seen.kept
+
+
+def _refusal(refused: Refused) -> PenstockError:
+    """The ledger's no, as an error that doors render."""
+    match refused.why:
+        case Refusal.KEY_INVALID:
+            return AuthInvalid()
+        case Refusal.RATE_LIMITED:
+            return RateLimited(retry_after_s=retry_after_s(refused.wait_us))
+        case Refusal.KEY_LIMIT:
+            return PaymentRequired("The spending limit of this key does not cover this request.")
+        case Refusal.HELD:
+            return PaymentRequired("Other requests in flight hold what is left of the balance. Try again shortly.")
+        case Refusal.NO_FUNDS | Refusal.GONE:
+            return PaymentRequired()

@@ -1,0 +1,131 @@
+"""What operators see of calls: one log line a request, and Prometheus metrics.
+
+Labels and lines hold the catalogue's and the tables' own words, and ids; never a caller's text, so their number is
+bounded and nothing secret gets in. The one exception, the path of a refused request, is redacted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from penstock.clock import Clock, iso
+from penstock.db.records import UsageRecord
+from penstock.log import RequestLog
+from penstock.relay.tally import Buckets, Counters
+
+FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)  # seconds of our own
+SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)  # seconds with the model's
+LONGEST_PATH = 200
+
+
+class Observer:
+    """Counts and logs. One per process, shared by the data path, the doors and upkeep."""
+
+    def __init__(self, log: RequestLog, clock: Clock, redact: Callable[[str], str]) -> None:
+        self._log = log
+        self._clock = clock
+        self._redact = redact
+        self.registry = CollectorRegistry()
+        self._requests = self._counters(
+            "penstock_requests",
+            "Calls that held money, by how they ended.",
+            ("surface", "model", "provider", "ended"),
+        )
+        self._refused = self._counters(
+            "penstock_refused_requests", "Requests refused, by kind of error.", ("surface", "kind")
+        )
+        self._upstream_errors = self._counters(
+            "penstock_upstream_errors", "Attempts at a provider that failed, by kind of error.", ("provider", "kind")
+        )
+        self._tokens = self._counters("penstock_tokens", "Tokens used.", ("model", "provider", "direction"))
+        self._cost = self._counters("penstock_cost_nano_usd", "What calls cost, in nano-USD.", ("model", "lane"))
+        self._total = self._buckets("penstock_request_seconds", "From request to last byte.", SLOW)
+        self._first_byte = self._buckets("penstock_first_byte_seconds", "From request to first byte.", SLOW)
+        self._added = self._buckets("penstock_added_seconds", "Time a call spent in the gateway itself.", FAST)
+        self._admission = self._buckets("penstock_admission_seconds", "Time to set the money aside.", FAST)
+        self._lag = self._buckets("penstock_event_loop_lag_seconds", "How late the event loop runs.", FAST)
+
+    def __repr__(self) -> str:
+        return f"Observer({self._requests!r})"
+
+    def closed(self, record: UsageRecord, added_s: float) -> None:
+        """A call that held money has ended."""
+        self._requests.add((record.surface, record.model, record.provider, record.ended))
+        self._tokens.add((record.model, record.provider, "input"), record.input_tokens)
+        self._tokens.add((record.model, record.provider, "output"), record.output_tokens)
+        self._cost.add((record.model, record.lane), record.cost_nano)
+        self._total.observe(record.total_us / 1e6)
+        if record.first_byte_us is not None:
+            self._first_byte.observe(record.first_byte_us / 1e6)
+            self._added.observe(added_s)
+        self._log.write(_line(record))
+
+    def refused(self, *, request_id: str, surface: str, kind: str, status: int, path: str) -> None:
+        """A request was answered with an error of ours before it held money, or because it could not."""
+        self._refused.add((surface, kind))
+        self._log.write(
+            {
+                "time": iso(self._clock.now_ms()),
+                "event": "refused",
+                "request_id": request_id,
+                "surface": surface,
+                "path": self._redact(path[:LONGEST_PATH]),
+                "status": status,
+                "kind": kind,
+            }
+        )
+
+    def failed_upstream(self, provider: str, kind: str) -> None:
+        """An attempt at a provider failed."""
+        self._upstream_errors.add((provider, kind))
+
+    def admitted(self, seconds: float) -> None:
+        """The store has decided on a request."""
+        self._admission.observe(seconds)
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop came back so late."""
+        self._lag.observe(max(0.0, seconds))
+
+    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """Show a figure that is read when metrics are."""
+        Gauge(name, help, registry=self.registry).set_function(read)
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counters(self, name: str, help: str, labels: Sequence[str]) -> Counters:
+        counters = Counters(name, help, labels)
+        self.registry.register(counters)
+        return counters
+
+    def _buckets(self, name: str, help: str, bounds: Sequence[float]) -> Buckets:
+        buckets = Buckets(name, help, bounds)
+        self.registry.register(buckets)
+        return buckets
+
+
+def _line(record: UsageRecord) -> dict[str, str | int | None]:
+    return {
+        "time": iso(record.created_ms),
+        "event": "call",
+        "request_id": record.request_id,
+        "account": record.account_id,
+        "key": record.credential_id,
+        "surface": record.surface,
+        "model": record.model,
+        "provider": record.provider,
+        "attempts": record.attempts,
+        "status": record.status,
+        "ended": record.ended,
+        "input_tokens": record.input_tokens,
+        "output_tokens": record.output_tokens,
+        "owed": record.amount,
+        "asset": record.asset,
+        "estimated": record.estimated,
+        "first_byte_us": record.first_byte_us,
+        "total_us": record.total_us,
+    }

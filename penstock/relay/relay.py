@@ -1,0 +1,187 @@
+"""One inference call, from credential to settlement. This is the story; each of its words is a file beside this one.
+
+    access   who asks, for which account                   route    what is meant, who may serve it, which money pays
+    hold     money set aside; leaving it settles           attempt  the first offer that begins to answer
+    meter    what has been used so far                     stream   the answer passes, metered
+    ending   how a call can end                            departure  what if the caller leaves
+
+The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, go out after
+the hold has been left: whoever has a complete answer finds it in the balance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from penstock.access import Access, Caller, Surface
+from penstock.catalogue import Catalogue
+from penstock.clock import Clock
+from penstock.config import LimitSettings
+from penstock.db.ledger import Once
+from penstock.db.records import UsageRecord
+from penstock.dialects import Dialect, Wish
+from penstock.errors import Forbidden, UpstreamFailed
+from penstock.money.units import dollars
+from penstock.relay.attempt import Attempts, Served
+from penstock.relay.departure import Departure, Drains
+from penstock.relay.ending import Ending
+from penstock.relay.hold import Hold, Holds
+from penstock.relay.reply import Copied, Headers, Reply, replay
+from penstock.relay.route import Plan, route
+from penstock.relay.stream import LiveStream
+
+LARGEST_KEPT = 1024 * 1024  # bytes of an answer kept for its idempotency key
+COMPLETE = frozenset({Ending.ANSWER, Ending.MONEY})  # a stream that broke may be asked for again
+EVENT_STREAM: Headers = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+JSON: Headers = [(b"content-type", b"application/json")]
+
+
+class Ask(Struct, frozen=True, gc=False):
+    """One request, as a door understood it. `body` reads it (TooLarge); `id` names the request everywhere."""
+
+    id: str
+    surface: Surface
+    kind: str
+    dialect: Dialect
+    authorization: str | None
+    trust: str | None
+    lane: str | None
+    idempotency_key: str | None
+    body: Callable[[], Awaitable[bytes]]
+
+
+class Relay:
+    """Carries calls. `catalogue` may be swapped at any time; a call keeps the one it began with."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        holds: Holds,
+        attempts: Attempts,
+        catalogue: Catalogue,
+        clock: Clock,
+        limits: LimitSettings,
+    ) -> None:
+        self.catalogue = catalogue
+        self.attempts = attempts
+        self.drains = Drains(limits)
+        self.streams: set[LiveStream] = set()
+        self._access = access
+        self._holds = holds
+        self._clock = clock
+        self._limits = limits
+
+    def __repr__(self) -> str:
+        return f"Relay({self._holds!r}, {len(self.streams)} streams, {self.drains!r})"
+
+    async def call(self, ask: Ask, reply: Reply) -> None:
+        """Serve one call. PenstockError while nothing has been sent; a stream that has begun ends in its own words."""
+        caller = await self._access.admit(ask.authorization, ask.trust, ask.surface)
+        if "inference" not in caller.scopes:
+            raise Forbidden("This key has no scope for inference.")
+        body = await ask.body()
+        wish = ask.dialect.peek(body, max_output_tokens=self._limits.max_output_tokens)
+        plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
+        departure = Departure(self.drains)
+        reply.when_gone(departure)
+        once = _once(ask, body)
+        hold = Hold(self._holds, caller, plan, wish, self._record(ask, caller, wish, plan), once, departure)
+        try:
+            async with hold:
+                if hold.replayed is not None:
+                    last = await replay(hold.replayed, reply)
+                elif once is not None:
+                    copied = Copied(reply, LARGEST_KEPT)
+                    last = await self._answer(ask, wish, plan, hold, copied)
+                    if hold.ending in COMPLETE:
+                        hold.keep = copied.kept(last)
+                else:
+                    last = await self._answer(ask, wish, plan, hold, reply)
+            await reply.finish(last)
+        finally:
+            departure.over()
+
+    async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply) -> bytes:
+        """Have the call answered, all but the last bytes, which are returned."""
+        served = await self.attempts.first_answer(plan, ask.dialect, wish, hold)
+        try:
+            if wish.stream:
+                return await self._stream(ask, wish, served, hold, reply)
+            return await self._plain(ask, wish, served, hold, reply)
+        finally:
+            served.answer.close()
+
+    async def _plain(self, ask: Ask, wish: Wish, served: Served, hold: Hold, reply: Reply) -> bytes:
+        try:
+            answer = ask.dialect.answer(served.head, model=wish.model, id_prefix=ask.surface.id_prefix)
+        except UpstreamFailed as error:  # may be in the upstream's own words
+            raise UpstreamFailed(self.attempts.redact(error.message), began=True) from None
+        hold.meter.feed(answer.produced, answer.usage)
+        hold.first_byte()
+        cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
+        await reply.start(200, [*JSON, *_trail(served, hold), cost])
+        return answer.body
+
+    async def _stream(self, ask: Ask, wish: Wish, served: Served, hold: Hold, reply: Reply) -> bytes:
+        stream = ask.dialect.open_stream(
+            model=wish.model, id_prefix=ask.surface.id_prefix, include_usage=wish.include_usage
+        )
+        live = LiveStream(stream, hold, reply, self._clock, self.attempts.redact, include_usage=wish.include_usage)
+        self.streams.add(live)
+        try:
+            await reply.start(200, [*EVENT_STREAM, *_trail(served, hold)])
+            return await live.relay(served)
+        finally:
+            self.streams.discard(live)
+
+    def _record(self, ask: Ask, caller: Caller, wish: Wish, plan: Plan) -> UsageRecord:
+        """The usage record as far as it is known before the call; `Hold` completes it."""
+        return UsageRecord(
+            request_id=ask.id,
+            account_id=caller.account,
+            credential_id=caller.credential,
+            surface=ask.surface.name,
+            dialect=ask.dialect.NAME,
+            model=plan.model.id,
+            provider=plan.offers[0].provider,
+            attempts=0,
+            lane=plan.lane,
+            asset=plan.tariff.asset,
+            price_version=plan.offers[0].price.version,
+            input_tokens=plan.input_estimate,
+            cached_tokens=0,
+            output_tokens=0,
+            reasoning_tokens=0,
+            total_tokens=0,
+            estimated=0,
+            streamed=int(wish.stream),
+            status=0,
+            ended="",
+            created_ms=self._clock.now_ms(),
+            first_byte_us=None,
+            total_us=0,
+        )
+
+
+def _once(ask: Ask, body: bytes) -> Once | None:
+    """What makes a request the same as an earlier one: where it went, and every byte of it."""
+    if ask.idempotency_key is None:
+        return None
+    digest = hashlib.sha256(f"{ask.surface.name} {ask.dialect.NAME}\n".encode() + body).hexdigest()
+    return Once(ask.idempotency_key, digest)
+
+
+def _trail(served: Served, hold: Hold) -> Headers:
+    """Headers that say where a call went and how long we held it up."""
+    route = f"{served.offer.provider};attempts={served.attempts}"
+    added_ms, upstream_ms = hold.added_s() * 1000, hold.upstream_s * 1000
+    timing = f"penstock;dur={added_ms:.2f}, upstream;dur={upstream_ms:.2f}"
+    return [(b"x-penstock-route", route.encode()), (b"server-timing", timing.encode())]

@@ -1,0 +1,90 @@
+"""The way back to the caller, as the data path sees it. What is sent to a caller who has gone is dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Protocol
+
+from penstock.db.records import KeptAnswer
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Reply(Protocol):
+    """One response: `start` once, `send` any number of times, `finish` once."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `send` would return at once, without waiting for the caller to read."""
+        ...
+
+    def when_gone(self, departure: Callable[[], None]) -> None:
+        """Call `departure` once, should the caller go before `finish`."""
+        ...
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Status and headers; the body follows in pieces."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """A piece of the body. Returns when the connection can take more: a slow reader slows the upstream."""
+        ...
+
+    async def finish(self, data: bytes) -> None:
+        """The last piece of the body."""
+        ...
+
+
+class Copied:
+    """A reply that is also remembered, for an idempotency key; more than `most` bytes are sent but not kept."""
+
+    def __init__(self, reply: Reply, most: int) -> None:
+        self._reply = reply
+        self._most = most
+        self._size = 0
+        self._pieces: list[bytes] = []
+        self._status = 0
+        self._headers: Headers = []
+
+    def __repr__(self) -> str:
+        return f"Copied({self._reply!r}, {self._size} bytes)"
+
+    @property
+    def ready(self) -> bool:
+        return self._reply.ready
+
+    def when_gone(self, departure: Callable[[], None]) -> None:
+        self._reply.when_gone(departure)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self._status, self._headers = status, headers
+        await self._reply.start(status, headers)
+
+    async def send(self, data: bytes) -> None:
+        self._keep(data)
+        await self._reply.send(data)
+
+    async def finish(self, data: bytes) -> None:
+        await self._reply.finish(data)
+
+    def kept(self, last: bytes) -> KeptAnswer:
+        """All that was sent, and the last bytes that are about to be."""
+        self._keep(last)
+        headers = json.dumps([[name.decode(), text.decode()] for name, text in self._headers])
+        body = b"".join(self._pieces) if self._size <= self._most else None
+        return KeptAnswer(self._status, headers, body)
+
+    def _keep(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._most:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+
+
+async def replay(kept: KeptAnswer, reply: Reply) -> bytes:
+    """Begin to send a kept answer again, marked as such; its body, for `finish`."""
+    headers = [(name.encode(), text.encode()) for name, text in json.loads(kept.headers)]
+    await reply.start(kept.status, [*headers, (b"idempotent-replayed", b"true")])
+    return kept.body or b""

@@ -1,0 +1,74 @@
+"""The meter: an estimate that grows with the stream until the upstream counts; a count of zero is a count."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.dialects.usage import TokenUsage
+from penstock.money.prices import Price, TokenTariff, UsdTariff
+from penstock.relay.meter import Meter
+
+PRICE = Price(2_000_000, 3_000_000, 1_000_000, 3_000_000, per_request=100)  # 2, 3 and 1 nano-USD a token
+COUNTED = TokenUsage(input=10, output=20, cached_input=4, reasoning=5, total=30)
+
+Piece = tuple[int, TokenUsage | None]
+
+
+def meter(*pieces: Piece, dispatched: bool = True) -> Meter:
+    made = Meter(UsdTariff(PRICE), input_estimate=50)
+    made.dispatched = dispatched
+    for produced, usage in pieces:
+        made.feed(produced, usage)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pieces", "tokens", "owed", "estimated"),
+    [
+        pytest.param([], TokenUsage(50, 0, total=50), 200, True, id="sent, and nothing came"),
+        pytest.param([(3, None), (4, None)], TokenUsage(50, 7, total=57), 221, True, id="nobody counted"),
+        pytest.param([(3, None), (0, COUNTED)], COUNTED, 176, False, id="counted at the end"),
+        pytest.param([(3, COUNTED)], COUNTED, 176, False, id="counted with the piece"),
+        pytest.param([(0, COUNTED), (2, None)], TokenUsage(10, 22, 4, 5, 32), 182, True, id="more after a count"),
+        pytest.param([(9, COUNTED), (2, None), (0, COUNTED)], COUNTED, 176, False, id="the last count counts"),
+        pytest.param([(9, None), (0, TokenUsage(0, 0))], TokenUsage(0, 0), 100, False, id="an explicit zero"),
+    ],
+)
+def test_what_is_owed_is_the_upstreams_count_and_else_an_estimate(
+    pieces: list[Piece], tokens: TokenUsage, owed: int, estimated: bool
+) -> None:
+    made = meter(*pieces)
+    assert (made.tokens(), made.owed(PRICE), made.estimated) == (tokens, owed, estimated)
+    assert made.output == tokens.output
+
+
+def test_a_call_that_reached_no_upstream_owes_nothing() -> None:
+    made = meter(dispatched=False)
+    assert (made.tokens(), made.owed(PRICE), made.estimated) == (TokenUsage(0, 0), 0, False)
+
+
+def test_what_an_upstream_counted_is_owed_whatever_else_is_known() -> None:
+    assert meter((0, COUNTED), dispatched=False).owed(PRICE) == 176
+
+
+def test_a_contract_owes_the_total_the_upstream_names() -> None:
+    made = Meter(TokenTariff("C", 1), input_estimate=50)
+    made.dispatched = True
+    made.feed(5, None)
+    assert made.owed(PRICE) == 55
+    made.feed(0, TokenUsage(10, 20, total=33))
+    made.feed(2, None)
+    assert made.owed(PRICE) == 35
+
+
+@given(st.lists(st.integers(0, 1_000), max_size=30))
+def test_an_estimate_is_never_below_what_was_sent_and_never_shrinks(sizes: list[int]) -> None:
+    made, sent, before = meter(), 0, 0
+    for produced in sizes:
+        made.feed(produced, None)
+        sent += produced
+        assert made.output == sent
+        assert before <= made.owed(PRICE) == 200 + 3 * sent
+        before = made.owed(PRICE)

@@ -1,0 +1,300 @@
+"""Keys: what each kind belongs to, that a child can never do more than its parent, and that accounts are apart."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from penstock.access import Access, Surface
+from penstock.app import open_office
+from penstock.config_file import load
+from penstock.db.credentials import DEEPEST, identify
+from penstock.db.ledger import Admission
+from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, WrongState
+from penstock.money.books import Granted, Need, Refusal, Refused
+from penstock.operations.actor import LOCAL, Actor, actor_of
+from penstock.operations.index import operation_named, perform
+from penstock.operations.office import Office
+
+MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
+MODEL = "penstock/demo"
+
+
+@pytest.fixture
+async def office() -> AsyncIterator[Office]:
+    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def account(office: Office) -> str:
+    return str((await do(office, "accounts.create", name="Team")).id)
+
+
+async def do(office: Office, operation: str, /, actor: Actor = LOCAL, **arguments: Any) -> Any:
+    return await perform(office, actor, operation_named(operation), arguments)
+
+
+async def acting_as(office: Office, token: str) -> Actor:
+    access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
+    return await actor_of(office, await access.admit(f"Bearer {token}", None, MANAGEMENT))
+
+
+async def manager_of(office: Office, account: str, *scopes: str) -> Actor:
+    made = await do(
+        office, "keys.create", kind="management", name="m", account=account, scopes=scopes or ("management",)
+    )
+    return await acting_as(office, made.key)
+
+
+async def admitted(office: Office, keys: tuple[str, ...], account: str, units: int) -> Any:
+    need = Need(account, keys, "credits", "USD", value_rate=1_000_000, want=units, least=units)
+    asked = Admission(office.ids.new("req"), need, "own_test", office.clock.now_ms() + 60_000, "[]")
+    return await office.store.commit(asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [("team", "team."), ("account", "ak_"), ("inference", "pen_sk_"), ("management", "pen_live_")],
+)
+async def test_a_key_of_an_account_is_shown_once_and_known_by_its_digest(
+    office: Office, account: str, kind: str, prefix: str
+) -> None:
+    made = await do(office, "keys.create", kind=kind, name="k", account=account)
+    assert made.key.startswith(prefix)
+    assert made.display == f"{prefix}…{made.key[-4:]}"
+    assert made.key not in repr(made)
+    (listed,) = (await do(office, "keys.list")).data
+    assert not hasattr(listed, "key")
+    assert (listed.id, listed.state, listed.account) == (made.id, "active", account)
+    identity = await office.store.read(identify(office.keyring.digest(made.key), office.clock.now_ms()))
+    assert identity is not None
+    assert (identity.keys, identity.account, identity.kind) == ((made.id,), account, kind)
+
+
+async def test_a_personal_key_pays_from_the_personal_account_and_an_account_key_reaches_every_membership(
+    office: Office,
+) -> None:
+    user = await do(office, "users.create", name="Ada")
+    team = await do(office, "accounts.create", name="Team", owner=user.id)
+    personal = await do(office, "keys.create", kind="personal", name="p", user=user.id)
+    everywhere = await do(office, "keys.create", kind="account", name="a", user=user.id)
+    now_ms = office.clock.now_ms()
+    first = await office.store.read(identify(office.keyring.digest(personal.key), now_ms))
+    second = await office.store.read(identify(office.keyring.digest(everywhere.key), now_ms))
+    assert first is not None
+    assert second is not None
+    assert (first.account, first.own_account) == (user.account, user.account)
+    assert second.account is None
+    assert second.accounts == {user.account, team.id}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "personal", "account": "?"},
+        {"kind": "inference"},
+        {"kind": "inference", "user": "?"},
+        {"kind": "account", "user": "?", "account": "?"},
+        {"kind": "inference", "account": "?", "scopes": ["management"]},
+        {"kind": "management", "account": "?", "scopes": []},
+        {"kind": "management", "account": "?", "scopes": ["everything"]},
+        {"kind": "team", "account": "?", "models": ["no/such"]},
+        {"kind": "team", "account": "?", "models": []},
+        {"kind": "team", "account": "?", "limit": "0"},
+        {"kind": "team", "account": "?", "limit": "1e3"},
+        {"kind": "team", "account": "?", "expires": "2020-01-01"},
+        {"kind": "team", "account": "?", "expires": "soon"},
+        {"kind": "team", "account": "?", "requests_per_minute": 0},
+        {"kind": "team", "account": "?", "requests_per_minute": 10**12},
+        {"kind": "team", "account": "?", "name": ""},
+    ],
+)
+async def test_a_key_that_makes_no_sense_is_refused(office: Office, account: str, wrong: dict[str, Any]) -> None:
+    arguments = {"name": "k"} | wrong | ({"account": account} if "account" in wrong else {})
+    with pytest.raises(InvalidRequest) as refused:
+        await do(office, "keys.create", **arguments)
+    assert refused.value.param
+    assert (await do(office, "keys.list")).data == ()
+
+
+async def test_a_key_for_somebody_unknown_is_not_made(office: Office) -> None:
+    with pytest.raises(NotFound):
+        await do(office, "keys.create", name="k", kind="inference", account="acc_x")
+    with pytest.raises(NotFound):
+        await do(office, "keys.create", name="k", kind="personal", user="usr_x")
+    personal = (await do(office, "users.create", name="Ada")).account
+    with pytest.raises(InvalidRequest, match="team account"):
+        await do(office, "keys.create", kind="team", name="k", account=personal)
+
+
+async def test_a_child_has_at_most_what_its_parent_has(office: Office, account: str) -> None:
+    parent = await do(
+        office, "keys.create", kind="inference", name="p", account=account, models=[MODEL], limit="10",
+        expires="2099-01-01", requests_per_minute=60,
+    )  # fmt: skip
+    same = await do(office, "keys.child", key=parent.id, name="same")
+    for field in ("kind", "account", "scopes", "models", "limit", "expires", "requests_per_minute", "environment"):
+        assert getattr(same, field) == getattr(parent, field)
+    less = await do(
+        office, "keys.child", key=parent.id, name="less", limit="0.5", expires="2098-01-01", requests_per_minute=1
+    )
+    assert (less.parent, less.limit.usd, less.requests_per_minute) == (parent.id, "0.50", 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"limit": "10.000000001"},
+        {"expires": "2099-01-01T00:00:01Z"},
+        {"requests_per_minute": 61},
+        {"requests_per_minute": 0},
+        {"scopes": ["management"]},
+        {"scopes": []},
+        {"models": ["penstock/other"]},
+    ],
+)
+async def test_a_child_that_could_do_more_is_refused(office: Office, account: str, more: dict[str, Any]) -> None:
+    parent = await do(
+        office, "keys.create", kind="inference", name="p", account=account, models=[MODEL], limit="10",
+        expires="2099-01-01", requests_per_minute=60,
+    )  # fmt: skip
+    with pytest.raises(InvalidRequest):
+        await do(office, "keys.child", key=parent.id, name="c", **more)
+
+
+async def test_a_revoked_parent_ends_its_children_at_identification_and_at_admission(
+    office: Office, account: str
+) -> None:
+    await do(office, "balances.grant", account=account, usd="1")
+    parent = await do(office, "keys.create", kind="inference", name="p", account=account)
+    child = await do(office, "keys.child", key=parent.id, name="c")
+    grandchild = await do(office, "keys.child", key=child.id, name="g")
+    line = (grandchild.id, child.id, parent.id)
+    known = await office.store.read(identify(office.keyring.digest(grandchild.key), office.clock.now_ms()))
+    assert known is not None
+    assert known.keys == line
+    assert isinstance(await admitted(office, line, account, 1), Granted)
+    await do(office, "keys.revoke", key=parent.id)
+    for made in (parent, child, grandchild):
+        assert await office.store.read(identify(office.keyring.digest(made.key), office.clock.now_ms())) is None
+    assert await admitted(office, line, account, 1) == Refused(Refusal.KEY_INVALID)
+    assert {each.state for each in (await do(office, "keys.list")).data} == {"revoked"}
+    with pytest.raises(WrongState):
+        await do(office, "keys.child", key=parent.id, name="late")
+
+
+async def test_a_childs_spending_counts_for_its_parent(office: Office, account: str) -> None:
+    await do(office, "balances.grant", account=account, usd="1")
+    parent = await do(office, "keys.create", kind="inference", name="p", account=account, limit="0.000000010")
+    child = await do(office, "keys.child", key=parent.id, name="c", limit="0.000000006")
+    line = (child.id, parent.id)
+    assert (await admitted(office, line, account, 7)).why is Refusal.KEY_LIMIT
+    assert isinstance(await admitted(office, line, account, 6), Granted)
+    refused = await admitted(office, (parent.id,), account, 5)
+    assert (type(refused), refused.available) == (Refused, 4)
+    assert isinstance(await admitted(office, (parent.id,), account, 4), Granted)
+
+
+async def test_families_of_keys_are_no_deeper_than_identification_looks(office: Office, account: str) -> None:
+    key = await do(office, "keys.create", kind="inference", name="p", account=account)
+    for _ in range(DEEPEST - 1):
+        key = await do(office, "keys.child", key=key.id, name="c")
+    with pytest.raises(WrongState, match="generations"):
+        await do(office, "keys.child", key=key.id, name="c")
+
+
+async def test_revoking_keeps_the_first_time_and_does_not_touch_others(office: Office, account: str) -> None:
+    first, second = [await do(office, "keys.create", kind="team", name=n, account=account) for n in ("a", "b")]
+    once = await do(office, "keys.revoke", key=first.id)
+    assert (await do(office, "keys.revoke", key=first.id)).revoked == once.revoked
+    assert [each.state for each in (await do(office, "keys.list")).data] == ["revoked", "active"]
+    assert second.state == "active"
+
+
+async def test_a_management_key_sees_and_changes_its_own_account_only(office: Office, account: str) -> None:
+    other = (await do(office, "accounts.create", name="Other")).id
+    theirs = await do(office, "keys.create", kind="inference", name="theirs", account=other)
+    manager = await manager_of(office, account)
+    assert [each.id for each in (await do(office, "accounts.list", manager)).data] == [account]
+    assert {each.account for each in (await do(office, "keys.list", manager)).data} == {account}
+    for operation, arguments in (
+        ("balances.show", {"account": other}),
+        ("keys.list", {"account": other}),
+        ("usage.list", {"account": other}),
+        ("usage.summary", {"account": other}),
+        ("keys.revoke", {"key": theirs.id}),
+        ("keys.child", {"key": theirs.id, "name": "c"}),
+        ("keys.create", {"kind": "inference", "name": "k", "account": other}),
+        ("accounts.add_member", {"account": other, "user": "usr_x"}),
+        ("accounts.remove_member", {"account": other, "user": "usr_x"}),
+    ):
+        with pytest.raises(NotFound) as foreign:
+            await do(office, operation, manager, **arguments)
+        unknown = {name: "acc_x" if value == other else "key_x" if value == theirs.id else value
+                   for name, value in arguments.items()}  # fmt: skip
+        with pytest.raises(NotFound) as absent:
+            await do(office, operation, manager, **unknown)
+        assert foreign.value.message == absent.value.message
+    for operation in ("users.list", "users.create", "accounts.create", "balances.grant", "ledger.verify"):
+        with pytest.raises(Forbidden):
+            await do(office, operation, manager)
+    assert (await do(office, "keys.create", manager, kind="inference", name="k", account=account)).account == account
+
+
+async def test_an_operator_key_acts_on_every_account_but_issues_no_sessions(office: Office, account: str) -> None:
+    other = (await do(office, "accounts.create", name="Other")).id
+    operator = await manager_of(office, account, "operator")
+    assert (await do(office, "balances.grant", operator, account=other, usd="2")).usd.usd == "2.00"
+    user = await do(office, "users.create", operator, name="Ada")
+    with pytest.raises(Forbidden):
+        await do(office, "sessions.issue", operator, user=user.id)
+
+
+async def test_a_reading_key_changes_nothing(office: Office, account: str) -> None:
+    reader = await manager_of(office, account, "read")
+    assert (await do(office, "balances.show", reader, account=account)).account == account
+    with pytest.raises(Forbidden):
+        await do(office, "keys.create", reader, kind="inference", name="k", account=account)
+
+
+async def test_nobody_rises_by_minting(office: Office, account: str) -> None:
+    operators = await do(office, "keys.create", kind="management", name="o", account=account, scopes=["operator"])
+    manager = await manager_of(office, account)
+    with pytest.raises(Forbidden):
+        await do(office, "keys.create", manager, kind="management", name="k", account=account, scopes=["operator"])
+    for operation, rest in (("keys.child", {"name": "c", "scopes": ["read"]}), ("keys.revoke", {})):
+        with pytest.raises(Forbidden):
+            await do(office, operation, manager, key=operators.id, **rest)
+
+
+async def test_a_child_of_a_management_key_mints_only_its_own_children(office: Office, account: str) -> None:
+    parent = await do(office, "keys.create", kind="management", name="p", account=account)
+    child = await do(office, "keys.child", key=parent.id, name="c")
+    acting = await acting_as(office, child.key)
+    with pytest.raises(Forbidden):
+        await do(office, "keys.create", acting, kind="inference", name="k", account=account)
+    with pytest.raises(Forbidden):
+        await do(office, "keys.child", acting, key=parent.id, name="sibling")
+    assert (await do(office, "keys.child", acting, key=child.id, name="own", scopes=["read"])).parent == child.id
+    await do(office, "keys.revoke", key=parent.id)
+    with pytest.raises(AuthInvalid):
+        await acting_as(office, child.key)
+
+
+async def test_a_users_keys_are_the_users_business(office: Office) -> None:
+    ada, bob = [await do(office, "users.create", name=name) for name in ("Ada", "Bob")]
+    adas = await acting_as(office, (await do(office, "sessions.issue", user=ada.id)).token)
+    own = await do(office, "keys.create", adas, kind="account", name="k", user=ada.id)
+    bobs = await do(office, "keys.create", kind="account", name="k", user=bob.id)
+    with pytest.raises(NotFound):
+        await do(office, "keys.create", adas, kind="account", name="k", user=bob.id)
+    with pytest.raises(NotFound):
+        await do(office, "keys.revoke", adas, key=bobs.id)
+    manager = await manager_of(office, ada.account)
+    with pytest.raises(NotFound):  # it would reach the user's other accounts
+        await do(office, "keys.child", manager, key=own.id, name="c")
+    assert {each.user for each in (await do(office, "keys.list", adas)).data if each.kind == "account"} == {ada.id}
+    assert (await do(office, "keys.revoke", adas, key=own.id)).state == "revoked"

@@ -1,0 +1,99 @@
+"""Migrating: every database ends with the same schema, whoever made it and however many began at once."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from penstock.db import migrate
+from penstock.db.schema import metadata
+from penstock.errors import ConfigError, StoreUnavailable
+
+SCHEMA = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE '%alembic%' ORDER BY type, name"
+
+
+def test_a_migrated_database_is_what_the_schema_says(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    assert (migrate.current(url), migrate.is_current(url)) == (None, False)
+    assert migrate.upgrade(url) is None
+    assert (migrate.current(url), migrate.is_current(url)) == (migrate.HEAD, True)
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_a_database_in_memory_is_made_like_a_migrated_one(tmp_path: Path) -> None:
+    migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")
+    with closing(sqlite3.connect(tmp_path / "penstock.db")) as migrated, closing(sqlite3.connect(":memory:")) as made:
+        migrate.create_in_memory(made)
+        assert _tables(made) == _tables(migrated)
+
+
+def test_the_newest_migration_is_the_one_that_start_up_looks_for() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).with_name("migrations")))
+    assert ScriptDirectory.from_config(config).get_heads() == [migrate.HEAD]
+
+
+def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")
+    assert stat.S_IMODE((tmp_path / "penstock.db").stat().st_mode) == 0o600
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_the_migration_tool(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    migrate.upgrade(url)
+    script = (
+        "import sys; from penstock.db import migrate; "
+        f"print(migrate.upgrade({url!r}), 'alembic' in sys.modules, 'sqlalchemy' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [migrate.HEAD, "False", "False"]
+
+
+def test_processes_that_migrate_at_once_all_find_a_whole_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    script = f"from penstock.db import migrate; migrate.upgrade({url!r}); assert migrate.is_current({url!r})"
+    running = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(3)]
+    assert [process.wait(timeout=30) for process in running] == [0, 0, 0]
+
+
+def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    migrate.upgrade(url)
+    with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    with pytest.raises(ConfigError, match="newer"):
+        migrate.upgrade(url)
+
+
+@pytest.mark.parametrize("url", ["postgresql://localhost/penstock", "sqlite://penstock.db"])
+def test_another_engine_or_an_address_that_names_no_file_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:///"):
+        migrate.upgrade(url)
+
+
+def test_what_is_no_database_is_reported_as_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("not a database, but long enough to be looked at" * 100)
+    with pytest.raises(StoreUnavailable, match=r"text\.db"):
+        migrate.upgrade(f"sqlite:///{tmp_path}/text.db")
+    with pytest.raises(StoreUnavailable, match="No such file"):
+        migrate.upgrade(f"sqlite:///{tmp_path}/absent/penstock.db")
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    return [(kind, name, " ".join((sql or "").split())) for kind, name, sql in connection.execute(SCHEMA)]

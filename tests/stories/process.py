@@ -1,0 +1,115 @@
+"""The gateway as a process of its own, started as an operator starts it: `penstock serve` and a configuration file.
+
+    config = configuration(tmp_path, upstream.base_url)
+    async with running(load(config, {})) as gateway:        # the same database, in the test's own process
+        ada = await gateway.person(usd="1")
+    async with serving_process(config) as process:
+        ...                                                 # call process.url
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.stories.caller import PATIENCE_S, eventually
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+MODEL = """
+[[models]]
+id = "{id}"
+offers = [{{ provider = "main" }}]
+price = {{ input = 0.1, output = 2 }}
+"""
+
+
+def configuration(folder: Path, upstream: str, *, models: tuple[str, ...] = ("metered",), grace_s: float = 1.0) -> Path:
+    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`."""
+    path = folder / "penstock.toml"
+    head = f"""
+[server]
+port = 0
+grace_s = {grace_s}
+[store]
+url = "sqlite:///{folder}/penstock.db"
+[providers.main]
+base_url = "{upstream}"
+"""
+    path.write_text(head + "".join(MODEL.format(id=id) for id in models))
+    return path
+
+
+class Process:
+    """A serving process. `log` is what it has said on standard error, line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.url = ""
+        self.log: list[str] = []
+        self._process = process
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end: the exit code, negative when a signal ended it."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._process.wait()
+
+    async def said(self, words: str) -> str:
+        """Wait for a line with these words in it; the line."""
+
+        async def line() -> str:
+            return next((line for line in self.log if words in line), "")
+
+        return await eventually(line)
+
+    async def listen(self) -> None:
+        """Keep what it says, to its end."""
+        assert self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            self.log.append(line.decode())
+
+
+@asynccontextmanager
+async def serving_process(config: Path) -> AsyncIterator[Process]:
+    """`penstock serve`, ready to be called; killed at the end if it still runs."""
+    started = await _penstock("serve", "--config", str(config))
+    process = Process(started)
+    listening = asyncio.create_task(process.listen())
+    try:
+        line = await process.said("serves at")
+        process.url = line.partition("serves at ")[2].split()[0]
+        yield process
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+        await listening
+
+
+async def verified(config: Path) -> bool:
+    """Whether `penstock ledger verify` ends well."""
+    process = await _penstock("ledger", "verify", "--config", str(config))
+    _, said = await process.communicate()
+    assert process.returncode in (0, 5), said
+    return process.returncode == 0
+
+
+async def _penstock(*words: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "penstock",
+        *words,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=ENVIRONMENT,
+        cwd=Path(__file__).parents[2],
+    )

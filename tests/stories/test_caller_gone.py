@@ -1,0 +1,211 @@
+"""The caller leaves: what was produced is charged, nothing stays held, and the upstream is told as its kind wants it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.config import Settings
+from tests.stories.caller import Caller, calling, eventually, the_record
+from tests.stories.gateway import LLAMA, ROUTER, Person, Running, running, settings_for, with_provider
+from tests.upstream import Plain, ScriptedUpstream, Stream
+
+INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
+INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template
+GRANTED = 10**9
+
+LEAVING: dict[str, Callable[[Caller], object]] = {
+    "with a reset": Caller.hang_up,
+    "in good order": lambda caller: caller.writer.close(),
+    "by closing its half": lambda caller: caller.writer.write_eof(),
+}
+
+
+@asynccontextmanager
+async def streaming(
+    gateway: Running, person: Person, upstream: ScriptedUpstream, events: int, **fields: Any
+) -> AsyncIterator[tuple[Caller, Stream]]:
+    """A caller that has read `events` events of a stream of 50; its upstream waits there."""
+    held, number = Stream(tokens=50, hold_after=events), len(upstream.requests) + 1
+    upstream.script(held)
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, person, stream=True, **fields)
+        await upstream.arrival(number)
+        if events:
+            await caller.head()
+        for _ in range(events):
+            assert await caller.event()
+        yield caller, held
+
+
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
+async def test_leaving_in_mid_stream_stops_the_upstream_and_costs_what_came(
+    gateway: Running, upstream: ScriptedUpstream, leave: Callable[[Caller], object]
+) -> None:
+    ada = await gateway.person(usd="1")
+    async with streaming(gateway, ada, upstream, events=5) as (caller, _):
+        leave(caller)
+        received = await upstream.arrival(1)
+        await received.over.wait()
+        record = await the_record(gateway, ada)
+    assert received.aborted_at is not None
+    assert received.tokens_produced == 5
+    assert (record.ended, record.status, record.estimated, record.state) == ("caller_gone", 499, True, "final")
+    assert (record.input_tokens, record.output_tokens) == (INPUT_ESTIMATE, 5)
+    assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT - 5 * OUTPUT
+
+
+async def test_closing_the_official_sdks_stream_does_the_same(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Stream(tokens=50, hold_after=3))
+    client = gateway.sdk(ROUTER, ada)
+    stream = await client.chat.completions.create(
+        model=LLAMA, messages=[{"role": "user", "content": "Hello!"}], stream=True
+    )
+    async for _ in stream:
+        if (await upstream.arrival(1)).events.value == 3:
+            break
+    await stream.close()
+    await (await upstream.arrival(1)).over.wait()
+    record = await the_record(gateway, ada)
+    await client.close()
+    assert (record.ended, record.output_tokens) == ("caller_gone", 3)
+    assert (await gateway.balance(ada)).credits.held.nano == 0
+
+
+async def test_every_stream_that_is_left_has_one_record_of_exactly_what_came(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    people = [await gateway.person(usd="1") for _ in range(12)]
+    async with AsyncExitStack() as leaving_all_at_once:
+        for events, person in enumerate(people, 1):
+            await leaving_all_at_once.enter_async_context(streaming(gateway, person, upstream, events))
+    for events, person in enumerate(people, 1):
+        record = await the_record(gateway, person)
+        assert record.output_tokens == upstream.requests[events - 1].tokens_produced == events
+        assert await gateway.nano(person) == GRANTED - record.amount
+
+
+async def test_before_the_first_byte_only_the_prompt_is_charged(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    async with streaming(gateway, ada, upstream, events=0) as (caller, _):
+        caller.hang_up()
+        record = await the_record(gateway, ada)
+    assert (await upstream.arrival(1)).aborted_at is not None
+    assert (record.ended, record.output_tokens, record.estimated) == ("caller_gone", 0, True)
+    assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT
+
+
+async def test_a_plain_call_that_is_left_is_cancelled(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Plain(hold=True))
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada)
+        await upstream.arrival(1)
+        caller.hang_up()
+        record = await the_record(gateway, ada)
+    assert (await upstream.arrival(1)).aborted_at is not None
+    assert (record.ended, record.output_tokens) == ("caller_gone", 0)
+    assert (await gateway.balance(ada)).credits.held.nano == 0
+
+
+async def test_while_the_store_decides_nothing_is_charged_and_no_upstream_is_called(
+    gateway: Running, settings: Settings, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    other = sqlite3.connect(settings.store.url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    blocked = asyncio.create_task(gateway.grant(ada, usd="1"))  # keeps the writer busy until the database is free
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, stream=True)
+        await eventually(lambda: waiting(gateway))
+        caller.hang_up()
+        await eventually(lambda: nobody_is_connected(gateway))
+        other.close()
+        await blocked
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.status, record.amount) == ("caller_gone", 499, 0)
+    assert await gateway.nano(ada) == 2 * GRANTED
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize("on_cancel", ["drain", "full"])
+async def test_an_upstream_that_bills_to_the_end_is_read_to_the_end(
+    settings: Settings, upstream: ScriptedUpstream, on_cancel: str
+) -> None:
+    async with running(with_provider(settings, "main", on_cancel=on_cancel)) as gateway:
+        ada = await gateway.person(usd="1")
+        async with streaming(gateway, ada, upstream, events=5) as (caller, held):
+            caller.hang_up()
+            await eventually(lambda: nobody_is_connected(gateway))
+            held.resume.set()
+            record = await the_record(gateway, ada)
+        assert (await upstream.arrival(1)).finished
+        assert (record.ended, record.output_tokens, record.estimated) == ("caller_gone", 50, False)
+        assert await gateway.nano(ada) == GRANTED - 7 * INPUT - 50 * OUTPUT
+
+
+@pytest.mark.parametrize("limits", [{"draining_calls": 0}, {"drain_s": 0.05}], ids=["no room", "no time"])
+@pytest.mark.parametrize(("on_cancel", "output"), [("drain", 5), ("full", 40)])
+async def test_what_cannot_be_drained_is_charged_as_its_upstream_bills(
+    tmp_path: Path, upstream: ScriptedUpstream, limits: dict[str, Any], on_cancel: str, output: int
+) -> None:
+    """A stream that runs on unseen is billed in full, so all that its hold covers is charged: 40 tokens asked for."""
+    settings = with_provider(settings_for(tmp_path, upstream=upstream.base_url), "main", on_cancel=on_cancel)
+    async with running(replace(settings, limits=replace(settings.limits, **limits))) as gateway:
+        ada = await gateway.person(usd="1")
+        async with streaming(gateway, ada, upstream, events=5, max_tokens=40) as (caller, _):
+            held = (await gateway.balance(ada)).credits.held.nano
+            caller.hang_up()
+            record = await the_record(gateway, ada)
+        assert (await upstream.arrival(1)).aborted_at is not None
+        charged = held if on_cancel == "full" else INPUT_ESTIMATE * INPUT + output * OUTPUT
+        assert (record.amount, record.ended) == (charged, "caller_gone")
+        assert await gateway.nano(ada) == GRANTED - charged
+
+
+async def test_the_room_for_drained_calls_is_given_back(settings: Settings, upstream: ScriptedUpstream) -> None:
+    settings = with_provider(settings, "main", on_cancel="drain")
+    async with running(replace(settings, limits=replace(settings.limits, draining_calls=1))) as gateway:
+        for number in (1, 2):
+            ada = await gateway.person(usd="1")
+            async with streaming(gateway, ada, upstream, events=5) as (caller, held):
+                caller.hang_up()
+                await eventually(lambda: nobody_is_connected(gateway))
+                held.resume.set()
+                record = await the_record(gateway, ada)
+            assert record.output_tokens == 50
+            assert (await upstream.arrival(number)).finished
+
+
+async def test_money_ends_a_drained_stream_as_any_other(settings: Settings, upstream: ScriptedUpstream) -> None:
+    async with running(with_provider(settings, "main", on_cancel="drain")) as gateway:
+        ada = await gateway.person(usd="0.0005")
+        held = Stream(tokens=10**6, hold_after=5)
+        upstream.script(held)
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada, stream=True)
+            await caller.head()
+            await caller.event()
+            caller.hang_up()
+            await eventually(lambda: nobody_is_connected(gateway))
+            held.resume.set()
+            record = await the_record(gateway, ada)
+        assert (await upstream.arrival(1)).aborted_at is not None
+        assert record.ended == "caller_gone"
+        assert 0 <= await gateway.nano(ada) < 500_000 - 400 * OUTPUT
+
+
+async def waiting(gateway: Running) -> bool:
+    return gateway.office.store.backlog > 0
+
+
+async def nobody_is_connected(gateway: Running) -> bool:
+    return not gateway.server.server.server_state.connections

@@ -1,0 +1,190 @@
+"""The command line on a database of its own: what it prints, as JSON and for people, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from penstock.cli.main import program
+
+
+class Terminal:
+    """Runs commands as an operator would, in a directory that holds nothing but the test's database."""
+
+    def __init__(self, directory: Path) -> None:
+        self._database = ("--database-url", f"sqlite:///{directory}/penstock.db")
+
+    def run(self, *words: str) -> Result:
+        return CliRunner().invoke(program(), [*words, *self._database], env={"COLUMNS": "200"})
+
+    def ask(self, *words: str) -> Any:
+        ran = self.run(*words, "--json")
+        assert ran.exit_code == 0, ran.output
+        return json.loads(ran.stdout)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
+        monkeypatch.delenv(name)
+    return Terminal(tmp_path)
+
+
+def test_from_nothing_to_a_key_with_money(terminal: Terminal) -> None:
+    user = terminal.ask("users", "create", "Ada")
+    team = terminal.ask("accounts", "create", "Team", "--owner", user["id"])
+    assert [each["id"] for each in terminal.ask("accounts", "list")["data"]] == [user["account"], team["id"]]
+    made = terminal.ask(
+        "keys", "create", "--kind", "team", "--name", "ci", "--account", team["id"], "--limit", "2.50",
+        "--model", "penstock/demo", "--expires", "2099-01-01", "--requests-per-minute", "10",
+    )  # fmt: skip
+    assert made["key"].startswith("team.")
+    assert (made["limit"], made["models"]) == ({"usd": "2.50", "nano": 2_500_000_000}, ["penstock/demo"])
+    assert terminal.ask("keys", "child", made["id"], "--name", "job", "--limit", "1")["parent"] == made["id"]
+    assert terminal.ask("grant", team["id"], "--usd", "5", "--reference", "trial")["reference"] == "trial"
+    assert terminal.ask("grant", team["id"], "--contract", "DEMO_2027", "--tokens", "1000")["tokens"] == 1000
+    balance = terminal.ask("balance", team["id"])
+    assert balance["credits"]["available"]["usd"] == "5.00"
+    assert [lot["available"] for lot in balance["contracts"]] == [1000]
+    assert terminal.ask("keys", "revoke", made["id"])["state"] == "revoked"
+    assert {each["state"] for each in terminal.ask("keys", "list", "--account", team["id"])["data"]} == {"revoked"}
+    assert terminal.ask("usage", "list", "--account", team["id"]) == {"data": [], "next": None}
+    assert terminal.ask("usage", "summary", "--since", "2026-01-01")["requests"] == 0
+    assert terminal.ask("ledger", "verify") == {"ok": True, "differences": []}
+
+
+def test_people_get_tables_without_secrets(terminal: Terminal) -> None:
+    user = terminal.ask("users", "create", "Ada")
+    made = terminal.run("keys", "create", "--kind", "personal", "--name", "mine", "--user", user["id"])
+    (key,) = [line for line in made.stdout.splitlines() if line.startswith("user.")]
+    terminal.ask("grant", user["account"], "--usd", "12.5")
+    terminal.ask("grant", user["account"], "--contract", "DEMO_2027", "--tokens", "1500")
+    shown = {
+        words: terminal.run(*words.split()).stdout
+        for words in (
+            "users list", "accounts list", "keys list", "models", "usage list", "usage summary", "ledger verify",
+            f"balance {user['account']}",
+        )
+    }  # fmt: skip
+    assert user["id"] in shown["users list"]
+    assert user["account"] in shown["accounts list"]
+    assert "personal" in shown["keys list"]
+    assert "penstock/demo" in shown["models"]
+    assert "add up" in shown["ledger verify"]
+    assert "$12.50" in shown[f"balance {user['account']}"]
+    assert "1,500" in shown[f"balance {user['account']}"]
+    for text in shown.values():
+        assert key not in text
+        assert "\x1b" not in text
+
+
+def test_members_come_and_go(terminal: Terminal) -> None:
+    ada, bob = terminal.ask("users", "create", "Ada"), terminal.ask("users", "create", "Bob")
+    team = terminal.ask("accounts", "create", "Team", "--owner", ada["id"])["id"]
+    joined = terminal.ask("accounts", "add-member", team, bob["id"], "--role", "owner")
+    assert [member["role"] for member in joined["members"]] == ["owner", "owner"]
+    assert ada["id"] in terminal.run("accounts", "remove-member", team, bob["id"]).stdout
+    assert terminal.run("accounts", "remove-member", team, ada["id"]).exit_code == 1
+
+
+def test_a_session_token_is_all_that_is_printed(terminal: Terminal) -> None:
+    user = terminal.ask("users", "create", "Ada")["id"]
+    token = terminal.run("sessions", "token", user, "--seconds", "60").stdout.strip()
+    assert token.count(".") == 2
+    assert terminal.ask("sessions", "token", user)["user"] == user
+
+
+def test_migrating_says_what_it_did(terminal: Terminal) -> None:
+    assert terminal.ask("migrate") == {"before": None, "revision": "0001"}
+    assert terminal.ask("migrate") == {"before": "0001", "revision": "0001"}
+
+
+def test_a_refusal_ends_with_1_and_says_why_on_standard_error(terminal: Terminal) -> None:
+    refused = terminal.run("balance", "acc_nobody")
+    assert (refused.exit_code, refused.stdout, refused.stderr) == (1, "", "error: There is no such account.\n")
+    as_json = terminal.run("grant", "acc_nobody", "--usd", "1e9", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stderr)["error"]["param"] == "usd"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "keys create --kind golden --name x",
+        "no-such-command",
+        "balance",
+        "grant a --tokens many",
+        "usage list --lane x",
+    ],
+)
+def test_wrong_usage_ends_with_2(terminal: Terminal, words: str) -> None:
+    assert terminal.run(*words.split()).exit_code == 2
+
+
+def test_a_gateway_elsewhere_and_a_database_here_cannot_both_be_meant(terminal: Terminal) -> None:
+    assert terminal.run("users", "list", "--url", "http://127.0.0.1:1").exit_code == 2
+
+
+def test_a_wrong_configuration_ends_with_3_and_names_each_mistake(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text("[server]\nport = 'x'\ncolour = 'red'\n")
+    checked = terminal.run("check-config", "--config", str(file))
+    assert checked.exit_code == 3
+    assert "wrong.toml:2" in checked.stderr
+    assert "wrong.toml:3" in checked.stderr
+    as_json = terminal.run("check-config", "--config", str(file), "--json")
+    assert (as_json.exit_code, json.loads(as_json.stderr)["error"]["type"]) == (3, "config_error")
+    assert terminal.run("users", "list", "--config", str(tmp_path / "absent.toml")).exit_code == 3
+
+
+def test_a_sound_configuration_is_summed_up(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "penstock.toml").write_text("[providers.demo]\nkind = 'demo'\n")
+    assert terminal.ask("check-config") == {
+        "config": "penstock.toml", "providers": 1, "models": 0, "contracts": 0, "warnings": [],
+    }  # fmt: skip
+
+
+def test_a_database_that_cannot_be_opened_ends_with_4(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "penstock.db").write_text("this is no database at all" * 100)
+    broken = terminal.run("users", "list")
+    assert broken.exit_code == 4
+    assert "penstock.db" in broken.stderr
+
+
+def test_books_that_do_not_add_up_end_with_5(terminal: Terminal, tmp_path: Path) -> None:
+    account = terminal.ask("users", "create", "Ada")["account"]
+    lot = terminal.ask("grant", account, "--usd", "1")["lot"]
+    with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
+        connection.execute("UPDATE lots SET remaining = 7")
+        connection.commit()
+    assert lot in terminal.run("ledger", "verify").stdout
+    wrong = terminal.run("ledger", "verify", "--json")
+    assert wrong.exit_code == 5
+    assert json.loads(wrong.stdout)["differences"] == [{"what": f"remaining of {lot}", "written": 7, "computed": 10**9}]
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    heavy = ("sqlalchemy", "alembic", "asyncio", "rich", "pydantic", "fastapi", "uvicorn", "httpx2", "joserfc")
+    script = (
+        "import sys; from typer.main import get_command; from penstock.cli.main import program\n"
+        "get_command(program())\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_the_module_is_the_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "penstock", "--help"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("Usage: penstock ")
+    assert "Exit codes" in ran.stdout

@@ -1,0 +1,232 @@
+"""The management door over real HTTP, and the command line that goes through it: the same answers and refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from penstock.access import Access
+from penstock.api.management import build
+from penstock.api.server import serving
+from penstock.app import open_office
+from penstock.cli.main import program
+from penstock.config import ServerSettings
+from penstock.config_file import load
+from penstock.operations.actor import LOCAL
+from penstock.operations.index import OPERATIONS, operation_named, perform
+from penstock.operations.office import Office
+
+
+class Gateway:
+    """A management door on a free port, with an account, its management key and an operator's key."""
+
+    def __init__(self, office: Office, url: str) -> None:
+        self.office = office
+        self.url = url
+        self.account = self.key = self.operator_key = ""
+
+    async def furnish(self) -> None:
+        self.account = (await self.do("accounts.create", name="Team")).id
+        for scopes, name in ((["management"], "key"), (["operator"], "operator_key")):
+            made = await self.do("keys.create", kind="management", name=name, account=self.account, scopes=scopes)
+            setattr(self, name, made.key)
+
+    async def do(self, operation: str, /, **arguments: Any) -> Any:
+        return await perform(self.office, LOCAL, operation_named(operation), arguments)
+
+    async def send(self, method: str, path: str, key: str | None = None, **rest: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {self.operator_key if key is None else key}"} if key != "" else {}
+        headers["content-type"] = "application/json"
+        async with httpx2.AsyncClient() as client:
+            return await client.request(method, self.url + path, headers=headers, **rest)
+
+    async def run(self, *words: str, key: str | None = None) -> Result:
+        environment = {"PENSTOCK_URL": self.url, "PENSTOCK_MANAGEMENT_KEY": key or self.operator_key}
+        return await asyncio.to_thread(CliRunner().invoke, program(), list(words), env=environment)
+
+    async def ask(self, *words: str) -> Any:
+        ran = await self.run(*words, "--json")
+        assert ran.exit_code == 0, ran.output
+        return json.loads(ran.stdout)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    monkeypatch.chdir(tmp_path)
+    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as office:
+        access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
+        async with serving(build(office, access), ServerSettings(port=0)) as server:
+            made = Gateway(office, server.url)
+            await made.furnish()
+            yield made
+
+
+async def test_every_command_goes_to_the_gateway_when_it_is_named(gateway: Gateway, tmp_path: Path) -> None:
+    user = await gateway.ask("users", "create", "Ada")
+    team = (await gateway.ask("accounts", "create", "Other", "--owner", user["id"]))["id"]
+    bob = (await gateway.ask("users", "create", "Bob"))["id"]
+    assert len((await gateway.ask("accounts", "add-member", team, bob))["members"]) == 2
+    assert len((await gateway.ask("accounts", "remove-member", team, bob))["members"]) == 1
+    made = await gateway.ask("keys", "create", "--kind", "inference", "--name", "k", "--account", team)
+    child = await gateway.ask("keys", "child", made["id"], "--name", "c", "--limit", "1")
+    assert child["limit"]["usd"] == "1.00"
+    await gateway.ask("grant", team, "--usd", "3.25")
+    await gateway.ask("grant", team, "--contract", "DEMO_2027", "--tokens", "1000")
+    assert (await gateway.ask("balance", team))["credits"]["total"] == {"usd": "3.25", "nano": 3_250_000_000}
+    assert (await gateway.ask("usage", "list", "--limit", "5", "--lane", "credits"))["data"] == []
+    assert (await gateway.ask("usage", "summary"))["requests"] == 0
+    assert (await gateway.ask("keys", "revoke", made["id"]))["state"] == "revoked"
+    assert [each["id"] for each in (await gateway.ask("models"))["data"]] == ["penstock/demo"]
+    assert (await gateway.ask("ledger", "verify"))["ok"] is True
+    assert len((await gateway.ask("users", "list"))["data"]) == 2
+    assert os.listdir(tmp_path) == []
+
+
+async def test_both_doors_answer_the_same(gateway: Gateway) -> None:
+    await gateway.do("balances.grant", account=gateway.account, usd="1")
+    for words, operation, arguments in (
+        (("balance", gateway.account), "balances.show", {"account": gateway.account}),
+        (("keys", "list"), "keys.list", {}),
+        (("models",), "models.list", {}),
+    ):
+        here = await gateway.do(operation, **arguments)
+        assert await gateway.ask(*words) == json.loads(json.dumps(here, default=_fields))
+
+
+async def test_refusals_and_unreachable_gateways_end_as_they_do_here(gateway: Gateway) -> None:
+    refused = await gateway.run("balance", "acc_nobody")
+    assert (refused.exit_code, refused.stderr) == (1, "error: There is no such account.\n")
+    there = await gateway.send("GET", "/api/v1/accounts/acc_nobody/balance")
+    assert json.loads((await gateway.run("balance", "acc_nobody", "--json")).stderr) == there.json()
+    assert (await gateway.run("users", "list", key=gateway.key)).exit_code == 1
+    assert (await gateway.run("users", "list", key="pen_live_wrong")).exit_code == 1
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        gateway.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    nobody = await gateway.run("users", "list", "--json")
+    assert nobody.exit_code == 4
+    assert gateway.url in json.loads(nobody.stderr)["error"]["message"]
+
+
+async def test_a_database_named_on_the_command_line_goes_before_a_gateway_in_the_environment(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    users = await gateway.ask("users", "list", "--database-url", f"sqlite:///{tmp_path}/other.db")
+    assert users["data"] == []
+    assert (tmp_path / "other.db").exists()
+
+
+async def test_without_a_good_credential_nothing_is_told(gateway: Gateway) -> None:
+    inference = (await gateway.do("keys.create", kind="inference", name="k", account=gateway.account)).key
+    for key in ("", "x", inference, gateway.key[:-1] + ("A" if gateway.key[-1] != "A" else "B")):
+        for path in ("/api/v1/keys", "/api/v1/no/such/address"):
+            answer = await gateway.send("GET", path, key)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+async def test_one_account_cannot_look_into_another(gateway: Gateway) -> None:
+    other = (await gateway.do("accounts.create", name="Other")).id
+    theirs = (await gateway.do("keys.create", kind="inference", name="k", account=other)).id
+    for method, path, body in (
+        ("GET", f"/accounts/{other}/balance", None),
+        ("GET", f"/usage?account={other}", None),
+        ("GET", f"/keys?account={other}", None),
+        ("DELETE", f"/keys/{theirs}", None),
+        ("POST", f"/keys/{theirs}/children", {"name": "c"}),
+        ("POST", "/keys", {"kind": "inference", "name": "k", "account": other}),
+    ):
+        answer = await gateway.send(method, f"/api/v1{path}", gateway.key, json=body)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found"), path
+    granted = await gateway.send("POST", f"/api/v1/accounts/{gateway.account}/grants", gateway.key, json={"usd": "1"})
+    assert granted.status_code == 403
+    listed = await gateway.send("GET", "/api/v1/keys", gateway.key)
+    assert {key["account"] for key in listed.json()["data"]} == {gateway.account}
+
+
+async def test_a_session_token_opens_the_door_too(gateway: Gateway) -> None:
+    user = await gateway.do("users.create", name="Ada")
+    token = (await gateway.do("sessions.issue", user=user.id)).token
+    answer = await gateway.send("GET", "/api/v1/accounts", token)
+    assert [account["id"] for account in answer.json()["data"]] == [user.account]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"name": "x", "colour": "red"}', "colour"),
+        (b'{"name": 5}', "name"),
+        (b"{}", "name"),
+        (b'{"name": "x", "owner": 1}', "owner"),
+        (b"[]", None),
+        (b"{", None),
+        (b"", None),
+        (b'{"name": "\\ud800"}', "name"),
+    ],
+)
+async def test_a_body_that_is_not_what_the_operation_takes_is_refused(
+    gateway: Gateway, body: bytes, param: str | None
+) -> None:
+    answer = await gateway.send("POST", "/api/v1/accounts", content=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"].keys() == {"message", "type", "code", "param"}
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_every_refusal_has_the_envelope_and_every_answer_an_id(gateway: Gateway) -> None:
+    answers = [
+        (200, await gateway.send("GET", "/api/v1/models")),
+        (400, await gateway.send("GET", "/api/v1/usage?limit=many")),
+        (400, await gateway.send("GET", "/api/v1/usage?colour=red")),
+        (404, await gateway.send("GET", "/api/v1/nowhere")),
+        (405, await gateway.send("PUT", "/api/v1/models")),
+        (409, await gateway.send("DELETE", f"/api/v1/accounts/{await _personal(gateway)}/members/usr_x")),
+        (413, await gateway.send("POST", "/api/v1/accounts", json={"name": "x" * 100_000})),
+    ]
+    for status, answer in answers:
+        assert answer.status_code == status
+        assert answer.headers["x-request-id"].startswith("req_")
+        assert status == 200 or set(answer.json()["error"]) == {"message", "type", "code", "param"}
+
+
+async def test_numbers_are_numbers_and_amounts_are_text(gateway: Gateway) -> None:
+    path = f"/api/v1/accounts/{gateway.account}/grants"
+    for body in (
+        {"contract": "DEMO_2027", "tokens": True},
+        {"contract": "DEMO_2027", "tokens": "5"},
+        {"contract": "DEMO_2027", "tokens": 1.5},
+        {"usd": 5},
+    ):
+        assert (await gateway.send("POST", path, json=body)).status_code == 400
+    assert (await gateway.send("POST", path, json={"usd": "5"})).status_code == 201
+
+
+async def test_the_documentation_names_every_operation_and_no_status_we_do_not_use(gateway: Gateway) -> None:
+    described = (await gateway.send("GET", "/openapi.json", "")).json()
+    found = {
+        call["operationId"]: (method.upper(), path, sorted(call["responses"]))
+        for path, calls in described["paths"].items()
+        for method, call in calls.items()
+    }
+    assert found == {
+        each.name: (each.method, f"/api/v1{each.path}", ["201" if each.method == "POST" else "200", "4XX"])
+        for each in OPERATIONS
+        if each.method
+    }
+    assert (await gateway.send("GET", "/docs", "")).status_code == 200
+
+
+async def _personal(gateway: Gateway) -> str:
+    return str((await gateway.do("users.create", name="Ada")).account)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

@@ -1,0 +1,240 @@
+"""Upstreams break, and so does the store: callers are told in order, what came is charged, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+import pytest
+
+from penstock.config import Settings
+from tests.stories.caller import calling, data
+from tests.stories.gateway import DEEPSEEK, ROUTER, UPSTREAM_KEY, Running, running, with_provider
+from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
+
+DONE = b"data: [DONE]\n\n"
+INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
+INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template
+GRANTED = 10**9
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+WORD = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+ERROR = b'data: {"error":{"message":"Out of memory, said %s","type":"oops","code":500}}\n\n' % UPSTREAM_KEY.encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+BREAKS: dict[str, tuple[Script, int]] = {  # and the tokens that came before
+    "reset": (Stream(tokens=50, break_after=5), 5),
+    "closed": (Stream(tokens=50, break_after=5, breaks="close"), 5),
+    "ended without an end": (Wire(STREAM_HEAD + chunk(WORD) * 3 + b"0\r\n\r\n"), 3),
+    "garbage in the framing": (Wire(STREAM_HEAD + chunk(WORD) * 3 + b"what?\r\n"), 3),
+    "cut inside an event": (Wire(STREAM_HEAD + chunk(WORD) * 3 + chunk(WORD[:20]) + b"0\r\n\r\n"), 3),
+    "an error event": (Stream(tokens=5, error={"message": f"Out of memory, said {UPSTREAM_KEY}"}), 5),
+}
+
+
+@pytest.mark.parametrize(("script", "tokens"), BREAKS.values(), ids=BREAKS)
+async def test_a_stream_that_breaks_ends_in_an_error_and_costs_what_came(
+    gateway: Running, upstream: ScriptedUpstream, script: Script, tokens: int
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(script)
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, stream=True)
+        assert (await caller.head()).status == 200
+        *words, error, done = await caller.events()
+    assert len(words) == tokens
+    assert data(error).keys() == {"error"}
+    assert data(error)["error"].keys() == {"message", "type", "code", "param"}
+    assert (data(error)["error"]["type"], data(error)["error"]["code"]) == ("upstream_error", "upstream_failed")
+    assert UPSTREAM_KEY.encode() not in error
+    assert done == DONE
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.status, record.estimated) == ("upstream_failed", 502, True)
+    assert record.output_tokens == tokens
+    assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT - tokens * OUTPUT
+
+
+async def test_the_official_sdk_raises_what_broke(gateway: Running, upstream: ScriptedUpstream) -> None:
+    from openai import APIError
+
+    ada = await gateway.person(usd="1")
+    upstream.script(Stream(tokens=50, break_after=5))
+    client = gateway.sdk(ROUTER, ada)
+    stream = await client.chat.completions.create(
+        model=DEEPSEEK, messages=[{"role": "user", "content": "Hello!"}], stream=True
+    )
+    words = []
+    with pytest.raises(APIError, match="broke off") as raised:
+        async for piece in stream:
+            words.append(piece.choices[0].delta.content)
+    await client.close()
+    assert len(words) == 5
+    assert raised.value.code == "upstream_failed"
+
+
+UNBEGUN: dict[str, Script] = {
+    "refused": Refusal(500),
+    "overloaded": Refusal(429),
+    "our key is bad there": Refusal(401),
+    "closed": Wire(b""),
+    "reset": Wire(b"", then="reset"),
+    "not HTTP": Wire(b"hello?\r\n\r\n"),
+    "a head and no more": Stream(break_after=0),
+    "half an event": Wire(STREAM_HEAD + chunk(WORD[:20]), then="reset"),
+    "an empty stream": Wire(STREAM_HEAD + b"0\r\n\r\n"),
+    "a web page": Raw(b"<html>", content_type="text/html"),
+    "an answer in one piece": Plain(),
+    "nothing but an error": Wire(STREAM_HEAD + chunk(ERROR + DONE) + b"0\r\n\r\n"),
+    "silence": Hang(),
+}
+
+
+@pytest.fixture
+async def impatient(settings: Settings) -> AsyncIterator[Running]:
+    """A gateway that gives `main` a quarter of a second to begin."""
+    async with running(with_provider(settings, "main", first_byte_timeout_s=0.25)) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("script", UNBEGUN.values(), ids=UNBEGUN)
+async def test_a_stream_that_does_not_begin_is_served_by_the_next_offer(
+    impatient: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream, script: Script
+) -> None:
+    ada = await impatient.person(usd="1")
+    upstream.script(script)
+    spare.script(Stream(tokens=3))
+    async with calling(impatient.url) as caller:
+        await caller.ask(ROUTER, ada, model=DEEPSEEK, stream=True)
+        head = await caller.head()
+        events = await caller.events()
+    assert head.headers["x-penstock-route"] == "spare;attempts=2"
+    assert len(events) == 5
+    assert spare.requests[0].json["model"] == "deepseek-spare"
+    (record,) = await impatient.usage(ada)
+    assert (record.provider, record.attempts, record.ended, record.total_tokens) == ("spare", 2, "answer", 10)
+    assert await impatient.nano(ada) == GRANTED - 7 * 200 - 3 * 400
+
+
+@pytest.mark.parametrize("script", UNBEGUN.values(), ids=UNBEGUN)
+async def test_when_no_offer_is_left_the_caller_gets_an_error_and_pays_nothing(
+    impatient: Running, upstream: ScriptedUpstream, script: Script
+) -> None:
+    ada = await impatient.person(usd="1")
+    upstream.script(script)
+    refused = await impatient.chat(ROUTER, ada, stream=True)
+    assert refused.status_code in (502, 503, 504)
+    assert refused.headers["content-type"] == "application/json"
+    assert refused.json()["error"]["type"] == "upstream_error"
+    assert UPSTREAM_KEY not in refused.text
+    (record,) = await impatient.usage(ada)
+    assert (record.status, record.amount, record.output_tokens) == (refused.status_code, 0, 0)
+    assert await impatient.nano(ada) == GRANTED
+
+
+async def test_once_an_event_is_out_no_other_offer_is_tried(
+    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Stream(tokens=50, break_after=1))
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, model=DEEPSEEK, stream=True)
+        await caller.head()
+        assert len(await caller.events()) == 3
+    assert spare.requests == []
+    assert [record.attempts for record in await gateway.usage(ada)] == [1]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Wire(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{\"id\": "),
+        Wire(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{", then="reset"),
+        Raw(b"<html>It works!</html>", content_type="text/html"),
+        Raw(json.dumps({"error": {"message": f"Wrong key {UPSTREAM_KEY}"}}).encode()),
+    ],
+    ids=["cut short", "reset", "a web page", "an error that says 200"],
+)  # fmt: skip
+async def test_a_plain_answer_that_is_none_is_a_bad_gateway_and_free(
+    gateway: Running, upstream: ScriptedUpstream, script: Script
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(script)
+    answer = await gateway.chat(ROUTER, ada)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_failed")
+    assert UPSTREAM_KEY not in answer.text
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.amount) == ("upstream_failed", 0)
+    assert await gateway.nano(ada) == GRANTED
+
+
+class TestStore:
+    """Another process keeps the database to itself for a while."""
+
+    @pytest.fixture
+    async def gateway(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+        monkeypatch.setattr("penstock.db.sqlite.BUSY_MS", 50)  # in place of 5 s
+        async with running(settings) as gateway:
+            yield gateway
+
+    @pytest.fixture
+    def other(self, gateway: Running, settings: Settings) -> sqlite3.Connection:
+        return sqlite3.connect(settings.store.url.removeprefix("sqlite:///"), isolation_level=None)
+
+    async def test_calls_are_refused_quickly_and_served_again_afterwards(
+        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
+    ) -> None:
+        ada = await gateway.person(usd="1")
+        other.execute("BEGIN EXCLUSIVE")
+        began = perf_counter()
+        refused = await asyncio.gather(*(gateway.chat(ROUTER, ada, stream=bool(n % 2)) for n in range(10)))
+        assert perf_counter() - began < 5
+        assert {answer.status_code for answer in refused} == {503}
+        assert {answer.json()["error"]["code"] for answer in refused} == {"store_unavailable"}
+        assert upstream.requests == []
+        other.close()
+        assert (await gateway.chat(ROUTER, ada)).status_code == 200
+        assert len(await gateway.usage(ada)) == 1
+
+    async def test_settlements_wait_for_the_database_and_arrive(
+        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
+    ) -> None:
+        ada = await gateway.person(usd="1")
+        streams = [Stream(tokens=20, hold_after=1) for _ in range(5)]
+        upstream.script(*streams)
+        answers = [asyncio.create_task(gateway.chat(ROUTER, ada, stream=True)) for _ in streams]
+        await upstream.arrival(5)
+        other.execute("BEGIN EXCLUSIVE")
+        for stream in streams:
+            stream.resume.set()
+        assert [(await answer).text.endswith("data: [DONE]\n\n") for answer in answers] == [True] * 5
+        assert (await gateway.chat(ROUTER, ada)).status_code == 503
+        other.close()
+        assert await gateway.nano(ada) == GRANTED - 5 * (7 * INPUT + 20 * OUTPUT)
+        assert [record.ended for record in await gateway.usage(ada)] == ["answer"] * 5
+
+    async def test_a_stream_that_needs_more_money_ends_in_an_error_and_is_charged(
+        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
+    ) -> None:
+        ada = await gateway.person(usd="1")
+        held = Stream(tokens=1000, hold_after=1)
+        upstream.script(held)
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada, stream=True)
+            await caller.head()
+            await caller.event()
+            other.execute("BEGIN EXCLUSIVE")
+            held.resume.set()
+            *words, error, done = await caller.events()
+        other.close()
+        assert data(error)["error"]["code"] == "store_unavailable"
+        assert done == DONE
+        (record,) = await gateway.usage(ada)
+        assert (record.ended, record.status, record.output_tokens) == ("fault", 503, 1 + len(words))
+        assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT - (1 + len(words)) * OUTPUT
+        assert len(words) >= 255
