@@ -1,8 +1,8 @@
 """`make bench`: the gateway beside no gateway and beside nginx, in one run on one machine.
 
-The mock upstream and the generator share one core, what is measured has the other to itself, so every figure is per core.
-Ratios carry over to other machines, absolute figures do not. Each figure is the median of three rounds, taken in turn, so that a noisy moment
-hits all alike.
+The mock upstream and the generator share one core, what is measured has the other to itself: every figure is per core.
+Ratios carry over to other machines, absolute figures do not. Each figure is the median of some rounds taken in turn, so
+that a noisy moment hits all alike.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def main() -> int:
 @contextmanager
 def subjects(folder: Path, synchronous: str) -> Iterator[list[Subject]]:
     """The mock itself, nginx where it is installed, and the gateway; all stopped in the end."""
-    with started([sys.executable, "-m", "bench.mock"], LOAD_CORE) as (mock, line):
-        upstream = line.strip()
+    with started([sys.executable, "-m", "bench.mock"], LOAD_CORE) as (_, said):
+        upstream = said.strip()
         direct = _target(upstream)
         found = [Subject("no gateway", direct, ())]
         command = [sys.executable, "-m", "bench.gateway", "--upstream", upstream, "--synchronous", synchronous]
-        with started([*command, "--database", str(folder / "bench.db")], OWN_CORE) as (gateway, line):
-            said = json.loads(line)
-            ours = _target(f"{said['url']}/api/openai")
-            ours = replace(ours, headers=(("authorization", f"Bearer {said['key']}"),))
+        with started([*command, "--database", str(folder / "bench.db")], OWN_CORE) as (gateway, told):
+            own = json.loads(told)
+            ours = _target(f"{own['url']}/api/openai")
+            ours = replace(ours, headers=(("authorization", f"Bearer {own['key']}"),))
             found.append(Subject("penstock", ours, (gateway.pid,)))
             nginx = shutil.which("nginx")
             if nginx is None:
@@ -110,8 +110,8 @@ def proxied(nginx: str, folder: Path, upstream: Target) -> Iterator[Subject]:
         f"  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;\n"
         f"  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
         f"  upstream mock {{ server {upstream.host}:{upstream.port}; keepalive 512; keepalive_requests 100000000; }}\n"
-        f"  server {{ listen 127.0.0.1:{port} backlog=2048; location / {{ proxy_pass http://mock; proxy_buffering off;\n"
-        '    proxy_http_version 1.1; proxy_set_header Connection ""; } } }\n'
+        f"  server {{ listen 127.0.0.1:{port} backlog=2048; location / {{ proxy_pass http://mock;\n"
+        '    proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection ""; } } }\n'
     )
     process = subprocess.Popen(["taskset", "-c", str(OWN_CORE), nginx, "-c", str(config)], stderr=subprocess.DEVNULL)
     try:

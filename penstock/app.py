@@ -48,7 +48,6 @@ from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.upkeep import Upkeep
 
-SWITCH_S = 0.0005  # how long the event loop may keep the ledger's thread waiting for the interpreter (Python: 5 ms)
 RETIRED_S = 900.0  # how long a provider that a reload has dropped may finish its calls
 
 _logger = logging.getLogger("penstock")
@@ -161,7 +160,6 @@ def serve(
 ) -> int:
     """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken."""
     configure(sys.stderr, _redactor(settings))
-    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, reload, announce))
     return 0

@@ -1,12 +1,13 @@
-"""The store on SQLite: one writer thread, one reader thread, commits in groups.
+"""The store on SQLite: groups are decided on the event loop, and made durable in a thread.
 
-Operations of the ledger that arrive while the writer is busy wait together and are committed together
-(`ledger.commit_group`), so the price of making a hold durable, one fsync, is shared by all of them. Nothing waits for
-a timer: a group is whatever came while the last one was being written. Programs of the management side take their
-turn in the same thread, each in a transaction of its own. Several processes may share one file: `BEGIN IMMEDIATE`
-makes each group alone with the database.
+A group's statements touch pages in memory and take microseconds; what takes long is the commit with its fsync, and
+waiting for another process to let go of the database. Those two happen in the writer's thread, everything else of a
+group on the loop: rows do not change threads, and nobody waits for the interpreter. Programs of the management side
+may take longer, so they run in the thread as a whole, and reads in a thread and on a connection of their own. Several
+processes may share one file: `BEGIN IMMEDIATE` makes each transaction alone with the database.
 
-This is not the schema (`schema.py`), not the rules (`money/books.py`) and not SQL (`ledger.py` and its neighbours).
+This is not the queue (`groups.py`), not the schema (`schema.py`), not the rules (`money/books.py`) and not SQL
+(`ledger.py` and its neighbours).
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ import asyncio
 import json
 import logging
 import sqlite3
-import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from types import GeneratorType
 from typing import Any, TypeVar, cast
 
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from penstock.clock import Clock
-from penstock.db.ledger import Operation, Outcome, Settlement, commit_group
+from penstock.db.groups import Groups
+from penstock.db.ledger import Operation, Outcome, Settlement
 from penstock.db.migrate import create_in_memory
 from penstock.db.program import Fetch, Program, Row, Run, Statement, Value
 from penstock.db.store import Decision
@@ -33,16 +33,12 @@ from penstock.errors import StoreUnavailable
 
 T = TypeVar("T")
 
-GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
 BUSY_MS = 5_000  # how long another process may keep the write lock before the store counts as unavailable
-RETRY_S = 0.05  # between attempts to write settlements the database did not take
+BUSY_PAUSE_S = 0.001  # between looks whether it has let go
 CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer fsyncs of the main file than the default 1,000
 
 _logger = logging.getLogger("penstock.store")
 _dialect = sqlite_dialect(paramstyle="qmark")
-
-Job = tuple[Operation | Program[Any], Decision[Any] | None]
-Result = tuple[Job, Any, BaseException | None]
 
 
 class SqliteStore:
@@ -50,192 +46,160 @@ class SqliteStore:
 
     def __init__(self, path: str | None, *, clock: Clock, synchronous: str = "FULL") -> None:
         self.path = path
-        self._clock = clock
-        self._synchronous = synchronous
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[Job] = []
-        self._busy = False
-        self._closing = False
-        self._idle = asyncio.Event()
-        self._handoff: SimpleQueue[list[Job] | None] = SimpleQueue()
-        self._texts: dict[Statement, _Text] = {}
-        self._reader: sqlite3.Connection | None = None
-        self._reading = ThreadPoolExecutor(1, "penstock-reader")
-        self._connection = self._connect()
+        self._writer = _Connection(path, synchronous)
+        self._reader = self._writer if path is None else _Connection(path, synchronous)
         if path is None:
-            create_in_memory(self._connection)
-        self._writing = threading.Thread(target=self._write_forever, name="penstock-writer", daemon=True)
-        self._writing.start()
+            create_in_memory(self._writer.driver)
+        self._writing = ThreadPoolExecutor(1, "penstock-writer")
+        self._reading = ThreadPoolExecutor(1, "penstock-reader")
+        self._groups = Groups(clock, commit=self._commit, write=self._write)
 
     def __repr__(self) -> str:
-        return f"SqliteStore({self.path or 'in memory'}, {len(self._waiting)} waiting, busy={self._busy})"
+        return f"SqliteStore({self.path or 'in memory'}, {self._groups!r})"
 
     @property
     def backlog(self) -> int:
-        """Jobs that wait for the writer."""
-        return len(self._waiting)
+        return len(self._groups)
 
     def commit(self, operation: Operation) -> Decision[Outcome]:
-        return self._submit(operation)
+        return self._groups.submit(operation)
 
     def post(self, settlement: Settlement) -> None:
-        self._queue((settlement, None))
+        self._groups.queue((settlement, None))
 
     async def settled(self) -> None:
-        await self._submit(_nothing())
+        await self._groups.submit(_nothing())
 
     async def write(self, program: Program[T]) -> T:
-        return cast(T, await self._submit(program))
+        return cast(T, await self._groups.submit(program))
 
     async def read(self, program: Program[T]) -> T:
         if self.path is None:
             return await self.write(program)
-        return await self._loop.run_in_executor(self._reading, self._read, program)
+        return await self._loop.run_in_executor(self._reading, self._reader.read, program)
 
     async def close(self) -> None:
-        self._closing = True
-        while self._waiting or self._busy:
-            self._idle.clear()
-            await self._idle.wait()
-        self._handoff.put(None)
-        await self._loop.run_in_executor(self._reading, self._writing.join)
-        await self._loop.run_in_executor(self._reading, self._close_reader)
-        self._reading.shutdown()
-        self._connection.close()
+        await self._groups.close()
+        await self._loop.run_in_executor(None, self._shut)
 
-    # on the event loop: queue, hand over, deliver
+    def _shut(self) -> None:
+        for threads, connection in ((self._writing, self._writer), (self._reading, self._reader)):
+            threads.shutdown()
+            connection.driver.close()
 
-    def _submit(self, work: Operation | Program[Any]) -> Decision[Any]:
-        future: Decision[Any] = Decision(loop=self._loop)
-        if self._closing:
-            future.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
-        else:
-            self._queue((work, future))
-        return future
-
-    def _queue(self, job: Job) -> None:
-        self._waiting.append(job)
-        if not self._busy:
-            self._busy = True
-            self._loop.call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        jobs, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
-        self._handoff.put(jobs)
-
-    def _deliver(self, results: list[Result]) -> None:
-        again = []
-        for job, value, error in results:
-            future = job[1]
-            if future is None:
-                if isinstance(error, StoreUnavailable):
-                    again.append(job)
-            elif future.done():
-                continue
-            elif error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(value)
-        self._waiting[:0] = again
-        if not self._waiting:
-            self._busy = False
-            self._idle.set()
-        elif again:
-            self._loop.call_later(RETRY_S, self._hand_over)
-        else:
-            self._hand_over()
-
-    # in the writer's thread
-
-    def _write_forever(self) -> None:
-        while (jobs := self._handoff.get()) is not None:
-            operations = [job for job in jobs if not isinstance(job[0], GeneratorType)]
-            results = self._commit(operations) if operations else []
-            down = next((error for _, _, error in results if isinstance(error, StoreUnavailable)), None)
-            for job in jobs:
-                if isinstance(job[0], GeneratorType):  # it must not overtake settlements that are still to be written
-                    results += [(job, None, down)] if down else self._attempt([job], job[0])
-            self._loop.call_soon_threadsafe(self._deliver, results)
-
-    def _commit(self, jobs: list[Job]) -> list[Result]:
-        """One transaction for all; one for each when something among them cannot be written."""
-        operations = cast(list[Operation], [job[0] for job in jobs])
-        results = self._attempt(jobs, commit_group(operations, self._clock.now_ms()))
-        error = results[0][2]
-        if error is None or isinstance(error, StoreUnavailable):
-            return results
-        if len(jobs) > 1:
-            return [result for job in jobs for result in self._commit([job])]
-        _logger.error("an operation of the ledger failed: %r", operations[0], exc_info=error)
-        return results
-
-    def _attempt(self, jobs: list[Job], program: Program[Any]) -> list[Result]:
+    async def _commit(self, program: Program[T]) -> T:
+        """A group: begun and decided here, made durable in the thread."""
         try:
-            values = self._transact(program)
-        except sqlite3.OperationalError as error:
-            _logger.warning("the database did not take %d operations: %s", len(jobs), error)
-            unavailable = StoreUnavailable()
-            return [(job, None, unavailable) for job in jobs]
-        except Exception as error:
-            return [(job, None, error) for job in jobs]
-        if isinstance(jobs[0][0], GeneratorType):
-            return [(jobs[0], values, None)]
-        return [(job, value, None) for job, value in zip(jobs, values, strict=True)]
-
-    def _transact(self, program: Program[T]) -> T:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            value = self._drive(self._connection, program)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+            if not self._writer.begin():
+                await self._loop.run_in_executor(self._writing, self._writer.begin_patiently)
+            value = self._writer.drive(program)
+            await self._loop.run_in_executor(self._writing, self._writer.commit)
+        except BaseException as error:
+            self._writer.roll_back()
+            raise _translated(error) from error
         return value
 
-    # in either thread
+    async def _write(self, program: Program[T]) -> T:
+        return await self._loop.run_in_executor(self._writing, self._writer.transact, program)
 
-    def _drive(self, connection: sqlite3.Connection, program: Program[T]) -> T:
+
+class _Connection:
+    """A connection, and programs run on it. Used by one thread at a time."""
+
+    def __init__(self, path: str | None, synchronous: str) -> None:
+        self.driver = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=0)
+        self._texts: dict[Statement, _Text] = {}
+        self._patiently("PRAGMA journal_mode = WAL")
+        self.driver.execute(f"PRAGMA synchronous = {synchronous}")
+        self.driver.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+
+    def __repr__(self) -> str:
+        return f"_Connection(in_transaction={self.driver.in_transaction})"
+
+    def begin(self) -> bool:
+        """Begin to write, if nobody else is writing."""
+        try:
+            self.driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if _is_busy(error):
+                return False
+            raise
+        return True
+
+    def begin_patiently(self) -> None:
+        """Begin to write as soon as nobody else does; sqlite3.OperationalError after `BUSY_MS`."""
+        self._patiently("BEGIN IMMEDIATE")
+
+    def drive(self, program: Program[T]) -> T:
+        """Run a program to its result."""
         try:
             query = next(program)
             while True:
-                query = program.send(self._execute(connection, query))
+                query = program.send(self._execute(query))
         except StopIteration as end:
             return cast(T, end.value)
 
-    def _execute(self, connection: sqlite3.Connection, query: Fetch | Run) -> list[Row]:
+    def commit(self) -> None:
+        self.driver.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        if self.driver.in_transaction:
+            self.driver.execute("ROLLBACK")
+
+    def transact(self, program: Program[T]) -> T:
+        """A program as one transaction. StoreUnavailable when the database does not take it."""
+        try:
+            self.begin_patiently()
+            value = self.drive(program)
+            self.commit()
+        except BaseException as error:
+            self.roll_back()
+            raise _translated(error) from error
+        return value
+
+    def read(self, program: Program[T]) -> T:
+        """A program that does not write, on one snapshot. StoreUnavailable when the database cannot be read."""
+        try:
+            self._patiently("BEGIN")
+            return self.drive(program)
+        except sqlite3.OperationalError as error:
+            raise _translated(error) from error
+        finally:
+            self.roll_back()
+
+    def _patiently(self, sql: str) -> None:
+        deadline_s = time.monotonic() + BUSY_MS / 1000
+        while True:
+            try:
+                self.driver.execute(sql)
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(BUSY_PAUSE_S)
+            else:
+                return
+
+    def _execute(self, query: Fetch | Run) -> list[Row]:
         text = self._texts.get(query.statement)
         if text is None:
             text = self._texts[query.statement] = _Text(query.statement)
         if isinstance(query, Fetch):
-            return connection.execute(text.sql, text.arrange(query.values)).fetchall()
-        connection.executemany(text.sql, text.arrange_all(query.rows))
+            return self.driver.execute(text.sql, text.arrange(query.values)).fetchall()
+        self.driver.executemany(text.sql, text.arrange_all(query.rows))
         return []
 
-    def _read(self, program: Program[T]) -> T:
-        if self._reader is None:
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only = ON")
-        self._reader.execute("BEGIN")
-        try:
-            return self._drive(self._reader, program)
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable() from error
-        finally:
-            self._reader.execute("ROLLBACK")
 
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path or ":memory:", isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000
-        )
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        return connection
+
+def _translated(error: BaseException) -> BaseException:
+    """What a driver's error means: the database is not there for us now, or the program is at fault."""
+    if isinstance(error, sqlite3.OperationalError):
+        _logger.warning("the database did not take a transaction: %s", error)
+        return StoreUnavailable()
+    return error
 
 
 class _Text:

@@ -88,7 +88,7 @@ class Attempts:
             if not call.stream:
                 head = await answer.read(LARGEST_ANSWER)
             else:
-                _require_stream(answer)
+                self._require_stream(answer)
                 head = await self._first_event(rest, dialect)
         except BaseException:
             answer.close()
@@ -123,11 +123,11 @@ class Attempts:
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
         return UpstreamFailed(f"The provider answered with status {status}.")
 
-
-def _require_stream(answer: Answer) -> None:
-    kind = answer.headers.get("content-type", "")
-    if not kind.startswith("text/event-stream"):
-        raise UpstreamFailed(f"The provider was asked for a stream and sent {kind[:100] or 'no content type'}.")
+    def _require_stream(self, answer: Answer) -> None:
+        kind = answer.headers.get("content-type", "")
+        if not kind.startswith("text/event-stream"):
+            sent = self.redact(kind)[:100] or "no content type"
+            raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
 
 
 class _ErrorBody(msgspec.Struct):

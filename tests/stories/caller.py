@@ -149,7 +149,7 @@ def data(event: bytes) -> Any:
 async def eventually(look: Callable[[], Awaitable[T]]) -> T:
     """What `look` finds, as soon as it finds something: for what nothing announces. TimeoutError when it never does."""
     async with asyncio.timeout(PATIENCE_S):
-        while not (found := await look()):
+        while not (found := await look()):  # noqa: ASYNC110 -- nothing announces it
             await asyncio.sleep(0.005)
     return found
 

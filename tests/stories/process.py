@@ -1,12 +1,12 @@
 """The gateway as a process of its own, started as an operator starts it: `penstock serve` and a configuration file.
 
-    config = configuration(tmp_path, upstream.base_url)
-    async with running(load(config, {})) as gateway:        # the same database, in the test's own process
-        ada = await gateway.person(usd="1")
-    async with serving_process(config) as process:
-        ...                                                 # call process.url
-        process.signal(signal.SIGTERM)
-        assert await process.ended() == 0
+config = configuration(tmp_path, upstream.base_url)
+async with running(load(config, {})) as gateway:        # the same database, in the test's own process
+    ada = await gateway.person(usd="1")
+async with serving_process(config) as process:
+    ...                                                 # call process.url
+    process.signal(signal.SIGTERM)
+    assert await process.ended() == 0
 """
 
 from __future__ import annotations

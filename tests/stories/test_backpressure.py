@@ -12,7 +12,7 @@ import pytest
 
 from penstock.config import Settings
 from tests.stories.caller import Caller, calling, the_record
-from tests.stories.gateway import LLAMA, ROUTER, Running, running, settings_for
+from tests.stories.gateway import LLAMA, ROUTER, Running, settings_for
 from tests.upstream import Exchange, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"

@@ -1,4 +1,4 @@
-"""The caller leaves: what was produced is charged, nothing stays held, and the upstream is told as its kind wants it."""
+"""The caller leaves: what was produced is charged, nothing stays held, and the upstream is told in its own way."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, Settings
 from penstock.operations.key_views import MintedKey
 from tests.stories.caller import Caller, calling, data, eventually
-from tests.stories.gateway import FORWARD, HELLO, LLAMA, ROUTER, TRUST, Person, Running, running, settings_for
+from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Person, Running, settings_for
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"
@@ -215,9 +215,7 @@ async def test_a_contract_lot_is_used_to_the_last_token(
     assert upstream.requests[0].json.get("max_tokens", 0) <= tokens
 
 
-async def test_a_contract_stream_ends_in_order_where_the_lot_does(
-    gateway: Running, upstream: ScriptedUpstream
-) -> None:
+async def test_a_contract_stream_ends_in_order_where_the_lot_does(gateway: Running, upstream: ScriptedUpstream) -> None:
     ada = await gateway.person(tokens=2_000)
     upstream.script(ENDLESS)
     tokens = assert_ends_with_the_money(await streamed(gateway, FORWARD, ada, LLAMA))

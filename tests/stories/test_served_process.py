@@ -17,10 +17,10 @@ from openai import AsyncOpenAI
 
 from penstock.config_file import load
 from tests.stories.caller import Caller, calling, data, request
-from tests.stories.gateway import ROUTER, ROUTER_V1, Person, running
+from tests.stories.gateway import HELLO, ROUTER, ROUTER_V1, Person, running
 from tests.stories.process import Process, serving_process
 
-DEMO = {"model": "penstock/demo", "max_tokens": 8}
+DEMO: dict[str, Any] = {"model": "penstock/demo", "max_tokens": 8}
 CONFIG = """
 [server]
 port = 0
@@ -120,14 +120,16 @@ async def test_a_burst_of_the_official_sdk_is_served_and_charged_to_the_last_tok
 ) -> None:
     async with AsyncOpenAI(base_url=process.url + ROUTER_V1, api_key=ada.personal_key.key, max_retries=0) as client:
 
-        async def total_tokens(stream: bool) -> int:
-            wish: Any = {**DEMO, "messages": [{"role": "user", "content": "Hello there"}]}
-            if not stream:
-                return (await client.chat.completions.create(**wish)).usage.total_tokens
-            chunks = await client.chat.completions.create(**wish, stream=True, stream_options={"include_usage": True})
-            return [chunk async for chunk in chunks][-1].usage.total_tokens
+        async def streamed() -> int:
+            wish = DEMO | {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}
+            chunks = [chunk async for chunk in await client.chat.completions.create(**wish)]
+            return int(chunks[-1].usage.total_tokens)
 
-        totals = await asyncio.gather(*(total_tokens(bool(number % 2)) for number in range(40)))
+        async def plain() -> int:
+            answer = await client.chat.completions.create(**DEMO, messages=HELLO)
+            return int(answer.usage.total_tokens)
+
+        totals = await asyncio.gather(*(call() for _ in range(20) for call in (streamed, plain)))
     async with running(load(config, {})) as gateway:
         records = await gateway.usage(ada)
         assert sorted(record.total_tokens for record in records) == sorted(totals)

@@ -23,7 +23,7 @@ PECULIAR = [
     b'data: {"id":"chatcmpl-9","object":"chat.completion.chunk","created":1,"model":"llama-upstream","choices":'
     b'[{"index":0,"delta":{"role":"assistant","content":"One"},"finish_reason":null,"vendor":[1.50,{"a":null}]}]}\n\n',
     b'data: {"id":"chatcmpl-9","object":"chat.completion.chunk","created":1,"model":"llama-upstream","choices":'
-    b'[{"index":0,"delta":{"content":" t\\u0077o \xc3\xa9"}}],"timings":  {"predicted_ms":1e-3},"x":"llama-upstream"}\n\n',
+    b'[{"index":0,"delta":{"content":" t\\u0077o \xc3\xa9"}}],"timings":  {"ms":1e-3},"x":"llama-upstream"}\n\n',
     b"event: note\nid: 7\ndata: not JSON at all\n\n",
     b'data:{"model":"llama-upstream","id":"chatcmpl-9","choices":[{"delta":{"content":"!"},"index":0}]}\n\n',
     b'data: {"id":"chatcmpl-9","object":"chat.completion.chunk","created":1,"model":"llama-upstream","choices":'

@@ -43,7 +43,8 @@ async def test_an_answer_that_does_not_come_in_time_is_a_time_out(
         answer = await gateway.chat(ROUTER, ada, stream=streamed)
         assert LIMIT_S <= perf_counter() - began < SOON_S
         assert answer.status_code == 504
-        assert (answer.json()["error"]["type"], answer.json()["error"]["code"]) == ("upstream_error", "upstream_timeout")
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("upstream_error", "upstream_timeout")
         received = await upstream.arrival(1)
         await received.over.wait()
         assert received.aborted_at is not None

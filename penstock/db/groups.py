@@ -1,0 +1,142 @@
+"""Group commit, whatever the engine: what waits together is written together.
+
+Operations of the ledger that arrive while a group is being written wait, and then go together
+(`ledger.commit_group`), so the price of making a hold durable is shared by all of them. Nothing waits for a timer: a
+group is whatever came meanwhile. Programs of the management side take their turn after the operations they came with,
+each in a transaction of its own.
+
+When the engine does not take a group, callers who wait are told (StoreUnavailable), and settlements stay queued: they
+are tried until they are written. When something in a group cannot be written, each operation is tried alone, so that
+one of them cannot spoil the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import GeneratorType
+from typing import Any, TypeVar, cast
+
+from penstock.clock import Clock
+from penstock.db.ledger import Operation, Outcome, commit_group
+from penstock.db.program import Program
+from penstock.db.store import Decision
+from penstock.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
+RETRY_S = 0.05  # before settlements that were not taken are tried again
+CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery settles what is left
+
+_logger = logging.getLogger("penstock.store")
+
+Job = tuple[Operation | Program[Any], Decision[Any] | None]
+Result = tuple[Job, Any, BaseException | None]
+Transact = Callable[[Program[Any]], Awaitable[Any]]
+
+
+class Groups:
+    """The queue before a store's writer. `commit` runs a group's program, `write` any other, each as one transaction.
+
+    Both raise StoreUnavailable when nothing was written for want of a database, any other error when the program is
+    at fault.
+    """
+
+    def __init__(self, clock: Clock, *, commit: Transact, write: Transact) -> None:
+        self._clock = clock
+        self._commit = commit
+        self._write = write
+        self._waiting: list[Job] = []
+        self._closing = False
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._task = asyncio.create_task(self._write_forever(), name="store writer")
+
+    def __repr__(self) -> str:
+        return f"Groups({len(self._waiting)} waiting)"
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, work: Operation | Program[Any]) -> Decision[Any]:
+        """Queue work whose outcome somebody waits for."""
+        decision: Decision[Any] = Decision()
+        if self._closing:
+            decision.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
+        else:
+            self.queue((work, decision))
+        return decision
+
+    def queue(self, job: Job) -> None:
+        """Queue a job as it is."""
+        self._waiting.append(job)
+        self._work.set()
+
+    async def close(self) -> None:
+        """Write what is queued, then stop."""
+        self._closing = True
+        self._work.set()
+        try:
+            await asyncio.wait_for(self._idle.wait(), CLOSE_S)
+        except TimeoutError:
+            _logger.error("%d settlements were not written; recovery will settle these calls", len(self._waiting))
+        self._task.cancel()
+
+    async def _write_forever(self) -> None:
+        while True:
+            if not self._waiting:
+                self._work.clear()
+                if self._closing:
+                    self._idle.set()
+                await self._work.wait()
+                continue
+            jobs, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
+            again = _deliver(await self._carry_out(jobs))
+            if again:
+                self._waiting[:0] = again
+                await asyncio.sleep(RETRY_S)
+
+    async def _carry_out(self, jobs: list[Job]) -> list[Result]:
+        operations = [job for job in jobs if not isinstance(job[0], GeneratorType)]
+        results = await self._commit_together(operations) if operations else []
+        down = next((error for _, _, error in results if isinstance(error, StoreUnavailable)), None)
+        for job in jobs:
+            if isinstance(job[0], GeneratorType):  # it must not overtake settlements that are still to be written
+                results.append((job, None, down) if down else await self._write_alone(job, job[0]))
+        return results
+
+    async def _commit_together(self, jobs: list[Job]) -> list[Result]:
+        operations = cast(list[Operation], [job[0] for job in jobs])
+        try:
+            outcomes: list[Outcome] = await self._commit(commit_group(operations, self._clock.now_ms()))
+        except StoreUnavailable as error:
+            return [(job, None, error) for job in jobs]
+        except Exception as error:
+            if len(jobs) > 1:
+                return [result for job in jobs for result in await self._commit_together([job])]
+            _logger.exception("an operation of the ledger failed: %r", operations[0])
+            return [(jobs[0], None, error)]
+        return [(job, outcome, None) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    async def _write_alone(self, job: Job, program: Program[Any]) -> Result:
+        try:
+            return job, await self._write(program), None
+        except Exception as error:
+            return job, None, error
+
+
+def _deliver(results: list[Result]) -> list[Job]:
+    """Tell whoever waits; the settlements to try again."""
+    again = []
+    for job, value, error in results:
+        decision = job[1]
+        if decision is None:
+            if isinstance(error, StoreUnavailable):
+                again.append(job)
+        elif error is not None:
+            decision.set_exception(error)
+        else:
+            decision.set_result(value)
+    return again
