@@ -17,8 +17,19 @@ from typing import Literal, cast
 from penstock.clock import Clock
 from penstock.config import JwtSettings, KeyPrefixes
 from penstock.db.credentials import Identity, NewCredential, identify, identify_session
+from penstock.db.ledger import Entry
 from penstock.db.store import Store
-from penstock.errors import AuthInvalid, AuthMissing, Forbidden, TrustMissing
+from penstock.errors import (
+    AuthInvalid,
+    AuthMissing,
+    Forbidden,
+    PaymentRequired,
+    PenstockError,
+    RateLimited,
+    TrustMissing,
+)
+from penstock.money.books import Refusal, Refused
+from penstock.money.limits import retry_after_s
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 BODY_CHARACTERS = 36  # 214 bits: nothing to guess, so no slow hash is needed
@@ -158,6 +169,14 @@ class Access:
         account = _account(identity, trust, surface)
         return Caller(account, identity.keys, identity.kind, identity.user, identity.scopes, identity.models)
 
+    async def enter(self, authorization: str | None, trust: str | None, surface: Surface) -> Caller:
+        """`admit` for a request that spends nothing: it counts against the key's rate limit. RateLimited."""
+        caller = await self.admit(authorization, trust, surface)
+        outcome = await self._store.commit(Entry(caller.keys))
+        if isinstance(outcome, Refused):
+            raise refusal(outcome)
+        return caller
+
     def _remembered(self, credential: str) -> Identity | None:
         known = self._known.get(credential)
         return known[0] if known and known[1] > self._clock.monotonic() else None
@@ -241,6 +260,21 @@ class Sessions:
             return None
         subject = decoded.claims["sub"]
         return subject if isinstance(subject, str) else None
+
+
+def refusal(refused: Refused) -> PenstockError:
+    """The ledger's no, as an error that doors render."""
+    match refused.why:
+        case Refusal.KEY_INVALID:
+            return AuthInvalid()
+        case Refusal.RATE_LIMITED:
+            return RateLimited(retry_after_s=retry_after_s(refused.wait_us))
+        case Refusal.KEY_LIMIT:
+            return PaymentRequired("The spending limit of this key does not cover this request.")
+        case Refusal.HELD:
+            return PaymentRequired("Other requests in flight hold what is left of the balance. Try again shortly.")
+        case Refusal.NO_FUNDS | Refusal.GONE:
+            return PaymentRequired()
 
 
 def bearer(authorization: str | None) -> str:

@@ -83,12 +83,14 @@ class Gateway:
     relay: Relay
     observer: Observer
     upkeep: Upkeep
+    redact: Redactor
     retiring: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def reload(self, settings: Settings) -> None:
         """Swap catalogue and providers; calls under way end as they began. Address, store and secrets stay."""
         office = self.office
         kept = replace(settings, secrets=office.settings.secrets, server=office.settings.server)
+        self.redact.learn(_secrets(kept))
         catalogue = Catalogue(kept)
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
         providers, dropped = _exchange(self.relay.attempts.providers, office.settings.providers, kept.providers)
@@ -100,10 +102,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings, log_stream: IO[str]) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    settings: Settings, log_stream: IO[str], redact: Redactor | None = None
+) -> AsyncIterator[Gateway]:
     """A gateway, ready to serve; when it closes, everything posted is settled."""
     async with open_office(settings) as office:
-        redact = _redactor(settings)
+        redact = redact or _redactor(settings)
         log = RequestLog(log_stream, msgspec.json.encode)
         observer = Observer(log, office.clock, redact)
         owner = office.ids.new("own")
@@ -144,13 +148,14 @@ async def open_gateway(settings: Settings, log_stream: IO[str]) -> AsyncIterator
         _show_gauges(observer, relay, holds, attempts, office.store)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
-        gateway = Gateway(office, door, relay, observer, upkeep)
+        gateway = Gateway(office, door, relay, observer, upkeep, redact)
         try:
             yield gateway
         finally:
             await upkeep.stop()
             for task in gateway.retiring:
                 task.cancel()
+            await asyncio.gather(*gateway.retiring, return_exceptions=True)
             for provider in attempts.providers.values():
                 await provider.close()
 
@@ -159,18 +164,22 @@ def serve(
     settings: Settings, *, reload: Callable[[], Settings], announce: Callable[[Gateway, str], Awaitable[None]]
 ) -> int:
     """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken."""
-    configure(sys.stderr, _redactor(settings))
+    redact = _redactor(settings)
+    configure(sys.stderr, redact)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, reload, announce))
+        runner.run(_serve(settings, redact, reload, announce))
     return 0
 
 
 async def _serve(
-    settings: Settings, reload: Callable[[], Settings], announce: Callable[[Gateway, str], Awaitable[None]]
+    settings: Settings,
+    redact: Redactor,
+    reload: Callable[[], Settings],
+    announce: Callable[[Gateway, str], Awaitable[None]],
 ) -> None:
     for warning in settings.warnings:
         _logger.warning("%s", warning)
-    async with open_gateway(settings, sys.stdout) as gateway, serving(gateway.door, settings.server) as server:
+    async with open_gateway(settings, sys.stdout, redact) as gateway, serving(gateway.door, settings.server) as server:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(gateway, reload)))
         _logger.info("serving at %s on %s and httptools", server.url, type(loop).__module__)
@@ -221,7 +230,11 @@ def _exchange(
 
 def _redactor(settings: Settings) -> Redactor:
     prefixes = [getattr(settings.prefixes, name) for name in settings.prefixes.__slots__]
-    return Redactor([each.api_key for each in settings.providers if each.api_key], prefixes)
+    return Redactor(_secrets(settings), prefixes)
+
+
+def _secrets(settings: Settings) -> list[str]:
+    return [each.api_key for each in settings.providers if each.api_key]
 
 
 def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store) -> None:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 FLUSH_S = 0.25
+SHORTEST_SECRET = 6  # characters; shorter ones stand in too many words
 BUFFERED_MOST = 1_000  # lines; beyond that they are written at once
 
 
@@ -23,13 +24,19 @@ class Redactor:
     """Masks secrets in text: the values it is given, and keys by their prefixes."""
 
     def __init__(self, secrets: Iterable[str] = (), prefixes: Iterable[str] = ()) -> None:
-        exact = [re.escape(secret) for secret in sorted(secrets, key=len, reverse=True) if len(secret) >= 6]
-        keys = [re.escape(prefix) + r"[0-9A-Za-z]{16,}" for prefix in prefixes]
-        tokens = [r"eyJ[\w-]+\.[\w-]+\.[\w-]+", r"\bsk-[\w-]{16,}"]
-        self._pattern = re.compile("|".join(exact + keys + tokens))
+        self._secrets: set[str] = set()
+        self._shapes = [re.escape(prefix) + r"[0-9A-Za-z]{16,}" for prefix in prefixes]
+        self._shapes += [r"eyJ[\w-]+\.[\w-]+\.[\w-]+", r"\bsk-[\w-]{16,}"]
+        self.learn(secrets)
 
     def __repr__(self) -> str:
-        return "Redactor()"
+        return f"Redactor({len(self._secrets)} secrets)"
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Mask these from now on, and those known before."""
+        self._secrets.update(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
+        exact = [re.escape(secret) for secret in sorted(self._secrets, key=len, reverse=True)]
+        self._pattern = re.compile("|".join(exact + self._shapes))
 
     def __call__(self, text: str) -> str:
         return self._pattern.sub("[redacted]", text)

@@ -121,7 +121,8 @@ class Upkeep:
         here = host_identity()
         for owner in await self._store.read(recovery.all_owners()):
             if owner.id != self._owner and is_dead(owner, here, self._clock.now_ms()):
-                settled = await self._store.write(recovery.bury(owner.id, self._clock.now_ms()))
+                lease = owner.lease_until_ms
+                settled = await self._store.write(recovery.bury(owner.id, self._clock.now_ms(), lease_until_ms=lease))
                 _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
 
     async def _tidy(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import replace
+
+from msgspec import structs
 
 from penstock.db.recovery import Owner, register, renew
 from penstock.db.sqlite import SqliteStore
@@ -29,7 +30,7 @@ async def spend(store: SqliteStore, request: str, owner: str) -> int:
             store.post(settlement(request, wants, outcome.amount))
             return outcome.amount
         assert isinstance(outcome, Refused), outcome
-        wants = replace(wants, patient=False)
+        wants = structs.replace(wants, patient=False)
         if outcome.why is not Refusal.HELD:
             return 0
     raise AssertionError("the money was held for ever")

@@ -59,7 +59,7 @@ def build(office: Office, access: Access) -> FastAPI:
         request.state.id = office.ids.new("req")
         try:
             if request.url.path.startswith(f"{ROOT}/"):
-                caller = await access.admit(request.headers.get("authorization"), None, SURFACE)
+                caller = await access.enter(request.headers.get("authorization"), None, SURFACE)
                 request.state.actor = await actor_of(office, caller)
             response = await call_next(request)
             if response.status_code == 413:  # the framework answers this one by itself, in plain text

@@ -176,7 +176,7 @@ class Wire:
         await reply.whole(200, METRICS, self._observer.render())
 
     async def _caller(self, place: Place, request: Request) -> Caller:
-        return await self._access.admit(request.header(b"authorization"), _trust(request), place.surface)
+        return await self._access.enter(request.header(b"authorization"), _trust(request), place.surface)
 
 
 async def _answer(reply: AsgiReply, value: Any, status: int = 200) -> None:

@@ -47,6 +47,16 @@ class Replay(Struct, frozen=True, gc=False):
     kept: KeptAnswer | None
 
 
+class Entry(Struct, frozen=True, gc=False):
+    """Let a request in that spends nothing: its keys must be valid, and it counts against their rate limits."""
+
+    keys: tuple[str, ...]
+
+    @property
+    def need(self) -> Need:
+        return Need("", self.keys, "", "", 0, want=0, least=0)
+
+
 class Admission(Struct, frozen=True, gc=False):
     """Let a request in and set its money aside. `context` is what recovery needs to write its usage record (JSON)."""
 
@@ -81,7 +91,7 @@ class Settlement(Struct, frozen=True, gc=False):
     once: bool = False
 
 
-Operation = Admission | Extension | Settlement
+Operation = Entry | Admission | Extension | Settlement
 Outcome = Granted | Refused | Replay | Settled
 
 _lot_columns = (
@@ -237,6 +247,8 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
             outcomes[id(operation)] = page.admit(operation)
         elif isinstance(operation, Extension):
             outcomes[id(operation)] = page.extend(operation)
+        elif isinstance(operation, Entry):
+            outcomes[id(operation)] = page.books.enter(operation.need) or Granted((), 0)
     yield from page.write()
     return [outcomes[id(operation)] for operation in operations]
 

@@ -31,6 +31,9 @@ RENEW_OWNER = Statement(
     *_owner_names,
 )
 ALL_OWNERS = Statement(select(owners.c.id, owners.c.host, owners.c.pid, owners.c.lease_until_ms).with_for_update())
+LEASE_OF = Statement(
+    select(owners.c.lease_until_ms).where(owners.c.id == bindparam("owner")).with_for_update(), "owner"
+)
 DROP_OWNER = Statement(delete(owners).where(owners.c.id == bindparam("owner")), "owner")
 NOTE_PROGRESS = Statement(
     update(holds)
@@ -83,8 +86,13 @@ def all_owners() -> Program[list[Owner]]:
     return [Owner(*row) for row in (yield from fetch(ALL_OWNERS))]
 
 
-def bury(owner: str, now_ms: int) -> Program[int]:
-    """Settle what a dead owner left open and forget it; how many requests that were."""
+def bury(owner: str, now_ms: int, *, lease_until_ms: int | None = None) -> Program[int]:
+    """Settle what a dead owner left open and forget it; how many requests that were.
+
+    Whoever took it for dead says by which lease: an owner that has renewed it meanwhile is left alone.
+    """
+    if lease_until_ms is not None and (yield from fetch(LEASE_OF, owner)) != [(lease_until_ms,)]:
+        return 0
     rows = yield from fetch(HOLDS_OF, owner)
     settlements = _last_words(rows, now_ms)
     if settlements:

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from penstock.money.limits import arrive
 from penstock.money.prices import units_within, value
 
@@ -80,8 +82,7 @@ class Lot:
         return self.expires_ms is None or now_ms < self.expires_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True, gc=False):
     """The part of a hold, or of a charge, that one lot bears. `value` is in nano-USD."""
 
     lot: str
@@ -89,8 +90,7 @@ class Part:
     value: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Struct, frozen=True, gc=False):
     """Who wants how much of what. `want` is the bound; `least` is the smallest amount that is of any use.
 
     A patient need is not cut down while other calls hold the money that would cover it in full: it is refused with
@@ -108,16 +108,14 @@ class Need:
     again: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Struct, frozen=True, gc=False):
     """Money set aside: at least `least`, at most `want`."""
 
     parts: tuple[Part, ...]
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True, gc=False):
     """Not a unit set aside. `wait_us` says when asking again may help; `available` is what could be had."""
 
     why: Refusal
@@ -125,8 +123,7 @@ class Refused:
     wait_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True, gc=False):
     """What was collected, lot by lot, and what could not be."""
 
     charges: tuple[Part, ...]

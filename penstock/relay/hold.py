@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 from types import TracebackType
 from typing import cast
 
-from penstock.access import Caller
+from msgspec.structs import replace
+
+from penstock.access import Caller, refusal
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import LimitSettings
@@ -34,9 +35,8 @@ from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.recovery import context_of
 from penstock.db.store import Store
 from penstock.dialects import Wish
-from penstock.errors import AuthInvalid, PaymentRequired, PenstockError, RateLimited, UpstreamError, WrongState
+from penstock.errors import UpstreamError, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
-from penstock.money.limits import retry_after_s
 from penstock.money.prices import value
 from penstock.ports import OnCancel
 from penstock.relay.departure import Departure
@@ -46,7 +46,11 @@ from penstock.relay.observe import Observer
 from penstock.relay.route import Plan
 
 LONGEST_MS = 3_600_000  # a hold older than this has been forgotten by a defect; upkeep settles it and says so
-UNSERVED = frozenset({Ending.REFUSED, Ending.TIMEOUT, Ending.UPSTREAM_FAILED, Ending.FAULT})  # free, if nothing came
+UNSERVED = frozenset(Ending) - {
+    Ending.ANSWER,
+    Ending.MONEY,
+    Ending.CALLER_GONE,
+}  # not the caller's doing: free, if nothing came
 SLICE_GROWTH = 2
 LARGEST_SLICE = 8_192  # tokens: what one extension sets aside at most
 
@@ -140,7 +144,7 @@ class Hold:
         outcome = await self._admit()
         self._holds.observe.admitted(self._holds.clock.monotonic() - self._started_s)
         if isinstance(outcome, Refused):
-            raise _refusal(outcome)
+            raise refusal(outcome)
         if isinstance(outcome, Replay):
             self.replayed = _replay(outcome, self._once)
             return self
@@ -217,7 +221,8 @@ class Hold:
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
         """From now on an offer has the call: its price counts, and it may bill the prompt should the caller leave."""
         self._price = offer.price
-        self._departure.on_cancel = on_cancel
+        # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
+        self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider = offer.provider
         self.record.attempts += 1
         self.meter.dispatched = True
@@ -359,18 +364,3 @@ def _replay(seen: Replay, once: Once | None) -> KeptAnswer:
     if seen.kept.body is None:
         raise WrongState("The answer for this Idempotency-Key was too large to keep.", code="idempotency_not_kept")
     return seen.kept
-
-
-def _refusal(refused: Refused) -> PenstockError:
-    """The ledger's no, as an error that doors render."""
-    match refused.why:
-        case Refusal.KEY_INVALID:
-            return AuthInvalid()
-        case Refusal.RATE_LIMITED:
-            return RateLimited(retry_after_s=retry_after_s(refused.wait_us))
-        case Refusal.KEY_LIMIT:
-            return PaymentRequired("The spending limit of this key does not cover this request.")
-        case Refusal.HELD:
-            return PaymentRequired("Other requests in flight hold what is left of the balance. Try again shortly.")
-        case Refusal.NO_FUNDS | Refusal.GONE:
-            return PaymentRequired()

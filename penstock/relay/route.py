@@ -48,13 +48,14 @@ def route(wish: Wish, kind: str, caller: Caller, surface: Surface, lane: str | N
         raise InvalidRequest(f"The model '{model.id}' does not serve {kind}.", param="model")
     chosen = _lane(lane, surface)
     media = wish.images * model.image_tokens
+    bound = ceil_div(wish.input_bytes, model.input_bytes_per_token) + media
     return Plan(
         model=model,
         offers=model.offers,
         lane=chosen,
         tariff=_tariff(model, chosen),
-        input_bound=ceil_div(wish.input_bytes, model.input_bytes_per_token) + media,
-        input_estimate=ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN) + media,
+        input_bound=bound,
+        input_estimate=min(bound, ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN) + media),
         default_output_tokens=model.default_output_tokens if kind == "chat" else 0,
     )
 

@@ -8,11 +8,11 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from penstock.db import sqlite
 from penstock.db.credentials import insert_credential, revoke
@@ -298,7 +298,9 @@ async def test_calls_cheaper_than_their_bound_use_at_least_99_percent(store: Sql
     async def serve(worker: int) -> None:
         for number in range(50):
             request, tries = f"{worker}_{number}", 0
-            while isinstance(no := await store.commit(admission(request, replace(wants, again=tries > 0))), Refused):
+            while isinstance(
+                no := await store.commit(admission(request, structs.replace(wants, again=tries > 0))), Refused
+            ):
                 tries += 1
                 if no.why is not Refusal.HELD or tries > 1_000:
                     return

@@ -8,16 +8,17 @@ the database must say what the model says, and the books must balance.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec import structs
 
 from penstock.db.credentials import revoke
 from penstock.db.journal import expire_lots, verify
-from penstock.db.ledger import Once, Operation, Outcome, Replay, forget_answers
+from penstock.db.ledger import Admission, Extension, Once, Outcome, Replay, Settlement, forget_answers
 from penstock.db.program import Program
 from penstock.db.records import KeptAnswer
 from penstock.db.recovery import bury, renew, settle_overdue
@@ -250,10 +251,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for id, answer in kept.items():
             self.model.keep(id, answer)
 
-    async def submit(self, operations: list[Operation]) -> list[Outcome]:
+    async def submit(self, operations: list[Admission | Extension | Settlement]) -> list[Outcome]:
         return list(await asyncio.gather(*(self.store.commit(each) for each in operations)))
 
-    def operation(self, wish: Ask | Extend | Settle) -> Operation | None:
+    def operation(self, wish: Ask | Extend | Settle) -> Admission | Extension | Settlement | None:
         if isinstance(wish, Ask):
             wants = need(
                 wish.want, min(wish.least, wish.want), keys=wish.family, asset=wish.asset, rate=RATES[wish.asset],
@@ -267,7 +268,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = self.model.requests[id]
         if isinstance(wish, Settle):
             return settlement(id, request.need, wish.owed, kept=ANSWER if wish.kept else None, once=request.once)
-        wants = replace(request.need, want=wish.want, least=min(wish.least, wish.want), patient=False)
+        wants = structs.replace(request.need, want=wish.want, least=min(wish.least, wish.want), patient=False)
         return extension(
             id, wants, progress=request.progress + wish.progress, position=request.drawn, owner=request.owner,
             expires_ms=request.ends_ms,

@@ -251,3 +251,10 @@ async def test_a_process_killed_under_load_loses_nothing_and_leaves_nothing_held
         assert (await balance(store), await rows(store, holds)) == ((20_000 - charged, 0), [])
         assert charged == 100 * sum(row["state"] == "final" for row in records)
         assert await store.read(verify()) == []
+
+
+async def test_an_owner_that_has_renewed_its_lease_meanwhile_is_not_buried(store: SqliteStore) -> None:
+    (seen,) = await store.read(all_owners())
+    await store.write(renew(OWNER, [], NOON_MS + 1))
+    assert await store.write(bury(OWNER, NOON_MS + 2, lease_until_ms=seen.lease_until_ms)) == 0
+    assert [owner.id for owner in await store.read(all_owners())] == [OWNER]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
 from penstock.money.prices import value
@@ -134,9 +135,9 @@ def test_a_request_without_funds_counts_against_the_rate_limit() -> None:
 
 def test_asking_again_is_still_the_same_request() -> None:
     made = books(key(per_minute=1), lot("a", 10, held=10))
-    assert refusal(made.ask(replace(need(5), patient=True))) is Refusal.HELD
+    assert refusal(made.ask(structs.replace(need(5), patient=True))) is Refusal.HELD
     made.lots["a"].held = 0
-    assert grant(made, replace(need(5), patient=True, again=True)).amount == 5
+    assert grant(made, structs.replace(need(5), patient=True, again=True)).amount == 5
 
 
 # Why the money is not there.
@@ -168,19 +169,21 @@ def test_a_refusal_says_what_stands_in_the_way(
 
 def test_a_patient_need_waits_for_money_that_others_hold_and_an_impatient_one_takes_what_is_there() -> None:
     made = books(key(), lot("a", 100, held=70))
-    assert refusal(made.ask(replace(need(60, 1), patient=True))) is Refusal.HELD
+    assert refusal(made.ask(structs.replace(need(60, 1), patient=True))) is Refusal.HELD
     assert grant(made, need(60, 1)).amount == 30
 
 
 def test_a_patient_need_waits_for_room_in_a_limit_that_others_hold() -> None:
     made = books(key(limit=100, held=70), lot("a", 1_000))
-    assert refusal(made.ask(replace(need(60, 1), patient=True))) is Refusal.HELD
+    assert refusal(made.ask(structs.replace(need(60, 1), patient=True))) is Refusal.HELD
     assert grant(made, need(60, 1)).amount == 30
 
 
 def test_a_patient_need_that_could_never_be_met_in_full_is_cut_down_at_once() -> None:
-    assert grant(books(key(), lot("a", 100, held=70)), replace(need(101, 1), patient=True)).amount == 30
-    assert grant(books(key(limit=100, held=70), lot("a", 999)), replace(need(101, 1), patient=True)).amount == 30
+    assert grant(books(key(), lot("a", 100, held=70)), structs.replace(need(101, 1), patient=True)).amount == 30
+    assert (
+        grant(books(key(limit=100, held=70), lot("a", 999)), structs.replace(need(101, 1), patient=True)).amount == 30
+    )
 
 
 # Spending limits.

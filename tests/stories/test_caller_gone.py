@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -209,3 +209,36 @@ async def waiting(gateway: Running) -> bool:
 
 async def nobody_is_connected(gateway: Running) -> bool:
     return not gateway.server.server.server_state.connections
+
+
+def draining(gateway: Running) -> Callable[[], Awaitable[bool]]:
+    """Whether a call is being read to its end for nobody."""
+
+    async def look() -> bool:
+        return gateway.gateway.relay.drains.now == 1
+
+    return look
+
+
+async def test_an_answer_with_an_idempotency_key_is_finished_kept_and_charged_once(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    once = {"idempotency-key": "come-back-later"}
+    held = Stream(tokens=50, hold_after=5)
+    upstream.script(held)
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, headers=once, stream=True)
+        await caller.head()
+        for _ in range(5):
+            assert await caller.event()
+        caller.hang_up()
+        await eventually(draining(gateway))
+        held.resume.set()
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.output_tokens, record.estimated) == ("caller_gone", 50, False)
+    again = await gateway.chat(ROUTER, ada, headers=once, stream=True)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.text.endswith("data: [DONE]\n\n")
+    assert len(upstream.requests) == 1
+    assert len(await gateway.usage(ada)) == 1

@@ -25,7 +25,7 @@ from penstock.operations.actor import LOCAL
 from penstock.operations.child_keys import create_child_key
 from penstock.operations.keys import revoke_key
 from penstock.operations.sessions import issue_session
-from tests.stories.gateway import FORWARD, HELLO, ROUTER, TRUST, running
+from tests.stories.gateway import FORWARD, HELLO, ROUTER, TRUST, plain_client, running
 from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ async def test_no_secret_turns_up_in_anything_that_is_written_or_said(
     secrets = [*VARIABLES.values(), FOREIGN_KEY, session, session.rpartition(".")[2], *(key.key for key in keys)]
     bad_stream = misbehave(upstream, f"Bad key {UPSTREAM_KEY}, {child.key}, {FOREIGN_KEY} and {session}.")
 
-    async with serving(config) as (url, said), httpx2.AsyncClient(base_url=url, trust_env=False) as http:
+    async with serving(config) as (url, said), plain_client(base_url=url) as http:
         visitor = Visitor(http, ada.account)
         await visitor.chat(TRUST, ada.account_key.key, headers={"idempotency-key": "once"})
         await visitor.chat(FORWARD, ada.inference_key.key, stream=True)

@@ -98,8 +98,11 @@ async def test_both_doors_answer_the_same(gateway: Gateway) -> None:
         (("keys", "list"), "keys.list", {}),
         (("models",), "models.list", {}),
     ):
-        here = await gateway.do(operation, **arguments)
-        assert await gateway.ask(*words) == json.loads(json.dumps(here, default=_fields))
+        here = json.loads(json.dumps(await gateway.do(operation, **arguments), default=_fields))
+        there = await gateway.ask(*words)
+        for key in (*here.get("data", ()), *there.get("data", ())):
+            key.pop("last_used", None)  # asking is using
+        assert there == here
 
 
 async def test_refusals_and_unreachable_gateways_end_as_they_do_here(gateway: Gateway) -> None:

@@ -14,6 +14,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
+from penstock.access import REMEMBER_S
 from penstock.app import open_office
 from penstock.config import JwtSettings, LimitSettings, SecretSettings, Settings
 from penstock.operations.accounts import add_member, create_account, remove_member
@@ -197,10 +198,12 @@ async def test_a_removed_member_is_out_within_a_second(gateway: Running) -> None
     await add_member(gateway.office, LOCAL, account=team.id, user=bob.user)
     assert (await gateway.get(f"{TRUST}/models", of_team)).status_code == 200
     await remove_member(gateway.office, LOCAL, account=team.id, user=bob.user)
-    removed_s = gateway.office.clock.monotonic()
+    clock = gateway.office.clock
+    removed_s = asked_s = clock.monotonic()
     while (answer := await gateway.get(f"{TRUST}/models", of_team)).status_code == 200:
-        asked_s = gateway.office.clock.monotonic()
-        assert asked_s - removed_s < 5  # it is one second; the rest is for a slow machine
+        assert asked_s - removed_s <= REMEMBER_S
+        await asyncio.sleep(0.01)  # or the rate limit would end this first
+        asked_s = clock.monotonic()
     assert answer.status_code == 403
     assert await admitted(gateway, TRUST, of_team) == 403
 
@@ -265,7 +268,7 @@ async def test_parallel_calls_never_spend_more_than_the_keys_limit(
     assert {answer.status_code for answer in answers} == {200, 402}
     spent = (await seen(gateway, key)).spent.nano
     assert spent == sum(record.amount for record in await gateway.usage(ada)) <= 500_000
-    assert len(served) >= 8
+    assert len(served) == len(upstream.requests)
     assert {record.uncollected for record in await gateway.usage(ada)} == {0}
 
 
@@ -282,6 +285,26 @@ async def test_a_key_waits_when_its_rate_is_used_up_and_goes_on_afterwards(gatew
     with later(gateway, wait_s):
         assert await admitted(gateway, ROUTER, ada, key) == 200
         assert await admitted(gateway, ROUTER, ada, key) == 429
+
+
+async def test_reading_counts_against_the_same_rate_as_calling(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    key = await gateway.key("account", user=ada.user, requests_per_minute=3)
+    headers = {"authorization": f"Bearer {key.key}", "x-trust": ada.account}
+    statuses = [
+        (await gateway.http.get(f"{gateway.url}/v1/{page}", headers=headers)).status_code
+        for page in ("models", "balance", "usage", "models")
+    ]
+    assert statuses == [200, 200, 200, 429]
+    assert await admitted(gateway, TRUST, ada, key) == 429
+
+
+async def test_a_revoked_key_reads_nothing_more(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    headers = {"authorization": f"Bearer {ada.account_key.key}", "x-trust": ada.account}
+    assert (await gateway.http.get(f"{gateway.url}/v1/balance", headers=headers)).status_code == 200
+    await revoke_key(gateway.office, LOCAL, key=ada.account_key.id)
+    assert (await gateway.http.get(f"{gateway.url}/v1/balance", headers=headers)).status_code == 401
 
 
 async def test_a_thousand_calls_a_minute_are_allowed_by_default(settings: Settings) -> None:

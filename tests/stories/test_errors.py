@@ -76,55 +76,70 @@ async def test_without_a_credential_the_caller_is_told_how_to_send_one(gateway: 
             assert "Authorization: Bearer <key>" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("status", [400, 405, 413, 415, 422, 451])
 async def test_what_the_upstream_says_of_the_request_reaches_the_caller_and_costs_nothing(
-    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream, status: int
+    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream
 ) -> None:
     ada = await gateway.person(usd="1", tokens=1_000)
-    upstream.usual = Refusal(status, "Context is 8 tokens too long.", type="theirs", code="context_length_exceeded")
-    for base in BASES:
-        for stream in (False, True):
-            answer = await gateway.chat(base, ada, stream=stream)
-            assert answer.status_code == status
-            assert answer.json() == body(
-                "Context is 8 tokens too long.", "invalid_request_error", "context_length_exceeded"
-            )
+    for status in (400, 405, 413, 415, 422, 451):
+        upstream.usual = Refusal(status, "8 tokens too long.", type="theirs", code="context_length_exceeded")
+        for base in BASES:
+            for stream in (False, True):
+                answer = await gateway.chat(base, ada, model=DEEPSEEK if base == ROUTER else LLAMA, stream=stream)
+                assert answer.status_code == status
+                assert answer.json() == body("8 tokens too long.", "invalid_request_error", "context_length_exceeded")
+        record = (await gateway.usage(ada))[0]
+        assert (record.ended, record.status, record.amount, record.attempts) == ("refused", status, 0, 1)
     assert spare.requests == []
     assert await gateway.nano(ada) == 1_000_000_000
     assert await gateway.tokens(ada) == 1_000
-    assert {(record.ended, record.status, record.amount) for record in await gateway.usage(ada)} == {
-        ("refused", status, 0)
-    }
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        *(Refusal(status) for status in (401, 402, 403, 404, 407, 408, 409, 425, 429, 500, 502, 503, 504, 529)),
-        Raw(b"", status=302, headers=[("location", "http://127.0.0.1:9/")]),
-        Raw(b"<html>Welcome</html>", content_type="text/html"),
-        Raw(b"[]"),
-        Raw(b'{"choices": '),
-        Raw(b'{"error": {"message": "overloaded"}}'),
-        Wire(b"SSH-2.0-OpenSSH_9.2\r\n"),
-        Wire(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
-        Wire(b"", then="reset"),
-    ],
-    ids=lambda script: str(getattr(script, "status", "")) or "garbage",
-)
+TROUBLE: list[Script] = [
+    *(Refusal(status) for status in (401, 402, 403, 404, 407, 408, 409, 425, 429, 500, 502, 503, 504, 529)),
+    Raw(b"", status=302, headers=[("location", "http://127.0.0.1:9/")]),
+    Raw(b"", status=204),
+    Wire(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    Wire(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
+    Wire(b"", then="reset"),
+]
+NO_ANSWER: list[Script] = [
+    Raw(b"<html>Welcome</html>", content_type="text/html"),
+    Raw(b"[]"),
+    Raw(b'{"choices": '),
+    Raw(b'{"error": {"message": "overloaded"}}'),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_any_other_trouble_of_the_upstream_is_never_the_callers_fault_and_free(
-    gateway: Running, upstream: ScriptedUpstream, script: Script
+    gateway: Running, upstream: ScriptedUpstream, stream: bool
 ) -> None:
     ada = await gateway.person(usd="1")
-    upstream.usual = script
-    answer = await gateway.chat(ROUTER, ada)
-    error = answer.json()["error"]
-    assert answer.status_code in (502, 503)
-    assert error["type"] == "upstream_error"
-    assert error["code"] == {502: "upstream_failed", 503: "upstream_unavailable"}[answer.status_code]
+    for script in TROUBLE + NO_ANSWER:
+        upstream.script(script)
+        answer = await gateway.chat(ROUTER, ada, stream=stream)
+        error = answer.json()["error"]
+        assert answer.status_code in (502, 503), script
+        assert error["type"] == "upstream_error"
+        assert error["code"] == {502: "upstream_failed", 503: "upstream_unavailable"}[answer.status_code]
+        record = (await gateway.usage(ada))[0]
+        assert (record.ended, record.status, record.amount) == ("upstream_failed", answer.status_code, 0)
     assert await gateway.nano(ada) == 1_000_000_000
-    (record,) = await gateway.usage(ada)
-    assert (record.ended, record.status, record.amount) == ("upstream_failed", answer.status_code, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_trouble_with_one_provider_is_not_seen_when_another_serves(
+    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream, stream: bool
+) -> None:
+    ada = await gateway.person(usd="1")
+    for script in TROUBLE:
+        upstream.script(script)
+        answer = await gateway.chat(ROUTER, ada, model=DEEPSEEK, stream=stream)
+        assert answer.status_code == 200, script
+        assert answer.headers["x-penstock-route"] == "spare;attempts=2"
+    records = await gateway.usage(ada)
+    assert [record.provider for record in records] == ["spare"] * len(TROUBLE)
+    assert len(spare.requests) == len(TROUBLE)
 
 
 async def test_an_unreachable_provider_is_503_and_a_silent_one_504(

@@ -7,7 +7,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import httpx2
 import pytest
 from openai import (
     APIStatusError,
@@ -35,6 +34,7 @@ from tests.stories.gateway import (
     TRUST,
     Person,
     Running,
+    plain_client,
     running,
     settings_for,
     with_provider,
@@ -96,21 +96,18 @@ async def test_a_stream_arrives_in_pieces_and_is_paid(gateway: Running, upstream
     assert await spent(gateway, ada, base) == (12 if base == FORWARD else COST_NANO)
 
 
-async def test_the_usage_chunk_comes_to_those_who_ask(gateway: Running, upstream: ScriptedUpstream, base: str) -> None:
+async def test_the_usage_chunk_comes_to_those_who_ask(gateway: Running) -> None:
     ada = await gateway.person(usd="1", tokens=100_000)
-    upstream.script(Stream(tokens=5, prompt_tokens=7))
-    async with gateway.sdk(base, ada) as client:
-        stream = await client.chat.completions.create(
-            model=LLAMA,
-            messages=HELLO,
-            stream=True,
-            stream_options={"include_usage": True},
-        )
-        chunks = [chunk async for chunk in stream]
-    assert chunks[-1].choices == []
-    assert chunks[-1].usage is not None
-    assert chunks[-1].usage.total_tokens == 12
-    assert [chunk.usage for chunk in chunks[:-1]] == [None] * 6
+    for base in BASES:
+        async with gateway.sdk(base, ada) as client:
+            stream = await client.chat.completions.create(
+                model=LLAMA, messages=HELLO, stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.total_tokens == 12
+        assert [chunk.usage for chunk in chunks[:-1]] == [None] * 6
 
 
 async def test_tools_reach_the_model_and_its_calls_come_back(
@@ -154,12 +151,13 @@ def tool_call() -> bytes:
     return json.dumps(answer).encode()
 
 
-async def test_models_are_listed(gateway: Running, base: str) -> None:
+async def test_models_are_listed(gateway: Running) -> None:
     ada = await gateway.person()
-    async with gateway.sdk(base, ada) as client:
-        listed = {model.id: model async for model in client.models.list()}
-    assert DEEPSEEK in listed
-    assert listed["auto" if "openai" in base else LLAMA].owned_by == "deepinfra"
+    for base in BASES:
+        async with gateway.sdk(base, ada) as client:
+            listed = {model.id: model async for model in client.models.list()}
+        assert DEEPSEEK in listed
+        assert listed["auto" if "openai" in base else LLAMA].owned_by == "deepinfra"
 
 
 async def test_each_refusal_is_the_error_class_that_callers_catch(
@@ -179,33 +177,28 @@ async def test_each_refusal_is_the_error_class_that_callers_catch(
             await client.responses.create(model=LLAMA, input="Hello")
 
 
-async def test_a_used_up_rate_limit_says_when_to_come_back(
-    gateway: Running, upstream: ScriptedUpstream, base: str
-) -> None:
+async def test_a_used_up_rate_limit_says_when_to_come_back(gateway: Running, upstream: ScriptedUpstream) -> None:
     ada = await gateway.person(usd="1", tokens=100_000)
-    binding = {"user": ada.user} if base != FORWARD else {"account": ada.account}
-    key = await gateway.key(ada.key(base).kind, requests_per_minute=1, **binding)
-    async with gateway.sdk(base, ada, key=key) as client:
-        await client.chat.completions.create(model=LLAMA, messages=HELLO)
-        with pytest.raises(RateLimitError) as caught:
+    for base in BASES:
+        binding = {"user": ada.user} if base != FORWARD else {"account": ada.account}
+        key = await gateway.key(ada.key(base).kind, requests_per_minute=1, **binding)
+        async with gateway.sdk(base, ada, key=key) as client:
             await client.chat.completions.create(model=LLAMA, messages=HELLO)
-    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
-    assert caught.value.code == "rate_limit_exceeded"
-    assert len(upstream.requests) == 1
+            with pytest.raises(RateLimitError) as caught:
+                await client.chat.completions.create(model=LLAMA, messages=HELLO)
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert caught.value.code == "rate_limit_exceeded"
+    assert len(upstream.requests) == len(BASES)
 
 
-async def test_an_idempotency_key_in_use_is_a_conflict(gateway: Running, upstream: ScriptedUpstream, base: str) -> None:
+async def test_an_idempotency_key_in_use_is_a_conflict(gateway: Running) -> None:
     ada = await gateway.person(usd="1", tokens=100_000)
-    once = {"Idempotency-Key": "order-1"}
-    async with gateway.sdk(base, ada) as client:
-        await client.chat.completions.create(model=LLAMA, messages=HELLO, extra_headers=once)
-        with pytest.raises(ConflictError, match="different request body"):
-            await client.chat.completions.create(
-                model=LLAMA,
-                messages=HELLO,
-                max_tokens=9,
-                extra_headers=once,
-            )
+    for base in BASES:
+        call: dict[str, Any] = {"model": LLAMA, "messages": HELLO, "extra_headers": {"Idempotency-Key": base}}
+        async with gateway.sdk(base, ada) as client:
+            await client.chat.completions.create(**call)
+            with pytest.raises(ConflictError, match="different request body"):
+                await client.chat.completions.create(**call, max_tokens=9)
 
 
 async def test_unreachable_and_silent_providers_are_503_and_504(settings: Settings, upstream: ScriptedUpstream) -> None:
@@ -263,7 +256,7 @@ async def test_langchain_calls_and_streams(gateway: Running, streaming: bool) ->
     from langchain_openai import ChatOpenAI
 
     ada = await gateway.person(tokens=100_000)
-    async with httpx2.AsyncClient() as http:
+    async with plain_client() as http:
         model = ChatOpenAI(
             model=LLAMA,
             api_key=SecretStr(ada.inference_key.key),
