@@ -18,9 +18,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, create_model
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
 
 from penstock import __version__
 from penstock.access import Access, Surface
+from penstock.api.docs_page import POLICY, render
 from penstock.api.errors import render_openai
 from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, TooLarge
 from penstock.operations.actor import actor_of
@@ -52,7 +54,7 @@ class Refusal(BaseModel):
 def build(office: Office, access: Access) -> FastAPI:
     """The management door as an ASGI application."""
     shown_in_docs = Depends(HTTPBearer(auto_error=False, description="A management key or a session token."))
-    app = FastAPI(title="Penstock management API", version=__version__, redoc_url=None)
+    app = FastAPI(title="Penstock management API", version=__version__, docs_url=None, redoc_url=None)
 
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -76,7 +78,12 @@ def build(office: Office, access: Access) -> FastAPI:
         if operation.method is not None:
             _add(app, office, operation, [shown_in_docs])
     _render_errors(app)
+    app.add_route("/docs", _docs)
     return app
+
+
+async def _docs(request: Request) -> Response:
+    return HTMLResponse(render(request.app.openapi()), headers={"content-security-policy": POLICY})
 
 
 def _add(app: FastAPI, office: Office, operation: Operation, dependencies: list[Any]) -> None:

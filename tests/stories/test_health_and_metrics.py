@@ -149,4 +149,8 @@ async def test_the_management_api_documents_itself(gateway: Running) -> None:
     document = (await gateway.http.get("/openapi.json")).json()
     documented = {each["operationId"] for path in document["paths"].values() for each in path.values()}
     assert page.headers["content-type"].startswith("text/html")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "<script" not in page.text
+    assert "//" not in page.text.replace("<!doctype", "")
+    assert all(f'id="{name}"' in page.text for name in documented)
     assert documented == {each.name for each in OPERATIONS if each.method}
