@@ -29,14 +29,14 @@ _logger = logging.getLogger("penstock.relay")
 
 
 class Served(Struct, frozen=True, gc=False):
-    """An answer that has begun. `head` is a plain answer's whole body, or a stream's bytes up to the end of its first
-    event or further; `rest` follows."""
+    """An answer that has begun: the whole `body` of a plain one, or a stream's `events` as they come, the first of them
+    here already."""
 
     offer: Offer
     attempts: int
     answer: Answer
-    head: bytes
-    rest: AsyncIterator[bytes]
+    body: bytes
+    events: AsyncIterator[list[bytes]]
 
 
 class Attempts:
@@ -57,6 +57,9 @@ class Attempts:
         """
         failure: UpstreamError | None = None
         for number, offer in enumerate(plan.offers[: self._most], 1):
+            provider = self.providers.get(offer.provider)
+            if provider is None:  # a reload has just taken it out of the configuration
+                continue
             body = dialect.request(
                 wish,
                 model=offer.model,
@@ -65,7 +68,6 @@ class Attempts:
                 ask_usage=offer.ask_usage,
             )
             call = Call(dialect.PATH, body, wish.stream)
-            provider = self.providers[offer.provider]
             hold.calling(offer, provider.on_cancel)
             try:
                 return await self._try(offer, provider, call, number, dialect)
@@ -84,26 +86,18 @@ class Attempts:
         try:
             if answer.status != 200:
                 raise await self._refusal(answer)
-            rest = answer.__aiter__()
+            events = _events(answer)
             if not call.stream:
-                head = await answer.read(LARGEST_ANSWER)
-            else:
-                self._require_stream(answer)
-                head = await self._first_event(rest, dialect)
+                return Served(offer, number, answer, await answer.read(LARGEST_ANSWER), events)
+            self._require_stream(answer)
+            first = await anext(events, None)
+            if first is None:
+                raise UpstreamFailed("The provider ended the stream before it began.")
+            self._require_no_error(first[0], dialect)
+            return Served(offer, number, answer, b"", _after(first, events))
         except BaseException:
             answer.close()
             raise
-        return Served(offer, number, answer, head, rest)
-
-    async def _first_event(self, rest: AsyncIterator[bytes], dialect: Dialect) -> bytes:
-        """The pieces of a stream until one completes an event. UpstreamFailed when the stream ends before that."""
-        splitter, pieces = sse.Splitter(), []
-        async for piece in rest:
-            pieces.append(piece)
-            if events := splitter.feed(piece):
-                self._require_no_error(events[0], dialect)
-                return b"".join(pieces)
-        raise UpstreamFailed("The provider ended the stream before it began.")
 
     def _require_no_error(self, event: bytes, dialect: Dialect) -> None:
         """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""
@@ -128,6 +122,20 @@ class Attempts:
         if not kind.startswith("text/event-stream"):
             sent = self.redact(kind)[:100] or "no content type"
             raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
+
+
+async def _events(answer: Answer) -> AsyncIterator[list[bytes]]:
+    """The events of a stream, those that arrive together together."""
+    splitter = sse.Splitter()
+    async for piece in answer:
+        if events := splitter.feed(piece):
+            yield events
+
+
+async def _after(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    yield first
+    async for events in rest:
+        yield events
 
 
 class _ErrorBody(msgspec.Struct):

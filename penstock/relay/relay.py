@@ -121,7 +121,7 @@ class Relay:
 
     async def _plain(self, ask: Ask, wish: Wish, served: Served, hold: Hold, reply: Reply) -> bytes:
         try:
-            answer = ask.dialect.answer(served.head, model=wish.model, id_prefix=ask.surface.id_prefix)
+            answer = ask.dialect.answer(served.body, model=wish.model, id_prefix=ask.surface.id_prefix)
         except UpstreamFailed as error:  # may be in the upstream's own words
             raise UpstreamFailed(self.attempts.redact(error.message), began=True) from None
         hold.meter.feed(answer.produced, answer.usage)

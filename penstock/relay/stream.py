@@ -8,10 +8,10 @@ When the upstream breaks, the caller gets an error event. The terminator is not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from penstock.clock import Clock
-from penstock.dialects import Step, Stream, sse
+from penstock.dialects import Step, Stream
 from penstock.errors import PenstockError, ShuttingDown, UpstreamError, UpstreamFailed
 from penstock.relay.attempt import Served
 from penstock.relay.ending import Ending, ending_of
@@ -66,10 +66,9 @@ class LiveStream:
             await self._send(KEEP_ALIVE)
 
     async def _pass(self, served: Served) -> None:
-        splitter = sse.Splitter()
-        async for piece in _pieces(served):
+        async for events in served.events:
             out: list[bytes] = []
-            for event in splitter.feed(piece):
+            for event in events:
                 step = self._stream.feed(event)
                 if step.error is not None:
                     await self._send(b"".join(out))
@@ -77,9 +76,11 @@ class LiveStream:
                 if step.done:
                     await self._end(out)
                     return
-                if step.produced and not await self._paid(step):
-                    await self._end_of_money(out, served)
-                    return
+                if step.produced:
+                    output = self._output_after(step)
+                    if output > self._hold.covered_output and not await self._hold.cover(output):
+                        await self._end_of_money(out, served)
+                        return
                 self._count(step)
                 out.append(step.out)
             if out:
@@ -89,10 +90,9 @@ class LiveStream:
             raise UpstreamFailed("The provider broke off the stream.", began=True)
         await self._end([])
 
-    async def _paid(self, step: Step) -> bool:
-        meter = self._hold.meter
-        output = meter.output + step.produced if step.usage is None else step.usage.output
-        return output <= self._hold.covered_output or await self._hold.cover(output)
+    def _output_after(self, step: Step) -> int:
+        """Output tokens with this event, by the upstream's running count or by estimate."""
+        return self._hold.meter.output + step.produced if step.usage is None else step.usage.output
 
     def _count(self, step: Step) -> None:
         self._hold.meter.feed(step.produced, step.usage)
@@ -130,9 +130,3 @@ class LiveStream:
             await self._reply.send(data)
             self._sending = False
             self._sent_s = self._clock.monotonic()
-
-
-async def _pieces(served: Served) -> AsyncIterator[bytes]:
-    yield served.head
-    async for piece in served.rest:
-        yield piece
