@@ -8,7 +8,7 @@ GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -25,6 +25,7 @@ from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
 from penstock.operations.balances import show_balance
+from penstock.operations.choices import Lane, State
 from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
 from penstock.relay.observe import Observer
@@ -33,6 +34,7 @@ from penstock.relay.relay import Ask, Relay
 LONGEST_IDEMPOTENCY_KEY = 255
 JSON = [(b"content-type", b"application/json")]
 METRICS = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+USAGE_CHOICES: dict[str, tuple[str, ...]] = {"lane": get_args(Lane), "state": get_args(State)}
 USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "cursor", "limit"})
 
 
@@ -132,6 +134,9 @@ class Wire:
         unknown = sorted(filters.keys() - USAGE_FILTERS)
         if unknown:
             raise InvalidRequest(f"Unknown filter '{unknown[0][:50]}'.", param=unknown[0][:50])
+        for name, choices in USAGE_CHOICES.items():
+            if filters.get(name, choices[0]) not in choices:
+                raise InvalidRequest(f"'{name}' must be one of {', '.join(choices)}.", param=name)
         if "limit" in filters:
             filters["limit"] = _whole(filters["limit"], "limit")
         await _answer(reply, await list_usage(self._office, _reader(caller), account=caller.account, **filters))

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.catalogue import Offer
-from penstock.dialects import Dialect, Wish, sse
+from penstock.dialects import Dialect, Plain, Wish, sse
 from penstock.errors import NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.hold import Hold
@@ -29,13 +29,12 @@ _logger = logging.getLogger("penstock.relay")
 
 
 class Served(Struct, frozen=True, gc=False):
-    """An answer that has begun: the whole `body` of a plain one, or a stream's `events` as they come, the first of them
-    here already."""
+    """An answer that has begun: a `plain` one as a whole, or a stream's `events` as they come, the first ones here."""
 
     offer: Offer
     attempts: int
     answer: Answer
-    body: bytes
+    plain: Plain | None
     events: AsyncIterator[list[bytes]]
 
 
@@ -50,8 +49,10 @@ class Attempts:
     def __repr__(self) -> str:
         return f"Attempts({', '.join(self.providers)})"
 
-    async def first_answer(self, plan: Plan, dialect: Dialect, wish: Wish, hold: Hold) -> Served:
-        """The first offer that begins to answer; the hold is told which. The caller closes the answer.
+    async def first_answer(
+        self, plan: Plan, dialect: Dialect, wish: Wish, hold: Hold, *, id_prefix: str | None
+    ) -> Served:
+        """The first offer that begins to answer well; the hold is told which. The caller closes the answer.
 
         UpstreamRefused at once; else the last offer's UpstreamError when none answers.
         """
@@ -70,7 +71,14 @@ class Attempts:
             call = Call(dialect.PATH, body, wish.stream)
             hold.calling(offer, provider.on_cancel)
             try:
-                return await self._try(offer, provider, call, number, dialect)
+                answer = await provider.open(call)
+                try:
+                    if wish.stream:
+                        return await self._stream(offer, number, answer, dialect)
+                    return await self._plain(offer, number, answer, dialect, wish.model, id_prefix)
+                except BaseException:
+                    answer.close()
+                    raise
             except UpstreamRefused:
                 raise
             except UpstreamError as error:
@@ -81,23 +89,30 @@ class Attempts:
                 hold.answered()
         raise failure or NoHealthyProvider()
 
-    async def _try(self, offer: Offer, provider: Provider, call: Call, number: int, dialect: Dialect) -> Served:
-        answer = await provider.open(call)
+    async def _plain(
+        self, offer: Offer, number: int, answer: Answer, dialect: Dialect, model: str, id_prefix: str | None
+    ) -> Served:
+        await self._require_success(answer)
+        body = await answer.read(LARGEST_ANSWER)
         try:
-            if answer.status != 200:
-                raise await self._refusal(answer)
-            events = _events(answer)
-            if not call.stream:
-                return Served(offer, number, answer, await answer.read(LARGEST_ANSWER), events)
-            self._require_stream(answer)
-            first = await anext(events, None)
-            if first is None:
-                raise UpstreamFailed("The provider ended the stream before it began.")
-            self._require_no_error(first[0], dialect)
-            return Served(offer, number, answer, b"", _after(first, events))
-        except BaseException:
-            answer.close()
-            raise
+            plain = dialect.answer(body, model=model, id_prefix=id_prefix)
+        except UpstreamFailed as error:  # may be in the upstream's own words
+            raise UpstreamFailed(self.redact(error.message), began=True) from None
+        return Served(offer, number, answer, plain, _events(answer))
+
+    async def _stream(self, offer: Offer, number: int, answer: Answer, dialect: Dialect) -> Served:
+        await self._require_success(answer)
+        self._require_stream(answer)
+        events = _events(answer)
+        first = await anext(events, None)
+        if first is None:
+            raise UpstreamFailed("The provider ended the stream before it began.")
+        self._require_no_error(first[0], dialect)
+        return Served(offer, number, answer, None, _after(first, events))
+
+    async def _require_success(self, answer: Answer) -> None:
+        if answer.status != 200:
+            raise await self._refusal(answer)
 
     def _require_no_error(self, event: bytes, dialect: Dialect) -> None:
         """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""

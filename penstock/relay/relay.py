@@ -22,8 +22,8 @@ from penstock.clock import Clock
 from penstock.config import LimitSettings
 from penstock.db.ledger import Once
 from penstock.db.records import UsageRecord
-from penstock.dialects import Dialect, Wish
-from penstock.errors import Forbidden, UpstreamFailed
+from penstock.dialects import Dialect, Plain, Wish
+from penstock.errors import Forbidden
 from penstock.money.units import dollars
 from penstock.relay.attempt import Attempts, Served
 from penstock.relay.departure import Departure, Drains
@@ -111,19 +111,15 @@ class Relay:
 
     async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply) -> bytes:
         """Have the call answered, all but the last bytes, which are returned."""
-        served = await self.attempts.first_answer(plan, ask.dialect, wish, hold)
+        served = await self.attempts.first_answer(plan, ask.dialect, wish, hold, id_prefix=ask.surface.id_prefix)
         try:
-            if wish.stream:
-                return await self._stream(ask, wish, served, hold, reply)
-            return await self._plain(ask, wish, served, hold, reply)
+            if served.plain is not None:
+                return await self._plain(served.plain, served, hold, reply)
+            return await self._stream(ask, wish, served, hold, reply)
         finally:
             served.answer.close()
 
-    async def _plain(self, ask: Ask, wish: Wish, served: Served, hold: Hold, reply: Reply) -> bytes:
-        try:
-            answer = ask.dialect.answer(served.body, model=wish.model, id_prefix=ask.surface.id_prefix)
-        except UpstreamFailed as error:  # may be in the upstream's own words
-            raise UpstreamFailed(self.attempts.redact(error.message), began=True) from None
+    async def _plain(self, answer: Plain, served: Served, hold: Hold, reply: Reply) -> bytes:
         hold.meter.feed(answer.produced, answer.usage)
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())

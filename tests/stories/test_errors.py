@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from penstock.config import Settings
+from penstock.ports import Provider
 from tests.stories.gateway import (
     BASES,
     DEEPSEEK,
@@ -101,8 +102,6 @@ TROUBLE: list[Script] = [
     Wire(b"SSH-2.0-OpenSSH_9.2\r\n"),
     Wire(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{"),
     Wire(b"", then="reset"),
-]
-NO_ANSWER: list[Script] = [
     Raw(b"<html>Welcome</html>", content_type="text/html"),
     Raw(b"[]"),
     Raw(b'{"choices": '),
@@ -115,7 +114,7 @@ async def test_any_other_trouble_of_the_upstream_is_never_the_callers_fault_and_
     gateway: Running, upstream: ScriptedUpstream, stream: bool
 ) -> None:
     ada = await gateway.person(usd="1")
-    for script in TROUBLE + NO_ANSWER:
+    for script in TROUBLE:
         upstream.script(script)
         answer = await gateway.chat(ROUTER, ada, stream=stream)
         error = answer.json()["error"]
@@ -192,10 +191,11 @@ async def test_a_defect_of_ours_is_a_500_without_a_stack_and_costs_nothing(
     gateway: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     ada = await gateway.person(usd="1")
-    providers = dict(gateway.gateway.relay.attempts.providers)
-    gateway.gateway.relay.attempts.providers = {}  # what must never be: an offer without its provider
-    answer = await gateway.chat(TRUST, ada, model=LLAMA)
-    gateway.gateway.relay.attempts.providers = providers
+    attempts = gateway.gateway.relay.attempts
+    providers, broken = attempts.providers, cast(Provider, object())
+    attempts.providers = {"main": broken}  # what must never be: something that is no provider at all
+    answer = await gateway.chat(TRUST, ada)
+    attempts.providers = providers
     assert answer.status_code == 500
     assert answer.json() == body(
         "Something went wrong inside Penstock. The request id names the log line.", "internal_error", "internal_error"

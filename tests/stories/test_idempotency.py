@@ -9,6 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from penstock.operations.actor import LOCAL
+from penstock.operations.keys import revoke_key
 from tests.stories.gateway import FORWARD, HELLO, LLAMA, ROUTER, ROUTER_V1, TRUST, Running
 from tests.upstream import Plain, Refusal, ScriptedUpstream, Stream
 
@@ -51,6 +53,15 @@ async def test_a_replay_needs_no_money(gateway: Running, upstream: ScriptedUpstr
     assert await gateway.tokens(ada) == 0
     assert (await gateway.chat(FORWARD, ada, headers=ONCE)).content == first.content
     assert (await gateway.chat(FORWARD, ada)).status_code == 402
+
+
+async def test_a_replay_needs_a_key_that_is_still_good_and_counts_against_its_rate(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    slow = await gateway.key("personal", user=ada.user, requests_per_minute=2)
+    assert [(await gateway.chat(ROUTER, ada, key=slow, headers=ONCE)).status_code for _ in range(3)] == [200, 200, 429]
+    assert (await gateway.chat(ROUTER, ada, headers=ONCE)).status_code == 200
+    await revoke_key(gateway.office, LOCAL, key=ada.personal_key.id)
+    assert (await gateway.chat(ROUTER, ada, headers=ONCE)).status_code == 401
 
 
 async def test_another_body_with_the_same_key_is_a_conflict(gateway: Running, upstream: ScriptedUpstream) -> None:

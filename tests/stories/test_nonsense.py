@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx2
+import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -428,3 +429,30 @@ async def test_no_noise_on_the_wire_makes_a_5xx(gateway: Running, noise: bytes, 
     answer = await cut(gateway, request[:place] + noise + request[place:])
     assert all(status < 500 for status in statuses(answer))
     assert await gateway.differences() == []
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /api/op", b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"])
+async def test_a_request_that_does_not_come_to_its_end_is_hung_up_on(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", 0.05)  # in place of two minutes
+    async with connection(gateway) as (reader, writer):
+        writer.write(said)
+        assert b"200 OK" not in await reader.read(-1)
+
+
+async def test_a_connection_that_has_asked_all_its_questions_in_time_is_left_alone(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", 0.05)
+    question = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with connection(gateway) as (reader, writer):
+        for half in (question[:9], question[9:]):
+            writer.write(half)
+            await writer.drain()
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await reader.read(1)
+        writer.write(question)
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 OK")

@@ -125,6 +125,8 @@ async def test_a_filter_that_makes_no_sense_is_refused_by_name(gateway: Running)
         ("limit", "9" * 40),
         ("since", "yesterday"),
         ("until", "2027-13-01"),
+        ("lane", "treasure"),
+        ("state", "done"),
         ("account", "acc_other"),
         ("sql", "1"),
     ):
