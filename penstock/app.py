@@ -28,7 +28,7 @@ from penstock.api.server import serving
 from penstock.api.wire import Wire
 from penstock.catalogue import Catalogue
 from penstock.clock import Clock
-from penstock.config import ProviderSettings, Settings
+from penstock.config import ProviderSettings, Settings, StoreSettings
 from penstock.config_secrets import sqlite_file
 from penstock.db import migrate
 from penstock.db.prices import note_prices
@@ -58,8 +58,7 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
     """An office on the settings' store, which is migrated if need be, and closed in the end."""
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
-    path = sqlite_file(settings.store.url)
-    store = SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.store.synchronous)
+    store = _store(settings.store, clock)
     try:
         yield Office(
             store=store,
@@ -194,6 +193,15 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:
         _logger.error("the configuration stays as it was: %s", error.message)
     else:
         _logger.info("the configuration has been read again")
+
+
+def _store(settings: StoreSettings, clock: Clock) -> Store:
+    if migrate.is_postgres(settings.url):
+        from penstock.db.postgres import PostgresStore  # noqa: PLC0415 -- its driver comes with an extra
+
+        return PostgresStore(settings.url, clock=clock)
+    path = sqlite_file(settings.url)
+    return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
 
 
 def _provider(settings: ProviderSettings) -> Provider:

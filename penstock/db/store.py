@@ -1,7 +1,7 @@
 """The store: the one place that remembers, as the rest of Penstock sees it.
 
 Two kinds of work. *Operations* are the ledger's hot path: they are grouped with whatever else is waiting. *Programs*
-are everything else, one transaction each. Two engines, one schema: `sqlite.py`, and PostgreSQL next.
+are everything else, one transaction each. Two engines, one schema: `sqlite.py` and `postgres.py`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,23 @@
-"""Fixtures of the store: in memory and on a file, with an account, a key and a serving process in it."""
+"""Fixtures of the store: in memory, on a file and on PostgreSQL, with an account, a key and a serving process in it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from penstock.db.sqlite import SqliteStore
+from penstock.db.store import Store
 from tests.ledger import HandClock, furnish, make_tables
+from tests.postgres import ABSENT, Server, find_server
+
+# These name SQLite's own exception. `test_postgres.py` has each of them with PostgreSQL's.
+ABOUT_SQLITE_ERRORS = (
+    "test_money_for_nobody_and_nothing_are_not_granted",
+    "test_an_operation_that_cannot_be_written_does_not_take_its_group_down",
+    "test_a_program_that_fails_leaves_nothing_behind_and_the_next_one_works",
+)
 
 
 @pytest.fixture
@@ -16,13 +25,40 @@ def clock() -> HandClock:
     return HandClock()
 
 
-@pytest.fixture(params=["memory", "file"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[SqliteStore]:
-    path = None
-    if request.param == "file":
-        path = str(tmp_path / "penstock.db")
-        make_tables(path)
-    opened = SqliteStore(path, clock=clock)
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A PostgreSQL server; without one the test is skipped."""
+    server = find_server()
+    if server is None:
+        pytest.skip(ABSENT)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database that has its tables."""
+    with server.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["memory", "file", "postgres"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[Store]:
+    opened = _open(request, tmp_path, clock)
     await opened.write(furnish())
     yield opened
     await opened.close()
+
+
+def _open(request: pytest.FixtureRequest, folder: Path, clock: HandClock) -> Store:
+    if request.param == "postgres":
+        if request.node.originalname in ABOUT_SQLITE_ERRORS:
+            pytest.skip("it is about SQLite's own exception")
+        from penstock.db.postgres import PostgresStore
+
+        return PostgresStore(request.getfixturevalue("database"), clock=clock)
+    path = None
+    if request.param == "file":
+        path = str(folder / "penstock.db")
+        make_tables(path)
+    return SqliteStore(path, clock=clock)

@@ -81,7 +81,7 @@ def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
         migrate.upgrade(url)
 
 
-@pytest.mark.parametrize("url", ["postgresql://localhost/penstock", "sqlite://penstock.db"])
+@pytest.mark.parametrize("url", ["mysql://localhost/penstock", "sqlite://penstock.db"])
 def test_another_engine_or_an_address_that_names_no_file_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="sqlite:///"):
         migrate.upgrade(url)

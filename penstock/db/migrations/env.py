@@ -1,7 +1,7 @@
 """What Alembic runs to migrate: on the connection it is handed, in one transaction, alone with the database.
 
 `penstock/db/migrate.py` is the only one to start it. Two processes that begin together take turns; the second finds
-nothing to do.
+nothing to do. For PostgreSQL the migrations are written down as SQL, which `migrate.py` runs in the same way.
 """
 
 from __future__ import annotations
@@ -24,4 +24,10 @@ def migrate() -> None:
         context.run_migrations()
 
 
-migrate()
+def write_down() -> None:
+    """Write the migrations as PostgreSQL's SQL, without a transaction around them, into the output buffer."""
+    context.configure(dialect_name="postgresql", target_metadata=metadata)
+    context.run_migrations()
+
+
+write_down() if context.is_offline_mode() else migrate()
