@@ -18,6 +18,7 @@ from penstock.api.http import AsgiReply, Receive, Request, Scope, Send
 from penstock.api.surfaces import Shape
 from penstock.errors import Internal, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
 from penstock.ids import IdMaker
+from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
 _logger = logging.getLogger("penstock.api")
@@ -80,6 +81,8 @@ class Door:
             # The departed caller's call has been settled by now. Otherwise the process is being told to stop.
             if not reply.gone:
                 await self._refuse(route, request, reply, ShuttingDown())
+        except CallerStalled:
+            reply.drop()
         except Exception:
             _logger.exception("request %s failed", request.id)
             await self._refuse(route, request, reply, Internal())

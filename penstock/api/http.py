@@ -116,6 +116,11 @@ class AsgiReply:
         """Leave a response that has begun unfinished: the server closes the connection, and the caller can tell."""
         self.stop_watching()
 
+    def drop(self) -> None:
+        """Give up on a caller that does not read."""
+        self.stop_watching()
+        self._connection.drop()
+
     def stop_watching(self) -> None:
         """The caller may go now."""
         self._connection.departure = None

@@ -29,6 +29,10 @@ class Connection(Protocol):
         """Whether what is sent now need not wait for the caller to read."""
         ...
 
+    def drop(self) -> None:
+        """Close at once; what the caller has not read is lost."""
+        ...
+
 
 class WatchedProtocol(HttpToolsProtocol):
     """One connection. The calls on it come one after the other, so one `departure` at a time is enough."""
@@ -43,6 +47,9 @@ class WatchedProtocol(HttpToolsProtocol):
     @property
     def writable(self) -> bool:
         return not self.flow.write_paused
+
+    def drop(self) -> None:
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

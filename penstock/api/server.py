@@ -18,6 +18,7 @@ import uvicorn
 from penstock.api.door import App
 from penstock.api.protocol import WatchedProtocol
 from penstock.config import ServerSettings
+from penstock.errors import ConfigError
 
 BACKLOG = 2048  # connections that may wait to be accepted: a burst of agents starting at once
 CUT_S = 5.0  # for cut calls to end their streams and settle
@@ -45,7 +46,7 @@ class Serving:
 @asynccontextmanager
 async def serving(app: App, settings: ServerSettings) -> AsyncIterator[Serving]:
     """Serve `app` on the settings' address (port 0 takes any) until told to stop or the block is left."""
-    listener = socket.create_server((settings.host, settings.port), backlog=BACKLOG, family=_family(settings.host))
+    listener = _listen(settings)
     config = uvicorn.Config(
         app,
         loop="none",
@@ -88,6 +89,14 @@ async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
         if cut:
             _logger.warning("%d calls were cut", len(cut))
             await asyncio.wait(cut, timeout=CUT_S)
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    try:
+        return socket.create_server((settings.host, settings.port), backlog=BACKLOG, family=_family(settings.host))
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise ConfigError([f"server: cannot listen on {where}: {error.strerror or error}"]) from error
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -105,7 +105,7 @@ class Wire:
             await self._relay.call(ask, reply)
 
         async def serve_embeddings(request: Request, reply: AsgiReply) -> None:
-            await self._caller(place, request)
+            await self._access.admit(request.header(b"authorization"), _trust(request), place.surface)
             if not any(model.kind == "embeddings" for model in self._relay.catalogue.listed(surface.name)):
                 raise NotImplementedHere("No embedding model is configured.")
             await serve(request, reply)
@@ -118,7 +118,7 @@ class Wire:
             models = [
                 _listing(model, place)
                 for model in self._relay.catalogue.listed(place.surface.name)
-                if caller.models is None or model.id in caller.models
+                if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
             ]
             await _answer(reply, {"object": "list", "data": models})
 

@@ -12,7 +12,7 @@ MINUTE_US = 60_000_000
 
 def arrive(tat_us: int, now_us: int, per_minute: int) -> tuple[int, int]:
     """One request arrives: `(new tat_us, 0)` when it may pass, `(tat_us, microseconds to wait)` when not."""
-    interval = MINUTE_US // per_minute
+    interval = max(1, MINUTE_US // per_minute)
     burst = interval * per_minute
     if tat_us > now_us + 2 * MINUTE_US:
         tat_us = now_us + burst - interval  # room for this request and no new burst

@@ -38,6 +38,7 @@ from penstock.dialects import Wish
 from penstock.errors import UpstreamError, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.money.prices import value
+from penstock.money.units import LARGEST
 from penstock.ports import OnCancel
 from penstock.relay.departure import Departure
 from penstock.relay.ending import Ending, ending_of
@@ -127,6 +128,8 @@ class Hold:
         self.output_limit = wish.output_limit
         if self.output_limit is None and not wish.stream:
             self.output_limit = plan.default_output_tokens
+        if self.output_limit is not None and plan.model.max_output_tokens is not None:
+            self.output_limit = min(self.output_limit, plan.model.max_output_tokens)
         self.covered_output = 0  # tokens that the hold pays for besides the input
         self.ending = Ending.ANSWER
         self.status = 200
@@ -326,6 +329,7 @@ class Hold:
         owed = self.owed()
         if self.ending is Ending.CALLER_GONE and self._departure.on_cancel == "full" and self.meter.estimated:
             owed = max(owed, self._amount)
+        owed = min(owed, LARGEST)  # an upstream may count anything; what there is to collect is less anyway
         self._complete(self.record, owed)
         self._holds.closed(self)
         once = self._once is not None
@@ -338,7 +342,7 @@ class Hold:
         record.estimated = int(self.meter.estimated)
         record.ended, record.status = self.ending, self.status
         record.price_version = self._price.version
-        record.amount, record.cost_nano = owed, value(owed, self._plan.tariff.value_rate)
+        record.amount, record.cost_nano = owed, min(value(owed, self._plan.tariff.value_rate), LARGEST)
         record.total_us = self._elapsed_us()
         if self.ending is Ending.TIMEOUT and not owed:
             record.state = "review"  # nobody knows whether the upstream did the work

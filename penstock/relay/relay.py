@@ -6,7 +6,7 @@
     ending   how a call can end                            departure  what if the caller leaves
 
 The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, go out after
-the hold has been left: whoever has a complete answer finds it in the balance.
+the hold has been left: whoever has a complete answer finds it in the balance of the running gateway.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Relay:
         plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
         departure = Departure(self.drains)
         reply.when_gone(departure)
-        once = _once(ask, body)
+        once = _once(ask, caller, body)
         hold = Hold(self._holds, caller, plan, wish, self._record(ask, caller, wish, plan), once, departure)
         try:
             async with hold:
@@ -167,11 +167,11 @@ class Relay:
         )
 
 
-def _once(ask: Ask, body: bytes) -> Once | None:
-    """What makes a request the same as an earlier one: where it went, and every byte of it."""
+def _once(ask: Ask, caller: Caller, body: bytes) -> Once | None:
+    """What makes a request the same as an earlier one: where it went, for whom, and every byte of it."""
     if ask.idempotency_key is None:
         return None
-    digest = hashlib.sha256(f"{ask.surface.name} {ask.dialect.NAME}\n".encode() + body).hexdigest()
+    digest = hashlib.sha256(f"{ask.surface.name} {ask.dialect.NAME} {caller.account}\n".encode() + body).hexdigest()
     return Once(ask.idempotency_key, digest)
 
 

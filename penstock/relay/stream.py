@@ -14,11 +14,12 @@ from penstock.clock import Clock
 from penstock.dialects import Step, Stream
 from penstock.errors import PenstockError, ShuttingDown, UpstreamError, UpstreamFailed
 from penstock.relay.attempt import Served
-from penstock.relay.ending import Ending, ending_of
+from penstock.relay.ending import CallerStalled, Ending, ending_of
 from penstock.relay.hold import Hold
 from penstock.relay.reply import Reply
 
 KEEP_ALIVE = b": keep-alive\n\n"
+LONGEST_STALL_S = 60.0  # a caller that reads nothing for so long holds money and an upstream for nothing
 
 
 class LiveStream:
@@ -127,6 +128,17 @@ class LiveStream:
         if data:
             self._sending = True
             self._hold.first_byte()
-            await self._reply.send(data)
+            if self._reply.ready:
+                await self._reply.send(data)
+            else:
+                await self._send_slowly(data)
             self._sending = False
             self._sent_s = self._clock.monotonic()
+
+    async def _send_slowly(self, data: bytes) -> None:
+        """Wait for a caller that is slow to read; not for ever."""
+        try:
+            async with asyncio.timeout(LONGEST_STALL_S):
+                await self._reply.send(data)
+        except TimeoutError:
+            raise CallerStalled from None

@@ -126,3 +126,16 @@ async def test_a_reader_that_takes_nothing_keeps_no_other_stream_from_its_commen
             assert await other.event() == b": keep-alive\n\n"
         quiet.resume.set()
         assert [event for event in await other.events() if event.startswith(b"data")][-1] == DONE
+
+
+async def test_a_reader_that_takes_nothing_for_too_long_counts_as_gone(
+    gateway: Running, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.relay.stream.LONGEST_STALL_S", 0.2)  # in place of a minute
+    ada = await gateway.person(usd="1")
+    upstream.script(Flood())
+    async with calling(gateway.url, receive_buffer=SMALL_BUFFER) as caller:
+        await caller.ask(ROUTER, ada, stream=True)
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.status) == ("caller_gone", 499)
+    assert await gateway.nano(ada) < 1_000_000_000
