@@ -88,7 +88,7 @@ class WatchedProtocol(HttpToolsProtocol):
             self.departure()
 
     def _watch_reading(self) -> None:
-        """A timer runs while a request is incomplete. Nearly all arrive at once and never have one."""
+        """A timer runs while a request is incomplete: for the first from the connection on, else hardly ever."""
         if self._reading and self._deadline is None:
             self._deadline = self.loop.call_later(LONGEST_READ_S, self.transport.close)
         elif not self._reading and self._deadline is not None:

@@ -19,7 +19,7 @@ from types import GeneratorType
 from typing import Any, TypeVar, cast
 
 from penstock.clock import Clock
-from penstock.db.ledger import Operation, Outcome, commit_group
+from penstock.db.ledger import Operation, Outcome, Settlement, commit_group
 from penstock.db.program import Program
 from penstock.db.store import Decision
 from penstock.errors import StoreUnavailable
@@ -116,7 +116,8 @@ class Groups:
         except Exception as error:
             if len(jobs) > 1:
                 return [result for job in jobs for result in await self._commit_together([job])]
-            _logger.exception("an operation of the ledger failed: %r", operations[0])
+            failed = operations[0]  # named, not shown: it may hold a kept answer
+            _logger.exception("%s %s failed", type(failed).__name__, getattr(failed, "request_id", ""))
             return [(jobs[0], None, error)]
         return [(job, outcome, None) for job, outcome in zip(jobs, outcomes, strict=True)]
 
@@ -125,6 +126,33 @@ class Groups:
             return job, await self._write(program), None
         except Exception as error:
             return job, None, error
+
+
+class GroupedStore:
+    """What every store does with its queue (`store.Store`). An engine adds `read`, `close` and its two transactions."""
+
+    _groups: Groups
+
+    @property
+    def backlog(self) -> int:
+        return len(self._groups)
+
+    def commit(self, operation: Operation) -> Decision[Outcome]:
+        return self._groups.submit(operation)
+
+    def post(self, settlement: Settlement) -> None:
+        self._groups.queue((settlement, None))
+
+    async def settled(self) -> None:
+        await self._groups.submit(_nothing())
+
+    async def write(self, program: Program[T]) -> T:
+        return cast(T, await self._groups.submit(program))
+
+
+def _nothing() -> Program[None]:
+    """A program that asks nothing: waiting for it is waiting for everything before it."""
+    yield from ()
 
 
 def _deliver(results: list[Result]) -> list[Job]:

@@ -36,11 +36,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import iterate
 
 from penstock.clock import Clock
-from penstock.db.groups import Groups
-from penstock.db.ledger import SEEN_KEYS, Operation, Outcome, Settlement
+from penstock.db.groups import GroupedStore, Groups
+from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
 from penstock.db.program import Fetch, Program, Row, Run, Statement, Value
-from penstock.db.store import Decision
 from penstock.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -64,7 +63,7 @@ _dialect = postgres_dialect(paramstyle="numeric_dollar")  # type: ignore[no-unty
 _dialect.bind_typing = BindTyping.NONE  # the server knows what type each place is; the driver asks it
 
 
-class PostgresStore:
+class PostgresStore(GroupedStore):
     """The store in the PostgreSQL database at `url`, which has its tables already (`migrate.upgrade`)."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
@@ -80,23 +79,6 @@ class PostgresStore:
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._name}, {self._groups!r})"
-
-    @property
-    def backlog(self) -> int:
-        return len(self._groups)
-
-    def commit(self, operation: Operation) -> Decision[Outcome]:
-        return self._groups.submit(operation)
-
-    def post(self, settlement: Settlement) -> None:
-        self._groups.queue((settlement, None))
-
-    async def settled(self) -> None:
-        await self._groups.submit(_nothing())
-
-    async def write(self, program: Program[T]) -> T:
-        value: T = await self._groups.submit(program)
-        return value
 
     async def read(self, program: Program[T]) -> T:
         return await self._transact(self._reading, self._read, program)
@@ -396,8 +378,3 @@ def _is_absence(error: Exception) -> bool:
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return not isinstance(error, ValueError)  # a value that does not fit its column is the program's
     return isinstance(error, OSError)
-
-
-def _nothing() -> Program[None]:
-    """A program that asks nothing: waiting for it is waiting for everything before it."""
-    yield from ()

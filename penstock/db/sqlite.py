@@ -24,11 +24,9 @@ from typing import Any, TypeVar, cast
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from penstock.clock import Clock
-from penstock.db.groups import Groups
-from penstock.db.ledger import Operation, Outcome, Settlement
+from penstock.db.groups import GroupedStore, Groups
 from penstock.db.migrate import create_in_memory
 from penstock.db.program import Fetch, Program, Row, Run, Statement, Value
-from penstock.db.store import Decision
 from penstock.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -41,7 +39,7 @@ _logger = logging.getLogger("penstock.store")
 _dialect = sqlite_dialect(paramstyle="qmark")
 
 
-class SqliteStore:
+class SqliteStore(GroupedStore):
     """The store in one SQLite file, or in memory (`path=None`) where reads share the writer's connection."""
 
     def __init__(self, path: str | None, *, clock: Clock, synchronous: str = "FULL") -> None:
@@ -57,22 +55,6 @@ class SqliteStore:
 
     def __repr__(self) -> str:
         return f"SqliteStore({self.path or 'in memory'}, {self._groups!r})"
-
-    @property
-    def backlog(self) -> int:
-        return len(self._groups)
-
-    def commit(self, operation: Operation) -> Decision[Outcome]:
-        return self._groups.submit(operation)
-
-    def post(self, settlement: Settlement) -> None:
-        self._groups.queue((settlement, None))
-
-    async def settled(self) -> None:
-        await self._groups.submit(_nothing())
-
-    async def write(self, program: Program[T]) -> T:
-        return cast(T, await self._groups.submit(program))
 
     async def read(self, program: Program[T]) -> T:
         if self.path is None:
@@ -226,8 +208,3 @@ class _Text:
         if self._places is None:
             return row
         return [row[place] if isinstance(place, int) else self._constants[place] for place in self._places]
-
-
-def _nothing() -> Program[None]:
-    """A program that asks nothing: waiting for it is waiting for everything before it."""
-    yield from ()
