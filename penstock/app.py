@@ -141,8 +141,6 @@ async def open_gateway(
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
-            ids=office.ids,
-            most_bytes=settings.server.max_body_bytes,
         )
         _show_gauges(observer, relay, holds, attempts, office.store)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))

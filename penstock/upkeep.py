@@ -2,7 +2,7 @@
 
     every   chore
     0.25 s  write buffered log lines, measure the event loop's lag
-    1 s     keep quiet streams alive with a comment
+    1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting
     5 s     renew this process's lease and note how far its calls have come; settle what dead processes left
     60 s    settle forgotten holds, empty expired lots, forget old answers
 
@@ -67,6 +67,7 @@ class Upkeep:
         self.chores = [
             Chore("write the log", FLUSH_S, self._write_log),
             Chore("keep streams alive", 1.0, self._keep_alive),
+            Chore("let answers go", 1.0, self._let_go),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._bury_dead),
             Chore("tidy the ledger", 60.0, self._tidy),
@@ -112,7 +113,10 @@ class Upkeep:
 
     async def _keep_alive(self) -> None:
         for stream in list(self._relay.streams):
-            await stream.keep_alive(self._quiet_s)
+            stream.keep_alive(self._quiet_s)
+
+    async def _let_go(self) -> None:
+        self._holds.let_go()
 
     async def _renew(self) -> None:
         await self._store.write(recovery.renew(self._owner, self._holds.progress(), self._clock.now_ms()))

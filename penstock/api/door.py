@@ -1,4 +1,4 @@
-"""The HTTP door: which address is served by what, as plain ASGI.
+"""The HTTP door: which address is served by what.
 
 The wire endpoints of every surface are found in one table by their exact path and answered here; everything else
 (management API and its documentation) goes to the application behind, which is built when it is first asked for.
@@ -13,18 +13,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from penstock.api.asgi import App, hand_on
 from penstock.api.errors import render_openai
-from penstock.api.http import AsgiReply, Receive, Request, Scope, Send
+from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
 from penstock.errors import Internal, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
-from penstock.ids import IdMaker
 from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
 _logger = logging.getLogger("penstock.api")
 
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Endpoint = Callable[[Request, AsgiReply], Awaitable[None]]
+Endpoint = Callable[[Exchange], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,76 +36,73 @@ class Route:
 
 
 class Door:
-    """The ASGI application. `routes` are exact paths; `prefixes` are where an unknown path is ours to refuse."""
+    """Answers exchanges. `routes` are exact paths; `prefixes` are where an unknown path is ours to refuse; all else is
+    for the application `behind`."""
 
     def __init__(
-        self,
-        routes: dict[str, Route],
-        prefixes: dict[str, Route],
-        behind: App,
-        *,
-        observer: Observer,
-        ids: IdMaker,
-        most_bytes: int,
+        self, routes: dict[str, Route], prefixes: dict[str, Route], behind: App, *, observer: Observer
     ) -> None:
         self._routes = routes
+        self._targets = {path.encode(): route for path, route in routes.items()}
         self._prefixes = sorted(prefixes.items(), key=lambda entry: -len(entry[0]))
         self._behind = behind
         self._observer = observer
-        self._ids = ids
-        self._most_bytes = most_bytes
 
     def __repr__(self) -> str:
         return f"Door({len(self._routes)} routes)"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        route = self._routes.get(path) or self._refusing(path)
-        if route is None:
-            await self._behind(scope, receive, send)
-        else:
-            await self._serve(route, scope, receive, send)
-
-    async def _serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, id=self._ids.new("req"), most_bytes=self._most_bytes)
-        reply = AsgiReply(request, send)
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer one exchange, whatever happens."""
+        route = self._targets.get(exchange.target) or self._find(exchange.path)
         try:
-            endpoint = route.endpoints.get(request.method)
-            if endpoint is None:
-                raise MethodNotAllowed() if route.endpoints else NotFound()
-            await endpoint(request, reply)
+            await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
-            await self._refuse(route, request, reply, error)
+            self._refuse(route, exchange, error)
         except asyncio.CancelledError:
             # The departed caller's call has been settled by now. Otherwise the process is being told to stop.
-            if not reply.gone:
-                await self._refuse(route, request, reply, ShuttingDown())
+            if not exchange.gone:
+                self._refuse(route, exchange, ShuttingDown())
         except CallerStalled:
-            reply.drop()
+            exchange.drop()
         except Exception:
-            _logger.exception("request %s failed", request.id)
-            await self._refuse(route, request, reply, Internal())
+            _logger.exception("request %s failed", exchange.id)
+            self._refuse(route, exchange, Internal())
         finally:
-            reply.stop_watching()
+            exchange.over()
 
-    async def _refuse(self, route: Route, request: Request, reply: AsgiReply, error: PenstockError) -> None:
+    def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
+        """Answer with an error. A response that has begun stays unfinished, and its connection ends."""
         status, body = render_openai(error, route.shapes)
         self._observer.refused(
-            request_id=request.id, surface=route.surface, kind=error.kind, status=status, path=request.path
+            request_id=exchange.id, surface=route.surface, kind=error.kind, status=status, path=exchange.path
         )
-        if reply.started:
-            reply.abort()
+        if exchange.started:
             return
         headers = [(b"content-type", b"application/json")]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(error.retry_after_s).encode()))
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", ", ".join(sorted(route.endpoints)).encode()))
-        await reply.whole(status, headers, body)
+        exchange.whole(status, headers, body)
 
-    def _refusing(self, path: str) -> Route | None:
-        """The surface under whose root a path lies that it does not serve."""
-        for prefix, route in self._prefixes:
+    def _find(self, path: str) -> Route:
+        """What answers at a path that was not written as the table has it."""
+        route = self._routes.get(path)
+        if route is not None:
+            return route
+        for prefix, refusing in self._prefixes:  # the surface under whose root it lies, and which does not serve it
             if f"{path}/".startswith(prefix):
-                return route
-        return None
+                return refusing
+        return _BEHIND
+
+    def _other(self, route: Route) -> Endpoint:
+        """What to do with a method that the route does not have."""
+        if route is _BEHIND:
+            return self._hand_on
+        raise MethodNotAllowed() if route.endpoints else NotFound()
+
+    async def _hand_on(self, exchange: Exchange) -> None:
+        await hand_on(self._behind, exchange)
+
+
+_BEHIND = Route("management", {}, {})

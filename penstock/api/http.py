@@ -1,44 +1,107 @@
-"""Requests and responses over ASGI, for the hot paths: no framework, no objects that are not needed.
+"""One HTTP request and its response: an `Exchange`, without framework or copies.
 
-`Request` reads headers and body; `AsgiReply` is the way back (`relay/reply.py`). Routing is in `door.py`.
+The door reads method, path, headers and body from it, and answers through it; it is the `Reply` of `relay/reply.py`.
+Nothing here waits for the network but `body` (for a request that is still arriving) and `drained` (for a caller who is
+slow to read). The connection beneath is in `protocol.py`, routing in `door.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
-from penstock.api.protocol import CONNECTION, Connection
+import httptools
+
 from penstock.errors import InvalidRequest, TooLarge
 from penstock.relay.reply import Headers
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+if TYPE_CHECKING:
+    from penstock.api.protocol import Connection
 
 MOST_HEADER_CHARACTERS = 4_096  # of the headers we read; longer ones are refused before they are used
+_STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 
 
-class Request:
-    """One HTTP request. Header names are lower case; a header given twice counts once, the first time."""
+class Exchange:
+    """A request as it arrived, and the way back. Header names are lower case; of a name given twice the first counts.
 
-    __slots__ = ("_headers", "_most_bytes", "_receive", "id", "method", "path", "scope")
+    `keep` says whether the connection may be used again, `gone` that the caller has left, `started` that a byte of the
+    response is out, `complete` that all of it is.
+    """
 
-    def __init__(self, scope: Scope, receive: Receive, *, id: str, most_bytes: int) -> None:
-        self.scope = scope
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_connection",
+        "_departure",
+        "_head",
+        "_size",
+        "_waiter",
+        "arrived",
+        "complete",
+        "gone",
+        "headers",
+        "id",
+        "keep",
+        "method",
+        "started",
+        "target",
+        "version",
+    )
+
+    def __init__(
+        self, connection: Connection, id: str, method: str, target: bytes, version: str, headers: dict[bytes, bytes]
+    ) -> None:
         self.id = id
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self._receive = receive
-        self._most_bytes = most_bytes
-        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        self.method = method
+        self.target = target
+        self.version = version
+        self.headers = headers
+        self.keep = True
+        self.gone = False
+        self.arrived = False
+        self.started = False
+        self.complete = False
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._head: tuple[int, Headers] | None = None
+        self._departure: Callable[[], None] | None = None
+        self._chunked = False
 
     def __repr__(self) -> str:
-        return f"Request({self.method} {self.path}, {self.id})"
+        return f"Exchange({self.method} {self.target!r}, {self.id}, started={self.started}, complete={self.complete})"
+
+    # The request.
+
+    @property
+    def path(self) -> str:
+        """The target's path, unquoted."""
+        path = self._parsed()[0].decode("latin-1")
+        return unquote(path) if "%" in path else path
+
+    @property
+    def query(self) -> str:
+        """What follows the question mark."""
+        return self._parsed()[1].decode("latin-1")
+
+    def _parsed(self) -> tuple[bytes, bytes]:
+        if self.target.startswith(b"/"):
+            path, _, query = self.target.partition(b"?")
+            return path, query
+        try:
+            url = httptools.parse_url(self.target)
+        except httptools.HttpParserInvalidURLError:
+            return b"", b""
+        return url.path or b"/", url.query or b""
 
     def header(self, name: bytes) -> str | None:
         """A header's text; None when absent. InvalidRequest when it is absurdly long."""
-        value = self._headers.get(name)
+        value = self.headers.get(name)
         if value is None:
             return None
         if len(value) > MOST_HEADER_CHARACTERS:
@@ -47,41 +110,45 @@ class Request:
 
     async def body(self) -> bytes:
         """The whole body. TooLarge as soon as it is known to be, InvalidRequest when the caller leaves early."""
-        announced = self._headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._most_bytes:
+        if not self.arrived:
+            await self._arrival()
+        if self._size > self._connection.most_bytes:
             raise TooLarge()
-        message = await self._receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body
-        pieces, size = [body], len(body)
-        while message.get("more_body"):
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
+        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+
+    async def _arrival(self) -> None:
+        most = self._connection.most_bytes
+        announced = self.headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > most:
+            raise TooLarge()
+        if self.headers.get(b"expect", b"").lower() == b"100-continue" and not self._size:
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self.arrived and self._size <= most:
+            if self.gone:
                 raise InvalidRequest("The body ended before it was complete.")
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > self._most_bytes:
-                raise TooLarge()
-        return b"".join(pieces)
+            self._waiter = self._connection.loop.create_future()
+            await self._waiter
 
+    def received(self, piece: bytes) -> None:
+        """A piece of the body; what is too large is not kept."""
+        self._size += len(piece)
+        if self._size > self._connection.most_bytes:
+            self._body.clear()
+            self._wake()
+        else:
+            self._body.append(piece)
 
-class AsgiReply:
-    """The way back over ASGI. The head is sent together with the first piece of the body."""
+    def received_all(self) -> None:
+        """The body has ended."""
+        self.arrived = True
+        self._wake()
 
-    __slots__ = ("_connection", "_departure", "_head", "_request_id", "_send", "gone", "started")
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    def __init__(self, request: Request, send: Send) -> None:
-        self._request_id = (b"x-request-id", request.id.encode())
-        self._connection: Connection = request.scope[CONNECTION]
-        self._send = send
-        self._head: tuple[int, Headers] | None = None
-        self._departure: Callable[[], None] | None = None
-        self.started = False
-        self.gone = False
-
-    def __repr__(self) -> str:
-        return f"AsgiReply({self._request_id[1].decode()}, started={self.started})"
+    # The response. A head is sent together with the first piece of the body.
 
     @property
     def ready(self) -> bool:
@@ -89,53 +156,79 @@ class AsgiReply:
 
     def when_gone(self, departure: Callable[[], None]) -> None:
         self._departure = departure
-        self._connection.departure = self._gone
-        if self._connection.lost:
-            self._gone()
+        if self.gone:
+            departure()
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         self._head = status, headers
 
-    async def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        if self.gone:
+            return
         if self._head is not None:
-            await self._send_head(())
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._chunked = self.version != "1.0"  # which knows no chunks: there the body ends with the connection
+            self.keep = self.keep and self._chunked
+            head = self._rendered(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+            self._connection.transport.write(head + (b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data))
+        elif self._chunked:
+            self._connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._connection.transport.write(data)
 
-    async def finish(self, data: bytes) -> None:
-        self.stop_watching()
+    def finish(self, data: bytes) -> None:
+        self._departure = None
+        if self.gone or self.complete:
+            return
+        self.complete = True
         if self._head is not None:
-            await self._send_head(((b"content-length", str(len(data)).encode()),))
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+            head = self._rendered(b"content-length: %d\r\n" % len(data))
+            data = head if self.method == "HEAD" else head + data
+        elif self._chunked:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        self._connection.transport.write(data)
 
-    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+    async def drained(self) -> None:
+        await self._connection.drained()
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """An answer in one piece."""
-        await self.start(status, headers)
-        await self.finish(body)
-
-    def abort(self) -> None:
-        """Leave a response that has begun unfinished: the server closes the connection, and the caller can tell."""
-        self.stop_watching()
+        self.start(status, headers)
+        self.finish(body)
 
     def drop(self) -> None:
         """Give up on a caller that does not read."""
-        self.stop_watching()
-        self._connection.drop()
+        self._connection.transport.abort()
 
-    def stop_watching(self) -> None:
-        """The caller may go now."""
-        self._connection.departure = None
+    def over(self) -> None:
+        """The request has been dealt with. A response that is not complete cannot become so: the connection ends."""
+        self._departure = None
+        self._connection.ended(self)
 
-    def _gone(self) -> None:
+    def lost(self) -> None:
+        """The caller has gone."""
         self.gone = True
-        self._connection.departure = None
-        if self._departure is not None:
-            self._departure()
+        self._wake()
+        departure, self._departure = self._departure, None
+        if departure is not None:
+            departure()
 
-    async def _send_head(self, length: tuple[()] | tuple[tuple[bytes, bytes]]) -> None:
+    def _rendered(self, framing: bytes) -> bytes:
+        """Status line and headers. The last answer on a connection says so."""
         assert self._head is not None
         status, headers = self._head
         self._head = None
         self.started = True
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, self._request_id, *length]}
+        if not self.arrived and b"expect" in self.headers:
+            self.keep = False  # whether the body still comes is the caller's choice: what follows could be either
+        closing = b"" if self.keep and self._connection.keeps else b"connection: close\r\n"
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+        if lines.count(b"\n") != len(headers):
+            raise ValueError("a header's value has a line end")
+        return b"%b%b%bx-request-id: %b\r\n%b%b\r\n" % (
+            _STATUS_LINES[status],
+            self._connection.common_headers(),
+            lines,
+            self.id.encode(),
+            framing,
+            closing,
         )

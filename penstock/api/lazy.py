@@ -6,8 +6,7 @@ import asyncio
 import importlib
 
 from penstock.access import Access
-from penstock.api.door import App
-from penstock.api.http import Receive, Scope, Send
+from penstock.api.asgi import App, Receive, Scope, Send
 from penstock.operations.office import Office
 
 

@@ -58,7 +58,6 @@ def build(office: Office, access: Access) -> FastAPI:
 
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.id = office.ids.new("req")
         try:
             if request.url.path.startswith(f"{ROOT}/"):
                 caller = await access.enter(request.headers.get("authorization"), None, SURFACE)
@@ -71,7 +70,6 @@ def build(office: Office, access: Access) -> FastAPI:
         except Exception:
             _logger.exception("request %s failed", request.state.id)
             response = _refusal(Internal())
-        response.headers["x-request-id"] = request.state.id
         return response
 
     for operation in OPERATIONS:

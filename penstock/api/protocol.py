@@ -1,96 +1,269 @@
-"""uvicorn's HTTP protocol, and two things more: a call learns at once, without a task, that its caller has gone, and a
-request has an end, in size and in time.
+"""A connection: httptools reads its requests, the door answers them, one after the other.
 
-ASGI would have every call wait for a message that hardly ever comes; that costs a task a call. A head without an end
-would fill the memory before anybody could ask for a key, and a request that drips in would hold its socket for ever.
+It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event and no timer: bytes
+become an `Exchange` (`http.py`), an exchange a task. What is not one of our addresses is handed on as ASGI by the door.
+
+Strict where laxness is dangerous: a head has a largest size and a request a longest time to arrive; after anything
+that is not HTTP/1.1, or that wants another protocol, the connection is answered and closed, for nothing that follows
+could be trusted to be a request. One sweep over the connections (`check`) looks for late ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol, cast
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.server import ServerState
 
-CONNECTION = "penstock.connection"  # where a scope holds its connection
+from penstock.api.http import Exchange
+from penstock.ids import IdMaker
+
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
-LARGEST_HEAD = 64 * 1024  # bytes of request line and headers, besides those that arrive first
+LONGEST_IDLE_S = 75.0  # between two requests: longer than most proxies keep theirs, so that they close first
+LARGEST_HEAD = 64 * 1024  # bytes of request line and headers
+MOST_QUEUED = 64  # pipelined requests that wait for their turn before reading stops
+
+Serve = Callable[[Exchange], Awaitable[None]]
 
 
-class Connection(Protocol):
-    """What a call knows of the connection it came by. `departure` is called once it is `lost`."""
+class Connection(asyncio.Protocol):
+    """One connection. `keeps` turns false when the server is about to end."""
 
-    lost: bool
-    departure: Callable[[], None] | None
+    __slots__ = (
+        "_arriving",
+        "_common",
+        "_current",
+        "_defaults",
+        "_drained",
+        "_head_size",
+        "_headers",
+        "_ids",
+        "_in_head",
+        "_parser",
+        "_queue",
+        "_reading",
+        "_serve",
+        "_since_s",
+        "_state",
+        "_target",
+        "_task",
+        "keeps",
+        "loop",
+        "most_bytes",
+        "transport",
+        "writable",
+    )
 
-    @property
-    def writable(self) -> bool:
-        """Whether what is sent now need not wait for the caller to read."""
-        ...
+    transport: asyncio.Transport
 
-    def drop(self) -> None:
-        """Close at once; what the caller has not read is lost."""
-        ...
+    def __init__(self, serve: Serve, state: ServerState, ids: IdMaker, *, most_bytes: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.most_bytes = most_bytes
+        self.writable = True
+        self.keeps = True
+        self._serve = serve
+        self._state = state
+        self._ids = ids
+        self._parser = HttpRequestParser(self)
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._in_head = False
+        self._head_size = 0
+        self._reading = True  # a request, or the first one, has not arrived as a whole
+        self._since_s = self.loop.time()
+        self._arriving: Exchange | None = None
+        self._current: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._queue: deque[Exchange] = deque()
+        self._drained: asyncio.Future[None] | None = None
+        self._defaults: list[tuple[bytes, bytes]] | None = None
+        self._common = b""
 
+    def __repr__(self) -> str:
+        return f"Connection({self._current!r}, {len(self._queue)} queued, keeps={self.keeps})"
 
-class WatchedProtocol(HttpToolsProtocol):
-    """One connection. The calls on it come one after the other, so one `departure` at a time is enough."""
+    # What the server and its sweep call.
 
-    lost = False
-    departure: Callable[[], None] | None = None
-    _reading = True  # a request, or the first one, has not arrived as a whole
-    _in_head = False
-    _head_size = 0
-    _deadline: asyncio.TimerHandle | None = None
+    def shutdown(self) -> None:
+        """End when the request under way is answered; at once when there is none."""
+        self.keeps = False
+        if self._current is None:
+            self.transport.close()
 
-    @property
-    def writable(self) -> bool:
-        return not self.flow.write_paused
+    def check(self, now_s: float) -> None:
+        """Close when a request takes too long to arrive, or none has come for long."""
+        quiet_s = now_s - self._since_s
+        if quiet_s > LONGEST_READ_S if self._reading else (self._current is None and quiet_s > LONGEST_IDLE_S):
+            self.transport.abort()
 
-    def drop(self) -> None:
-        self.transport.abort()
+    # What an exchange calls.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch_reading()
+    def common_headers(self) -> bytes:
+        """The server's own header lines; they change once a second."""
+        defaults = self._state.default_headers
+        if defaults is not self._defaults:
+            self._defaults = defaults
+            self._common = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
+        return self._common
+
+    async def drained(self) -> None:
+        """Wait until the caller has read enough, or has gone."""
+        while not self.writable and not self.transport.is_closing():
+            if self._drained is None:
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def ended(self, exchange: Exchange) -> None:
+        """An exchange is over: the next one's turn."""
+        self._state.total_requests += 1
+        self._state.tasks.discard(cast("asyncio.Task[None]", self._task))
+        self._task = self._current = None
+        if self.transport.is_closing():
+            return
+        if not (exchange.complete and exchange.keep and self.keeps):
+            self.transport.close()
+            return
+        if not self._reading:
+            self._since_s = self.loop.time()
+        if self._queue:
+            self._begin(self._queue.popleft())
+            if not self._queue:
+                self.transport.resume_reading()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._state.connections.add(self)  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(self)
+        self._queue.clear()
+        self.resume_writing()
+        for exchange in {self._current, self._arriving}:
+            if exchange is not None:
+                exchange.lost()
+        self._arriving = None
 
     def data_received(self, data: bytes) -> None:
-        in_head = self._in_head
-        super().data_received(data)
-        if in_head and self._in_head:
+        if self._in_head:
             self._head_size += len(data)
-            if self._head_size > LARGEST_HEAD:
-                self.send_400_response("The request's headers are too large.")
-        if self._reading or self._deadline is not None:
-            self._watch_reading()
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade:  # the request is answered as if it had not asked for that, and is the last one
+            self._end_with(self._queue[-1] if self._queue else self._current)
+        except HttpParserError as error:
+            reason = error.__context__ if isinstance(error.__context__, _Refused) else None
+            self._refuse(reason or _Refused(400, "This is not valid HTTP/1.1."))
+            return
+        if self._in_head and self._head_size > LARGEST_HEAD:
+            self._refuse(_Refused(431, "The request's head is too large."))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    # What the parser calls, inside data_received.
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._reading = True
-        self._in_head, self._head_size = True, 0
-        cast(dict[str, object], self.scope)[CONNECTION] = self
+        self._target = b""
+        self._headers = {}
+        self._in_head = True
+        self._head_size = 0
+        if not self._reading:
+            self._reading = True
+            self._since_s = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name not in self._headers:
+            self._headers[name] = value
+        elif name == b"host":
+            raise _Refused(400, "A request has one Host.")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise _Refused(505, "Only HTTP/1.1 is spoken here.")
+        if version == "1.1" and b"host" not in self._headers:
+            raise _Refused(400, "A request names its Host.")
+        exchange = Exchange(
+            self, self._ids.new("req"), self._parser.get_method().decode(), self._target, version, self._headers
+        )
+        exchange.keep = self._parser.should_keep_alive()
+        self._arriving = exchange
+        if self._current is None:
+            self._begin(exchange)
+        else:
+            self._queue.append(exchange)
+            if len(self._queue) > MOST_QUEUED:
+                raise _Refused(400, "Too many requests were sent ahead.")
+            self.transport.pause_reading()
+
+    def on_body(self, piece: bytes) -> None:
+        if self._arriving is not None and not self._arriving.complete:
+            self._arriving.received(piece)
 
     def on_message_complete(self) -> None:
         self._reading = False
-        super().on_message_complete()
+        self._since_s = self.loop.time()
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            arriving.received_all()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.lost = True
-        self._reading = False
-        self._watch_reading()
-        if self.departure is not None:
-            self.departure()
+    def _begin(self, exchange: Exchange) -> None:
+        self._current = exchange
+        self._task = self.loop.create_task(self._serve(exchange))  # type: ignore[arg-type]
+        self._state.tasks.add(self._task)
 
-    def _watch_reading(self) -> None:
-        """A timer runs while a request is incomplete: for the first from the connection on, else hardly ever."""
-        if self._reading and self._deadline is None:
-            self._deadline = self.loop.call_later(LONGEST_READ_S, self.transport.close)
-        elif not self._reading and self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _refuse(self, refused: _Refused) -> None:
+        """Answer what cannot be served, unless another answer is due first, and end the connection."""
+        self._in_head = False
+        arriving, self._arriving = self._arriving, None
+        if self._current is None or (self._current is arriving and not arriving.started):
+            id = self._ids.new("req")
+            self.transport.write(refused.rendered(id))
+            self.transport.close()
+        elif arriving is self._current:
+            self.transport.close()
+        else:
+            self._queue.clear()
+            self._end_with(self._current)
+
+    def _end_with(self, exchange: Exchange | None) -> None:
+        self.transport.pause_reading()
+        if exchange is not None:
+            exchange.keep = False
+
+
+class _Refused(Exception):
+    """Bytes that are not a request we serve."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+    def rendered(self, id: str) -> bytes:
+        """The whole response, in OpenAI's envelope: no surface has been reached whose words it could have."""
+        error = {"message": self.message, "type": "invalid_request_error", "code": "bad_request", "param": None}
+        body = json.dumps({"error": error}).encode()
+        head = (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {id}\r\nconnection: close\r\n\r\n"
+        )
+        return head.encode() + body

@@ -12,15 +12,19 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import uvicorn
+from uvicorn.server import ServerState
 
-from penstock.api.door import App
-from penstock.api.protocol import WatchedProtocol
+from penstock.api.door import Door
+from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
 from penstock.errors import ConfigError
+from penstock.ids import IdMaker
 
 BACKLOG = 2048  # connections that may wait to be accepted: a burst of agents starting at once
+SWEEP_TICKS = 10  # a tenth of a second each: connections are looked at once a second
 CUT_S = 5.0  # for cut calls to end their streams and settle
 
 _logger = logging.getLogger("penstock.server")
@@ -44,13 +48,18 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(app: App, settings: ServerSettings) -> AsyncIterator[Serving]:
-    """Serve `app` on the settings' address (port 0 takes any) until told to stop or the block is left."""
+async def serving(door: Door, settings: ServerSettings) -> AsyncIterator[Serving]:
+    """Serve `door` on the settings' address (port 0 takes any) until told to stop or the block is left."""
     listener = _listen(settings)
+    ids = IdMaker()
+
+    def connection(*, server_state: ServerState, **_: object) -> Connection:
+        return Connection(door.serve, server_state, ids, most_bytes=settings.max_body_bytes)
+
     config = uvicorn.Config(
-        app,
+        _nothing,
         loop="none",
-        http=WatchedProtocol,
+        http=connection,  # type: ignore[arg-type]  # called as a class would be
         ws="none",
         lifespan="off",
         log_config=None,
@@ -72,14 +81,26 @@ async def serving(app: App, settings: ServerSettings) -> AsyncIterator[Serving]:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, but for one habit: when it has ended it raises the signal that stopped it once more, which
-    would kill the process before the calls it cut are settled."""
+    """Uvicorn's server for our connections, but for one habit: when it has ended it raises the signal that stopped it
+    once more, which would kill the process before the calls it cut are settled."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second, as long as it serves."""
+        if counter % SWEEP_TICKS == 0:
+            now_s = asyncio.get_running_loop().time()
+            for each in list(self.server_state.connections):
+                cast(Connection, each).check(now_s)
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             yield
             self._captured_signals.clear()
+
+
+async def _nothing(scope: object, receive: object, send: object) -> None:
+    """The application that uvicorn is told of; our connections do not ask it."""
 
 
 async def _run(server: uvicorn.Server, listener: socket.socket) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from penstock import __version__
 from penstock.access import Access, Caller
 from penstock.api.door import Endpoint, Route
-from penstock.api.http import AsgiReply, Request
+from penstock.api.http import Exchange
 from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
 from penstock.db.journal import ping
@@ -28,8 +28,9 @@ from penstock.operations.balances import show_balance
 from penstock.operations.choices import Lane, State
 from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
+from penstock.relay.ask import Ask
 from penstock.relay.observe import Observer
-from penstock.relay.relay import Ask, Relay
+from penstock.relay.relay import Relay
 
 LONGEST_IDEMPOTENCY_KEY = 255
 JSON = [(b"content-type", b"application/json")]
@@ -90,47 +91,47 @@ class Wire:
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface
 
-        async def serve(request: Request, reply: AsgiReply) -> None:
+        async def serve(exchange: Exchange) -> None:
             ask = Ask(
-                id=request.id,
+                id=exchange.id,
                 surface=surface,
                 kind=kind,
                 dialect=dialect,
-                authorization=request.header(b"authorization"),
-                trust=_trust(request),
-                lane=request.header(b"x-payment-lane"),
-                idempotency_key=_idempotency_key(request),
-                body=request.body,
+                authorization=exchange.header(b"authorization"),
+                trust=_trust(exchange),
+                lane=exchange.header(b"x-payment-lane"),
+                idempotency_key=_idempotency_key(exchange),
+                body=exchange.body,
             )
-            await self._relay.call(ask, reply)
+            await self._relay.call(ask, exchange)
 
-        async def serve_embeddings(request: Request, reply: AsgiReply) -> None:
-            await self._access.admit(request.header(b"authorization"), _trust(request), place.surface)
+        async def serve_embeddings(exchange: Exchange) -> None:
+            await self._access.admit(exchange.header(b"authorization"), _trust(exchange), place.surface)
             if not any(model.kind == "embeddings" for model in self._relay.catalogue.listed(surface.name)):
                 raise NotImplementedHere("No embedding model is configured.")
-            await serve(request, reply)
+            await serve(exchange)
 
         return serve_embeddings if kind == "embeddings" else serve
 
     def _models(self, place: Place) -> Endpoint:
-        async def answer(request: Request, reply: AsgiReply) -> None:
-            caller = await self._caller(place, request)
+        async def answer(exchange: Exchange) -> None:
+            caller = await self._caller(place, exchange)
             models = [
                 _listing(model, place)
                 for model in self._relay.catalogue.listed(place.surface.name)
                 if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
             ]
-            await _answer(reply, {"object": "list", "data": models})
+            _answer(exchange, {"object": "list", "data": models})
 
         return answer
 
-    async def _balance(self, request: Request, reply: AsgiReply) -> None:
-        caller = await self._caller(TRUST, request)
-        await _answer(reply, await show_balance(self._office, _reader(caller), account=caller.account))
+    async def _balance(self, exchange: Exchange) -> None:
+        caller = await self._caller(TRUST, exchange)
+        _answer(exchange, await show_balance(self._office, _reader(caller), account=caller.account))
 
-    async def _usage(self, request: Request, reply: AsgiReply) -> None:
-        caller = await self._caller(TRUST, request)
-        filters: dict[str, Any] = dict(parse_qsl(request.scope["query_string"].decode("latin-1")))
+    async def _usage(self, exchange: Exchange) -> None:
+        caller = await self._caller(TRUST, exchange)
+        filters: dict[str, Any] = dict(parse_qsl(exchange.query))
         unknown = sorted(filters.keys() - USAGE_FILTERS)
         if unknown:
             raise InvalidRequest(f"Unknown filter '{unknown[0][:50]}'.", param=unknown[0][:50])
@@ -139,18 +140,18 @@ class Wire:
                 raise InvalidRequest(f"'{name}' must be one of {', '.join(choices)}.", param=name)
         if "limit" in filters:
             filters["limit"] = _whole(filters["limit"], "limit")
-        await _answer(reply, await list_usage(self._office, _reader(caller), account=caller.account, **filters))
+        _answer(exchange, await list_usage(self._office, _reader(caller), account=caller.account, **filters))
 
-    async def _health(self, request: Request, reply: AsgiReply) -> None:
-        await _answer(reply, self._health_report("ok", "ok"))
+    async def _health(self, exchange: Exchange) -> None:
+        _answer(exchange, self._health_report("ok", "ok"))
 
-    async def _health_of_store(self, request: Request, reply: AsgiReply) -> None:
+    async def _health_of_store(self, exchange: Exchange) -> None:
         try:
             await self._office.store.read(ping())
         except StoreUnavailable:
-            await _answer(reply, self._health_report("degraded", "unavailable"), status=503)
+            _answer(exchange, self._health_report("degraded", "unavailable"), status=503)
         else:
-            await _answer(reply, self._health_report("ok", "ok"))
+            _answer(exchange, self._health_report("ok", "ok"))
 
     def _health_report(self, status: str, database: str) -> dict[str, str]:
         environment = self._office.settings.server.environment
@@ -162,7 +163,7 @@ class Wire:
             "version": __version__,
         }
 
-    async def _public_settings(self, request: Request, reply: AsgiReply) -> None:
+    async def _public_settings(self, exchange: Exchange) -> None:
         server = self._office.settings.server
         base = FORWARD.prefixes[0]
         report = {
@@ -175,17 +176,17 @@ class Wire:
             "chain": None,
             "version": __version__,
         }
-        await _answer(reply, report)
+        _answer(exchange, report)
 
-    async def _metrics(self, request: Request, reply: AsgiReply) -> None:
-        await reply.whole(200, METRICS, self._observer.render())
+    async def _metrics(self, exchange: Exchange) -> None:
+        exchange.whole(200, METRICS, self._observer.render())
 
-    async def _caller(self, place: Place, request: Request) -> Caller:
-        return await self._access.enter(request.header(b"authorization"), _trust(request), place.surface)
+    async def _caller(self, place: Place, exchange: Exchange) -> Caller:
+        return await self._access.enter(exchange.header(b"authorization"), _trust(exchange), place.surface)
 
 
-async def _answer(reply: AsgiReply, value: Any, status: int = 200) -> None:
-    await reply.whole(status, JSON, msgspec.json.encode(value))
+def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:
+    exchange.whole(status, JSON, msgspec.json.encode(value))
 
 
 def _listing(model: Model, place: Place) -> dict[str, Any]:
@@ -223,12 +224,12 @@ def _reader(caller: Caller) -> Actor:
     return Actor(frozenset({"read"}), sees=frozenset({caller.account}), manages=frozenset(), user=caller.user)
 
 
-def _trust(request: Request) -> str | None:
-    return request.header(b"x-trust") or request.header(b"x-entity")
+def _trust(exchange: Exchange) -> str | None:
+    return exchange.header(b"x-trust") or exchange.header(b"x-entity")
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = request.header(b"idempotency-key")
+def _idempotency_key(exchange: Exchange) -> str | None:
+    key = exchange.header(b"idempotency-key")
     if key is not None and not 0 < len(key) <= LONGEST_IDEMPOTENCY_KEY:
         raise InvalidRequest(
             f"An Idempotency-Key has 1 to {LONGEST_IDEMPOTENCY_KEY} characters.", param="Idempotency-Key"

@@ -27,12 +27,14 @@ from penstock.errors import StoreUnavailable
 T = TypeVar("T")
 
 GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
+TURNS = 2  # of the event loop before a group is taken: under load they gather company, at leisure they take no time
 RETRY_S = 0.05  # before settlements that were not taken are tried again
 CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery settles what is left
 
 _logger = logging.getLogger("penstock.store")
 
-Job = tuple[Operation | Program[Any], Decision[Any] | None]
+# Work, who waits for it, and whether it is tried until it is written.
+Job = tuple[Operation | Program[Any], asyncio.Future[Any], bool]
 Result = tuple[Job, Any, BaseException | None]
 Transact = Callable[[Program[Any]], Awaitable[Any]]
 
@@ -45,6 +47,7 @@ class Groups:
     """
 
     def __init__(self, clock: Clock, *, commit: Transact, write: Transact) -> None:
+        self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._commit = commit
         self._write = write
@@ -66,8 +69,14 @@ class Groups:
         if self._closing:
             decision.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
         else:
-            self.queue((work, decision))
+            self.queue((work, decision, False))
         return decision
+
+    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
+        """Queue a settlement, to be tried until it is written. Nobody needs to wait for it."""
+        future = self._loop.create_future()
+        self.queue((settlement, future, True))
+        return future
 
     def queue(self, job: Job) -> None:
         """Queue a job as it is."""
@@ -92,6 +101,8 @@ class Groups:
                     self._idle.set()
                 await self._work.wait()
                 continue
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             jobs, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
             again = _deliver(await self._carry_out(jobs))
             if again:
@@ -140,8 +151,8 @@ class GroupedStore:
     def commit(self, operation: Operation) -> Decision[Outcome]:
         return self._groups.submit(operation)
 
-    def post(self, settlement: Settlement) -> None:
-        self._groups.queue((settlement, None))
+    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
+        return self._groups.post(settlement)
 
     async def settled(self) -> None:
         await self._groups.submit(_nothing())
@@ -159,12 +170,13 @@ def _deliver(results: list[Result]) -> list[Job]:
     """Tell whoever waits; the settlements to try again."""
     again = []
     for job, value, error in results:
-        decision = job[1]
-        if decision is None:
-            if isinstance(error, StoreUnavailable):
-                again.append(job)
-        elif error is not None:
-            decision.set_exception(error)
+        _, future, until_written = job
+        if until_written and isinstance(error, StoreUnavailable):
+            again.append(job)
+        elif future.done():  # nobody waits any more
+            continue
+        elif error is None or until_written:
+            future.set_result(value)
         else:
-            decision.set_result(value)
+            future.set_exception(error)
     return again

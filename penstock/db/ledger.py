@@ -16,20 +16,22 @@ written down.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import bindparam, delete, null, select, update
+from sqlalchemy import bindparam, delete, literal_column, null, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Run, Statement, any_of, fetch, run
+from penstock.db.program import Program, Row, Run, Statement, any_of, each_of, fetch, run
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
 from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
 
 REVENUE, GRANTS, EXPIRED = "revenue", "grants", "expired"
+NEVER_SEEN: Row = ("", "", 0, 0)
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
@@ -115,11 +117,11 @@ _key_columns = (
 )
 
 LOAD_KEYS = Statement(
-    select(*_key_columns).where(any_of(credentials.c.id, "ids")).order_by(credentials.c.id).with_for_update(), "ids"
+    select(*_key_columns).where(each_of(credentials.c.id, "ids")).order_by(credentials.c.id).with_for_update(), "ids"
 )
 LOAD_LOTS = Statement(
     select(*_lot_columns)
-    .where(any_of(lots.c.account_id, "accounts"), lots.c.remaining > 0)
+    .where(each_of(lots.c.account_id, "accounts"), lots.c.remaining > literal_column("0"))
     .order_by(lots.c.expires_ms.is_(None), lots.c.expires_ms, lots.c.id)
     .with_for_update(),
     "accounts",
@@ -143,12 +145,12 @@ SAVE_LOT = Statement(
 )  # fmt: skip
 CLOSE_HOLDS = Statement(
     delete(holds)
-    .where(any_of(holds.c.request_id, "requests"))
+    .where(each_of(holds.c.request_id, "requests"))
     .returning(holds.c.request_id, holds.c.position, holds.c.lot_id, holds.c.amount, holds.c.value_nano),
     "requests",
 )
 OPEN_HOLDS = Statement(
-    select(holds.c.request_id).where(any_of(holds.c.request_id, "requests"), holds.c.position == 0), "requests"
+    select(holds.c.request_id).where(each_of(holds.c.request_id, "requests"), holds.c.position == 0), "requests"
 )
 _hold_names = tuple(column.name for column in holds.columns)
 _hold = insert(holds)
@@ -177,7 +179,7 @@ SEEN_USAGE = Statement(
         usage_records.c.state,
         usage_records.c.amount,
         usage_records.c.cost_nano,
-    ).where(any_of(usage_records.c.request_id, "requests")),
+    ).where(each_of(usage_records.c.request_id, "requests")),
     "requests",
 )
 SEEN_KEYS = Statement(
@@ -190,7 +192,7 @@ SEEN_KEYS = Statement(
         idempotency.c.headers,
         idempotency.c.answer,
     ).where(
-        any_of(idempotency.c.credential_id, "credentials"),
+        each_of(idempotency.c.credential_id, "credentials"),
         any_of(idempotency.c.key, "keys"),
         idempotency.c.expires_ms > bindparam("now"),
     ),
@@ -239,16 +241,16 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
     """Carry out `operations` together; the outcomes, in their order. Settlements go first, for they free money."""
     page = yield from _open_page(operations, now_ms)
     outcomes: dict[int, Outcome] = {}
+    for settlement in page.settlements:
+        outcomes[id(settlement)] = page.settle(settlement)
     for operation in operations:
-        if isinstance(operation, Settlement):
-            outcomes[id(operation)] = page.settle(operation)
-    for operation in operations:
-        if isinstance(operation, Admission):
-            outcomes[id(operation)] = page.admit(operation)
-        elif isinstance(operation, Extension):
-            outcomes[id(operation)] = page.extend(operation)
-        elif isinstance(operation, Entry):
-            outcomes[id(operation)] = page.books.enter(operation.need) or Granted((), 0)
+        match operation:
+            case Admission():
+                outcomes[id(operation)] = page.admit(operation)
+            case Extension():
+                outcomes[id(operation)] = page.extend(operation)
+            case Entry():
+                outcomes[id(operation)] = page.books.enter(operation.need) or Granted((), 0)
     yield from page.write()
     return [outcomes[id(operation)] for operation in operations]
 
@@ -256,17 +258,27 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
     """Load and lock what the operations touch: first holds, then keys, then lots, each in sorted order."""
     page = _Page(Books(now_ms))
-    settling = [o.request_id for o in operations if isinstance(o, Settlement)]
-    extending = [o.request_id for o in operations if isinstance(o, Extension)]
-    if settling:
-        yield from page.close_holds(settling)
+    keys: set[str] = set()
+    accounts: set[str] = set()
+    extending: list[str] = []
+    onces: list[tuple[str, str]] = []
+    for operation in operations:
+        need = operation.need
+        keys.update(need.keys)
+        accounts.add(need.account)
+        if isinstance(operation, Settlement):
+            page.settlements.append(operation)
+        elif isinstance(operation, Extension):
+            extending.append(operation.request_id)
+        elif isinstance(operation, Admission) and operation.once:
+            onces.append((need.keys[0], operation.once.key))
+    if page.settlements:
+        yield from page.close_holds(list(dict.fromkeys([each.request_id for each in page.settlements])))
     if extending:
         page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
-    onces = [(o.need.keys[0], o.once.key) for o in operations if isinstance(o, Admission) and o.once]
     if onces:
         yield from page.look_up_keys(onces)
-    needs = [o.need for o in operations]
-    yield from load_books(page.books, {key for n in needs for key in n.keys}, {n.account for n in needs})
+    yield from load_books(page.books, keys, accounts)
     return page
 
 
@@ -300,22 +312,25 @@ class _Page:
     """One transaction's worth: the books, what was found, and the rows to write."""
 
     books: Books
+    settlements: list[Settlement] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
     closed: dict[str, list[Part]] = field(default_factory=dict)
     seen: dict[str, Row] = field(default_factory=dict)
     remembered: dict[tuple[str, str], Replay] = field(default_factory=dict)
-    rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: {each: [] for each in WRITES})
+    rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self) -> Generator[Run, list[Row], None]:
         yield from save_books(self.books)
-        for statement, rows in self.rows.items():
-            if rows:
-                yield Run(statement, rows)
+        for statement in WRITES:
+            if statement in self.rows:
+                yield Run(statement, self.rows[statement])
 
     def close_holds(self, requests: list[str]) -> Program[None]:
         rows = yield from fetch(CLOSE_HOLDS, requests)
         for request, _, lot, amount, value in sorted(map(tuple, rows)):
             self.closed.setdefault(request, []).append(Part(lot, amount, value))
+        if len(self.closed) == len(requests):
+            return
         gone = [request for request in requests if request not in self.closed]
         if gone:
             self.seen = {row[0]: row for row in (yield from fetch(SEEN_USAGE, gone))}
@@ -354,24 +369,26 @@ class _Page:
 
     def settle(self, asked: Settlement) -> Outcome:
         """Collect and record. A request settled before is left as it is; one under review is settled for good."""
-        _, state, amount, cost = self.seen.get(asked.request_id, ("", "", 0, 0))
+        request = asked.request_id
+        _, state, amount, cost = self.seen.get(request, NEVER_SEEN)
         if state == "final":
             return Settled((), 0, 0)
-        parts = self.closed.pop(asked.request_id, ())
-        settled = self.books.settle(asked.need, parts, max(0, asked.owed - amount))
+        settled = self.books.settle(asked.need, self.closed.pop(request, ()), max(0, asked.owed - amount))
+        asset, now_ms = asked.need.asset, self.books.now_ms
         for part in settled.charges:
-            source, asset, now_ms = f"lot:{part.lot}", asked.need.asset, self.books.now_ms
-            self.rows[WRITE_TRANSFER].append((source, REVENUE, asset, part.amount, "charge", asked.request_id, now_ms))
+            amount += part.amount
+            row = (f"lot:{part.lot}", REVENUE, asset, part.amount, "charge", request, now_ms)
+            self.rows[WRITE_TRANSFER].append(row)
         if state == "review":
-            self.rows[DROP_REVIEWED].append((asked.request_id,))
+            self.rows[DROP_REVIEWED].append((request,))
         record = asked.record
-        record.amount = amount + sum(part.amount for part in settled.charges)
+        record.amount = amount
         record.cost_nano = cost + settled.value
         record.uncollected = settled.uncollected
         self.rows[WRITE_USAGE].append(record.row())
-        self.seen[asked.request_id] = (asked.request_id, record.state, record.amount, record.cost_nano)
+        self.seen[request] = (request, record.state, amount, record.cost_nano)
         if asked.once:
-            self._keep(asked.request_id, asked.kept)
+            self._keep(request, asked.kept)
         return settled
 
     def _remember(self, asked: Admission, once: Once) -> None:

@@ -7,7 +7,7 @@ are everything else, one transaction each. Two engines, one schema: `sqlite.py` 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from penstock.db.ledger import Operation, Outcome, Settlement
 from penstock.db.program import Program
@@ -36,8 +36,9 @@ class Store(Protocol):
         """Carry out one operation, durably, together with others."""
         ...
 
-    def post(self, settlement: Settlement) -> None:
-        """Settle without waiting. Tried until the database takes it; `settled` waits for it."""
+    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
+        """Settle. Tried until the database takes it, which is when the future resolves. It never raises, and nobody has
+        to wait for it."""
         ...
 
     async def settled(self) -> None:

@@ -8,6 +8,7 @@ filter results) passes as well. Tools, formats and sampling are between the call
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -187,6 +188,12 @@ class _Chunk(Struct, gc=False):
     error: Any = None
 
 
+# What follows the head of an event that adds text and nothing else, in the order in which most servers write it. No
+# escapes: so the text is as long as it looks.
+_TEXT_EVENT = re.compile(
+    rb'"choices":\[\{"index":(\d),"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
+    rb'(?:,"usage":null)?(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
+)
 _EMPTY = (None, Raw(b"null"), Raw(b'""'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
@@ -295,6 +302,19 @@ class ChatStream:
             return self._without_choices(event, _DATA_AT, usage)
         produced, finish_reason = self._count(chunk.choices)
         return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
+
+    def run(self, block: bytes) -> tuple[bytes, int, int]:
+        """`(what to send on, tokens produced, bytes read)` of the plain text events that `block` begins with."""
+        head, produced, end = self._head, 0, 0
+        while block.startswith(head, end):
+            text = _TEXT_EVENT.match(block, end + len(head))
+            if text is None:
+                break
+            produced += estimate_delta_tokens(text.end(2) - text.start(2))
+            self._open.add(int(text[1]))
+            end = text.end()
+        # No text in here holds a quotation mark, so what looks like the head of an event is one.
+        return block[:end].replace(head, self._swapped_head), produced, end
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""

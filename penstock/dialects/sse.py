@@ -1,4 +1,5 @@
-"""Server-sent events as bytes: cut a byte stream into raw events, and find the data of one.
+"""Server-sent events as bytes: cut a byte stream into blocks of whole events, these into events, and find the data of
+one.
 
 Events stay exactly as they came, terminator included, so that they can be passed on. What the data means is for the
 dialects; reconnection, event ids and retry times are of no use to a gateway and are not interpreted.
@@ -20,7 +21,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Splitter:
-    """Turns the pieces a network delivers into whole raw events. One per stream."""
+    """Turns the pieces a network delivers into blocks of whole raw events. One per stream."""
 
     __slots__ = ("_pending", "_searched")
 
@@ -31,16 +32,17 @@ class Splitter:
     def __repr__(self) -> str:
         return f"Splitter({len(self._pending)} bytes pending)"
 
-    def feed(self, piece: bytes) -> list[bytes]:
-        """The events that `piece` completes, oldest first; `UpstreamFailed` when one grows beyond 8 MiB."""
-        if self._pending or b"\r" in piece:
+    def feed(self, piece: bytes) -> bytes:
+        """The events that `piece` completes, in a row; `UpstreamFailed` when one grows beyond 8 MiB."""
+        if self._pending or _is_irregular(piece):
             return self._search(piece)
-        texts = piece.split(b"\n\n")
-        rest = texts.pop()
-        if rest:
-            self._pending += rest
-            self._check()
-        return [text + b"\n\n" for text in texts]
+        last = piece.rfind(b"\n\n")
+        end = 0 if last < 0 else last + 2
+        if end == len(piece):
+            return piece
+        self._pending += piece[end:]
+        self._check()
+        return piece[:end]
 
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream; empty when the stream ended well."""
@@ -49,21 +51,36 @@ class Splitter:
         self._searched = 0
         return rest
 
-    def _search(self, piece: bytes) -> list[bytes]:
+    def _search(self, piece: bytes) -> bytes:
         self._pending += piece
-        events = []
-        start = 0
+        end = 0
         for match in _TERMINATOR.finditer(self._pending, self._searched):
-            events.append(bytes(self._pending[start : match.end()]))
-            start = match.end()
-        del self._pending[:start]
+            end = match.end()
+        block = bytes(self._pending[:end])
+        del self._pending[:end]
         self._check()
-        return events
+        return block
 
     def _check(self) -> None:
         self._searched = max(len(self._pending) - _LONGEST_TERMINATOR + 1, 0)
         if len(self._pending) > MOST_EVENT_BYTES:
             raise UpstreamFailed("The provider sent an event that is too long.", began=True)
+
+
+def events(block: bytes) -> list[bytes]:
+    """The events of a block, as they came."""
+    if not _is_irregular(block):
+        return [text + b"\n\n" for text in block.split(b"\n\n")[:-1]]
+    found, start = [], 0
+    for match in _TERMINATOR.finditer(block):
+        found.append(block[start : match.end()])
+        start = match.end()
+    return found
+
+
+def _is_irregular(block: bytes) -> bool:
+    """Whether lines end otherwise than in LF, or empty ones make it unclear at a glance where an event ends."""
+    return b"\r" in block or b"\n\n\n" in block
 
 
 def data(event: bytes) -> bytes | None:

@@ -52,14 +52,6 @@ class Key:
     def alive(self, now_ms: int) -> bool:
         return not self.revoked and (self.expires_ms is None or now_ms < self.expires_ms)
 
-    def unspent(self) -> int | None:
-        """Nano-USD that the spending limit still allows, open holds left aside; None when there is no limit."""
-        return None if self.limit_nano is None else max(0, self.limit_nano - self.spent_nano)
-
-    def headroom(self) -> int | None:
-        """Nano-USD that the spending limit allows besides what open holds may spend; None when there is no limit."""
-        return None if self.limit_nano is None else max(0, self.limit_nano - self.spent_nano - self.held_nano)
-
 
 @dataclass(slots=True)
 class Lot:
@@ -73,13 +65,6 @@ class Lot:
     held: int
     expires_ms: int | None
     changed: bool = False
-
-    @property
-    def available(self) -> int:
-        return self.remaining - self.held
-
-    def alive(self, now_ms: int) -> bool:
-        return self.expires_ms is None or now_ms < self.expires_ms
 
 
 class Part(Struct, frozen=True, gc=False):
@@ -147,19 +132,38 @@ class Books:
 
     def ask(self, need: Need) -> Granted | Refused:
         """Set money aside for a new request, counting it against the rate limit of each of its keys."""
-        return self.enter(need) or self._set_aside(need, self._keys(need))
+        return self.enter(need) or self.more(need)
 
     def enter(self, need: Need) -> Refused | None:
         """Check the keys of a new request and count it against their rate limits; the refusal, if there is one."""
-        keys = [key for key in self._keys(need) if key.alive(self.now_ms)]
-        if len(keys) != len(need.keys):
-            return Refused(Refusal.KEY_INVALID)
+        now_ms = self.now_ms
+        keys = []
+        for id in need.keys:
+            key = self.keys.get(id)
+            if key is None or not key.alive(now_ms):
+                return Refused(Refusal.KEY_INVALID)
+            keys.append(key)
         wait_us = 0 if need.again else self._arrive(keys)
         return Refused(Refusal.RATE_LIMITED, wait_us=wait_us) if wait_us else None
 
     def more(self, need: Need) -> Granted | Refused:
-        """Set more aside for a request under way. A key revoked meanwhile does not cut it off; money does."""
-        return self._set_aside(need, self._keys(need))
+        """Set money aside, for a request under way too. A key revoked meanwhile does not cut that off; money does."""
+        keys, lots = self._keys(need), self._alive(need)
+        owned = available = 0
+        for lot in lots:
+            owned += lot.remaining
+            available += lot.remaining - lot.held
+        allowed, room = _allowance(keys, need.value_rate)
+        if available > room:
+            available = room
+        want = need.want
+        if available < want:
+            if need.patient and want <= owned and want <= allowed:
+                return Refused(Refusal.HELD, available)
+            if available < need.least:
+                return Refused(_shortage(need, allowed=allowed, owned=owned), available)
+            want = available
+        return self._set_aside(want, value(want, need.value_rate), keys, lots)
 
     def settle(self, need: Need, parts: Iterable[Part], owed: int) -> Settled:
         """Collect `owed` units from the hold's `parts`, then from what is free, and never below zero.
@@ -167,11 +171,10 @@ class Books:
         `need` says whose lots and keys they are; its amounts play no role.
         """
         keys = self._keys(need)
-        charges = self._collect(parts, owed, keys)
-        collected = sum(charges.values())
+        charges, collected = self._collect(parts, owed, keys)
         if collected < owed:
-            room = max(0, _units([key.headroom() for key in keys], need.value_rate) - collected)
-            for lot, taken in self._draw(need, min(owed - collected, room)):
+            room = max(0, _allowance(keys, need.value_rate)[1] - collected)
+            for lot, taken in _draw(self._alive(need), min(owed - collected, room)):
                 lot.remaining -= taken
                 charges[lot.id] = charges.get(lot.id, 0) + taken
                 collected += taken
@@ -179,7 +182,7 @@ class Books:
         for key in keys:
             key.spent_nano += worth
             key.changed = True
-        return Settled(tuple(Part(lot, n) for lot, n in charges.items() if n), worth, owed - collected)
+        return Settled(tuple([Part(lot, n) for lot, n in charges.items() if n]), worth, owed - collected)
 
     def _keys(self, need: Need) -> list[Key]:
         return [self.keys[id] for id in need.keys if id in self.keys]
@@ -188,27 +191,19 @@ class Books:
         """Count a request on each key; when one is over its rate count on none: microseconds to wait."""
         now_us = self.now_ms * 1000
         moves = [arrive(key.tat_us, now_us, key.per_minute) for key in keys]
-        longest = max(wait_us for _, wait_us in moves)
+        longest = 0
+        for _, wait_us in moves:
+            if wait_us > longest:
+                longest = wait_us
         if not longest:
             for key, (tat_us, _) in zip(keys, moves, strict=True):
                 key.tat_us = tat_us
                 key.changed = True
         return longest
 
-    def _set_aside(self, need: Need, keys: list[Key]) -> Granted | Refused:
-        lots = self._alive(need)
-        owned = sum(lot.remaining for lot in lots)
-        allowed = _units([key.unspent() for key in keys], need.value_rate)
-        room = _units([key.headroom() for key in keys], need.value_rate)
-        available = min(sum(lot.available for lot in lots), room)
-        if available < need.want <= min(owned, allowed) and need.patient:
-            return Refused(Refusal.HELD, available)
-        if available < need.least:
-            return Refused(_shortage(need, allowed=allowed, owned=owned), available)
-        amount = min(need.want, available)
-        worth = value(amount, need.value_rate)
+    def _set_aside(self, amount: int, worth: int, keys: list[Key], lots: list[Lot]) -> Granted:
         parts: list[Part] = []
-        for lot, taken in self._draw(need, amount):
+        for lot, taken in _draw(lots, amount):
             lot.held += taken
             parts.append(Part(lot.id, taken, 0 if parts else worth))
         for key in keys:
@@ -217,40 +212,48 @@ class Books:
         return Granted(tuple(parts), amount)
 
     def _alive(self, need: Need) -> list[Lot]:
-        purse = self.purses.get((need.account, need.lane, need.asset), [])
-        return [lot for lot in purse if lot.alive(self.now_ms)]
+        now_ms = self.now_ms
+        purse = self.purses.get((need.account, need.lane, need.asset), ())
+        return [lot for lot in purse if lot.expires_ms is None or now_ms < lot.expires_ms]
 
-    def _draw(self, need: Need, amount: int) -> Iterator[tuple[Lot, int]]:
-        """Lots and how much of each, in burn order, until `amount` of free money is found."""
-        for lot in self._alive(need):
-            taken = min(lot.available, amount)
-            if taken > 0:
-                amount -= taken
-                lot.changed = True
-                yield lot, taken
-
-    def _collect(self, parts: Iterable[Part], owed: int, keys: list[Key]) -> dict[str, int]:
-        """Free the hold's parts and spend of them what is owed; what was spent of each lot."""
+    def _collect(self, parts: Iterable[Part], owed: int, keys: list[Key]) -> tuple[dict[str, int], int]:
+        """Free the hold's parts and spend of them what is owed; what was spent of each lot, and in all."""
         charges: dict[str, int] = {}
+        collected = 0
         for part in parts:
             for key in keys:
                 key.held_nano -= part.value
             if not part.amount:  # the empty part of a free call
                 continue
             lot = self.lots[part.lot]
-            spent = min(part.amount, owed)
+            spent = min(part.amount, owed - collected)
             lot.held -= part.amount
             lot.remaining -= spent
             lot.changed = True
-            charges[lot.id] = charges.get(lot.id, 0) + spent
-            owed -= spent
-        return charges
+            charges[part.lot] = charges.get(part.lot, 0) + spent
+            collected += spent
+        return charges, collected
 
 
-def _units(rooms: list[int | None], value_rate: int) -> int:
-    """Units that the smallest of `rooms` (nano-USD; None is no bound) is enough for."""
-    bounds = [room for room in rooms if room is not None]
-    return units_within(min(bounds), value_rate) if bounds else BOUNDLESS
+def _draw(lots: list[Lot], amount: int) -> Iterator[tuple[Lot, int]]:
+    """Lots and how much of each, in burn order, until `amount` of free money is found."""
+    for lot in lots:
+        taken = min(lot.remaining - lot.held, amount)
+        if taken > 0:
+            amount -= taken
+            lot.changed = True
+            yield lot, taken
+
+
+def _allowance(keys: list[Key], value_rate: int) -> tuple[int, int]:
+    """Units that the keys' spending limits allow, and those they allow besides what open holds may spend."""
+    allowed = room = BOUNDLESS
+    for key in keys:
+        if key.limit_nano is not None:
+            unspent = key.limit_nano - key.spent_nano
+            allowed = min(allowed, units_within(max(0, unspent), value_rate))
+            room = min(room, units_within(max(0, unspent - key.held_nano), value_rate))
+    return allowed, room
 
 
 def _shortage(need: Need, *, allowed: int, owned: int) -> Refusal:

@@ -149,7 +149,7 @@ def charge(tariff: Tariff, price: Price, tokens: Tokens) -> int:
 
 def value(amount: int, value_rate: int) -> int:
     """Nano-USD that `amount` units are worth, rounded up."""
-    return ceil_div(amount * value_rate, MEGA)
+    return -(-amount * value_rate // MEGA)
 
 
 def units_within(value_nano: int, value_rate: int) -> int:

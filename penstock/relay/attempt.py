@@ -29,13 +29,20 @@ _logger = logging.getLogger("penstock.relay")
 
 
 class Served(Struct, frozen=True, gc=False):
-    """An answer that has begun: a `plain` one as a whole, or a stream's `events` as they come, the first ones here."""
+    """An answer that has begun: a plain one as a whole, or a stream."""
 
     offer: Offer
     attempts: int
     answer: Answer
-    plain: Plain | None
-    events: AsyncIterator[list[bytes]]
+    body: Plain | Begun
+
+
+class Begun(Struct, frozen=True, gc=False):
+    """A stream: its first whole events, and where the rest comes from."""
+
+    block: bytes
+    pieces: AsyncIterator[bytes]
+    splitter: sse.Splitter
 
 
 class Attempts:
@@ -98,17 +105,18 @@ class Attempts:
             plain = dialect.answer(body, model=model, id_prefix=id_prefix)
         except UpstreamFailed as error:  # may be in the upstream's own words
             raise UpstreamFailed(self.redact(error.message), began=True) from None
-        return Served(offer, number, answer, plain, _events(answer))
+        return Served(offer, number, answer, plain)
 
     async def _stream(self, offer: Offer, number: int, answer: Answer, dialect: Dialect) -> Served:
         await self._require_success(answer)
         self._require_stream(answer)
-        events = _events(answer)
-        first = await anext(events, None)
-        if first is None:
-            raise UpstreamFailed("The provider ended the stream before it began.")
-        self._require_no_error(first[0], dialect)
-        return Served(offer, number, answer, None, _after(first, events))
+        pieces, splitter = aiter(answer), sse.Splitter()
+        async for piece in pieces:
+            block = splitter.feed(piece)
+            if block:
+                self._require_no_error(sse.events(block)[0], dialect)
+                return Served(offer, number, answer, Begun(block, pieces, splitter))
+        raise UpstreamFailed("The provider ended the stream before it began.")
 
     async def _require_success(self, answer: Answer) -> None:
         if answer.status != 200:
@@ -137,20 +145,6 @@ class Attempts:
         if not kind.startswith("text/event-stream"):
             sent = self.redact(kind)[:100] or "no content type"
             raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
-
-
-async def _events(answer: Answer) -> AsyncIterator[list[bytes]]:
-    """The events of a stream, those that arrive together together."""
-    splitter = sse.Splitter()
-    async for piece in answer:
-        if events := splitter.feed(piece):
-            yield events
-
-
-async def _after(first: list[bytes], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    yield first
-    async for events in rest:
-        yield events
 
 
 class _ErrorBody(msgspec.Struct):

@@ -5,7 +5,7 @@ checked and the money is set aside in one durable step, before a byte goes upstr
 whichever way the block is left: answer, upstream failure, a break in mid-stream, the caller gone, the process told to
 stop. There is no other place that settles, and nothing to forget: leaving only *posts* the settlement to the store,
 which is a plain function call, so a cancelled task settles as surely as a finished one and the store's writer, not
-the connection, carries it through.
+the connection, carries it through. The last bytes of an answer wait until it has (`written`).
 
 What a hold covers. A call that answers in one piece holds its whole bound: input and output limit at the dearest
 price of the plan. If that does not fit, the output limit is lowered until it does (the work fits the money, never the
@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from msgspec.structs import replace
 
@@ -46,6 +46,7 @@ from penstock.relay.meter import Meter
 from penstock.relay.observe import Observer
 from penstock.relay.route import Plan
 
+LONGEST_WRITE_S = 5.0  # for a settlement; then the answer leaves, and the settlement is tried on without it
 LONGEST_MS = 3_600_000  # a hold older than this has been forgotten by a defect; upkeep settles it and says so
 UNSERVED = frozenset(Ending) - {
     Ending.ANSWER,
@@ -73,6 +74,7 @@ class Holds:
         self.limits = limits
         self.owner = owner
         self.observe = observe
+        self.writing: dict[asyncio.Future[Any], float] = {}  # settlements that an answer waits for, and since when
         self._open: dict[str, Hold] = {}
 
     def __repr__(self) -> str:
@@ -89,6 +91,13 @@ class Holds:
         """A hold is about to be settled; its record is complete."""
         self._open.pop(hold.record.request_id, None)
         self.observe.closed(hold.record, hold.added_s())
+
+    def let_go(self) -> None:
+        """No answer waits longer than `LONGEST_WRITE_S` for a store that takes nothing: its caller is not to blame."""
+        late_s = self.clock.monotonic() - LONGEST_WRITE_S
+        for future, since_s in self.writing.items():
+            if since_s < late_s and not future.done():
+                future.set_result(None)
 
     def progress(self) -> list[tuple[int, int, str]]:
         """`(owed, output tokens, request id)` of every open hold that owes something."""
@@ -133,6 +142,7 @@ class Hold:
         self.covered_output = 0  # tokens that the hold pays for besides the input
         self.ending = Ending.ANSWER
         self.status = 200
+        self._settling: asyncio.Future[Any] | None = None
         self.replayed: KeptAnswer | None = None  # the answer that this idempotency key has had before
         self.keep: KeptAnswer | None = None  # the answer to keep for it
         self._need = self._first_need(caller)
@@ -332,8 +342,22 @@ class Hold:
         owed = min(owed, LARGEST)  # an upstream may count anything; what there is to collect is less anyway
         self._complete(self.record, owed)
         self._holds.closed(self)
-        once = self._once is not None
-        self._holds.store.post(Settlement(self.record.request_id, self._need, owed, self.record, self.keep, once))
+        self._settling = self._holds.store.post(
+            Settlement(self.record.request_id, self._need, owed, self.record, self.keep, self._once is not None)
+        )
+
+    async def written(self) -> None:
+        """Wait until the settlement is written, but not for ever (`Holds.let_go`)."""
+        settling = self._settling
+        if settling is None or settling.done():
+            return
+        self._holds.writing[settling] = self._holds.clock.monotonic()
+        try:
+            await settling
+        except asyncio.CancelledError:
+            pass  # the caller has gone, or the process is to stop: all that is left to do is to send what is there
+        finally:
+            del self._holds.writing[settling]
 
     def _complete(self, record: UsageRecord, owed: int) -> None:
         tokens = self.meter.tokens()

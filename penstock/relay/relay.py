@@ -5,27 +5,22 @@
     meter    what has been used so far                     stream   the answer passes, metered
     ending   how a call can end                            departure  what if the caller leaves
 
-The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, go out after
-the hold has been left: whoever has a complete answer finds it in the balance of the running gateway.
+The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, wait until what
+they cost is written down: whoever has a complete answer has been charged for it, whatever dies next.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Awaitable, Callable
-
-from msgspec import Struct
-
-from penstock.access import Access, Caller, Surface
+from penstock.access import Access, Caller
 from penstock.catalogue import Catalogue
 from penstock.clock import Clock
 from penstock.config import LimitSettings
-from penstock.db.ledger import Once
 from penstock.db.records import UsageRecord
-from penstock.dialects import Dialect, Plain, Wish
+from penstock.dialects import Plain, Wish
 from penstock.errors import Forbidden
 from penstock.money.units import dollars
-from penstock.relay.attempt import Attempts, Served
+from penstock.relay.ask import Ask, once_of
+from penstock.relay.attempt import Attempts, Begun, Served
 from penstock.relay.departure import Departure, Drains
 from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold, Holds
@@ -41,20 +36,6 @@ EVENT_STREAM: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 JSON: Headers = [(b"content-type", b"application/json")]
-
-
-class Ask(Struct, frozen=True, gc=False):
-    """One request, as a door understood it. `body` reads it (TooLarge); `id` names the request everywhere."""
-
-    id: str
-    surface: Surface
-    kind: str
-    dialect: Dialect
-    authorization: str | None
-    trust: str | None
-    lane: str | None
-    idempotency_key: str | None
-    body: Callable[[], Awaitable[bytes]]
 
 
 class Relay:
@@ -92,12 +73,12 @@ class Relay:
         plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
         departure = Departure(self.drains)
         reply.when_gone(departure)
-        once = _once(ask, caller, body)
+        once = once_of(ask, caller, body)
         hold = Hold(self._holds, caller, plan, wish, self._record(ask, caller, wish, plan), once, departure)
         try:
             async with hold:
                 if hold.replayed is not None:
-                    last = await replay(hold.replayed, reply)
+                    last = replay(hold.replayed, reply)
                 elif once is not None:
                     copied = Copied(reply, LARGEST_KEPT)
                     last = await self._answer(ask, wish, plan, hold, copied)
@@ -105,7 +86,8 @@ class Relay:
                         hold.keep = copied.kept(last)
                 else:
                     last = await self._answer(ask, wish, plan, hold, reply)
-            await reply.finish(last)
+            await hold.written()
+            reply.finish(last)
         finally:
             departure.over()
 
@@ -113,28 +95,28 @@ class Relay:
         """Have the call answered, all but the last bytes, which are returned."""
         served = await self.attempts.first_answer(plan, ask.dialect, wish, hold, id_prefix=ask.surface.id_prefix)
         try:
-            if served.plain is not None:
-                return await self._plain(served.plain, served, hold, reply)
-            return await self._stream(ask, wish, served, hold, reply)
+            if isinstance(served.body, Plain):
+                return self._plain(served.body, served, hold, reply)
+            return await self._stream(ask, wish, served.body, served, hold, reply)
         finally:
             served.answer.close()
 
-    async def _plain(self, answer: Plain, served: Served, hold: Hold, reply: Reply) -> bytes:
+    def _plain(self, answer: Plain, served: Served, hold: Hold, reply: Reply) -> bytes:
         hold.meter.feed(answer.produced, answer.usage)
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
-        await reply.start(200, [*JSON, *_trail(served, hold), cost])
+        reply.start(200, [*JSON, *_trail(served, hold), cost])
         return answer.body
 
-    async def _stream(self, ask: Ask, wish: Wish, served: Served, hold: Hold, reply: Reply) -> bytes:
+    async def _stream(self, ask: Ask, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
         stream = ask.dialect.open_stream(
             model=wish.model, id_prefix=ask.surface.id_prefix, include_usage=wish.include_usage
         )
         live = LiveStream(stream, hold, reply, self._clock, self.attempts.redact, include_usage=wish.include_usage)
         self.streams.add(live)
         try:
-            await reply.start(200, [*EVENT_STREAM, *_trail(served, hold)])
-            return await live.relay(served)
+            reply.start(200, [*EVENT_STREAM, *_trail(served, hold)])
+            return await live.relay(begun, served.answer)
         finally:
             self.streams.discard(live)
 
@@ -165,14 +147,6 @@ class Relay:
             first_byte_us=None,
             total_us=0,
         )
-
-
-def _once(ask: Ask, caller: Caller, body: bytes) -> Once | None:
-    """What makes a request the same as an earlier one: where it went, for whom, and every byte of it."""
-    if ask.idempotency_key is None:
-        return None
-    digest = hashlib.sha256(f"{ask.surface.name} {ask.dialect.NAME} {caller.account}\n".encode() + body).hexdigest()
-    return Once(ask.idempotency_key, digest)
 
 
 def _trail(served: Served, hold: Hold) -> Headers:

@@ -12,27 +12,32 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Reply(Protocol):
-    """One response: `start` once, `send` any number of times, `finish` once."""
+    """One response: `start` once, `send` any number of times, `finish` once. None of them waits for the caller to read;
+    whoever sends more than a caller takes waits for `drained`."""
 
     @property
     def ready(self) -> bool:
-        """Whether `send` would return at once, without waiting for the caller to read."""
+        """Whether the caller takes what is sent."""
         ...
 
     def when_gone(self, departure: Callable[[], None]) -> None:
         """Call `departure` once, should the caller go before `finish`."""
         ...
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         """Status and headers; the body follows in pieces."""
         ...
 
-    async def send(self, data: bytes) -> None:
-        """A piece of the body. Returns when the connection can take more: a slow reader slows the upstream."""
+    def send(self, data: bytes) -> None:
+        """A piece of the body."""
         ...
 
-    async def finish(self, data: bytes) -> None:
+    def finish(self, data: bytes) -> None:
         """The last piece of the body."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until the caller has read enough to take more, or has gone."""
         ...
 
 
@@ -57,16 +62,19 @@ class Copied:
     def when_gone(self, departure: Callable[[], None]) -> None:
         self._reply.when_gone(departure)
 
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         self._status, self._headers = status, headers
-        await self._reply.start(status, headers)
+        self._reply.start(status, headers)
 
-    async def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self._keep(data)
-        await self._reply.send(data)
+        self._reply.send(data)
 
-    async def finish(self, data: bytes) -> None:
-        await self._reply.finish(data)
+    def finish(self, data: bytes) -> None:
+        self._reply.finish(data)
+
+    async def drained(self) -> None:
+        await self._reply.drained()
 
     def kept(self, last: bytes) -> KeptAnswer:
         """All that was sent, and the last bytes that are about to be."""
@@ -83,8 +91,8 @@ class Copied:
             self._pieces.clear()
 
 
-async def replay(kept: KeptAnswer, reply: Reply) -> bytes:
+def replay(kept: KeptAnswer, reply: Reply) -> bytes:
     """Begin to send a kept answer again, marked as such; its body, for `finish`."""
     headers = [(name.encode(), text.encode()) for name, text in json.loads(kept.headers)]
-    await reply.start(kept.status, [*headers, (b"idempotent-replayed", b"true")])
+    reply.start(kept.status, [*headers, (b"idempotent-replayed", b"true")])
     return kept.body or b""

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Callable
 
 from penstock.clock import Clock
-from penstock.dialects import Step, Stream
+from penstock.dialects import Step, Stream, sse
 from penstock.errors import PenstockError, ShuttingDown, UpstreamError, UpstreamFailed
-from penstock.relay.attempt import Served
+from penstock.ports import Answer
+from penstock.relay.attempt import Begun
 from penstock.relay.ending import CallerStalled, Ending, ending_of
 from penstock.relay.hold import Hold
 from penstock.relay.reply import Reply
@@ -43,16 +44,15 @@ class LiveStream:
         self._include_usage = include_usage
         self._finished = False  # a choice has ended: the upstream may close without its terminator
         self._usage_sent = False
-        self._sending = False
         self._sent_s = clock.monotonic()
 
     def __repr__(self) -> str:
         return f"LiveStream({self._hold!r})"
 
-    async def relay(self, served: Served) -> bytes:
+    async def relay(self, begun: Begun, answer: Answer) -> bytes:
         """Pass the answer on; the last bytes."""
         try:
-            await self._pass(served)
+            await self._pass(begun, answer)
         except PenstockError as error:  # the upstream broke, or the ledger could not be asked for more money
             return self._broken(error, *ending_of(error, caller_gone=False))
         except asyncio.CancelledError:
@@ -61,35 +61,50 @@ class LiveStream:
             return self._broken(ShuttingDown(), Ending.SHUTDOWN, ShuttingDown.status)
         return self._stream.terminator()
 
-    async def keep_alive(self, quiet_s: float) -> None:
-        """Send a comment when nothing has been sent for so long. Never waits for a caller who does not read."""
-        if self._reply.ready and not self._sending and self._clock.monotonic() - self._sent_s >= quiet_s:
-            await self._send(KEEP_ALIVE)
+    def keep_alive(self, quiet_s: float) -> None:
+        """Send a comment when nothing has been sent for so long, to a caller who reads."""
+        if self._reply.ready and self._clock.monotonic() - self._sent_s >= quiet_s:
+            self._send(KEEP_ALIVE)
 
-    async def _pass(self, served: Served) -> None:
-        async for events in served.events:
-            out: list[bytes] = []
-            for event in events:
-                step = self._stream.feed(event)
-                if step.error is not None:
-                    await self._send(b"".join(out))
-                    raise UpstreamFailed(step.error, began=True)
-                if step.done:
-                    await self._end(out)
-                    return
-                if step.produced:
-                    output = self._output_after(step)
-                    if output > self._hold.covered_output and not await self._hold.cover(output):
-                        await self._end_of_money(out, served)
-                        return
-                self._count(step)
-                out.append(step.out)
-            if out:
-                await self._send(b"".join(out))
-            self._hold.extend_ahead()
-        if not self._finished:
-            raise UpstreamFailed("The provider broke off the stream.", began=True)
-        await self._end([])
+    async def _pass(self, begun: Begun, answer: Answer) -> None:
+        block, pieces, feed = begun.block, begun.pieces, begun.splitter.feed
+        while not await self._relayed(block, answer):
+            piece = await anext(pieces, None)
+            if piece is None:
+                if not self._finished:
+                    raise UpstreamFailed("The provider broke off the stream.", began=True)
+                self._end([])
+                return
+            block = feed(piece)
+
+    async def _relayed(self, block: bytes, answer: Answer) -> bool:
+        """Send on the events of a block, as far as they are paid. Whether the stream has ended."""
+        hold, out = self._hold, []
+        text, produced, size = self._stream.run(block)
+        if size and hold.meter.output + produced <= hold.covered_output:
+            hold.meter.feed(produced, None)
+            out.append(text)
+            block = block[size:]
+        for event in sse.events(block) if block else ():
+            step = self._stream.feed(event)
+            if step.error is not None:
+                self._send(b"".join(out))
+                raise UpstreamFailed(step.error, began=True)
+            if step.done:
+                self._end(out)
+                return True
+            if step.produced:
+                output = self._output_after(step)
+                if output > hold.covered_output and not await hold.cover(output):
+                    self._end_of_money(out, answer)
+                    return True
+            self._count(step)
+            out.append(step.out)
+        self._send(b"".join(out))
+        if not self._reply.ready:
+            await self._slow_reader()
+        hold.extend_ahead()
+        return False
 
     def _output_after(self, step: Step) -> int:
         """Output tokens with this event, by the upstream's running count or by estimate."""
@@ -102,17 +117,16 @@ class LiveStream:
         if step.usage is not None and step.out and not step.produced:
             self._usage_sent = True
 
-    async def _end_of_money(self, out: list[bytes], served: Served) -> None:
-        served.answer.close()
+    def _end_of_money(self, out: list[bytes], answer: Answer) -> None:
+        answer.close()
         self._hold.ending = Ending.MONEY
         out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
-        await self._end(out)
+        self._end(out)
 
-    async def _end(self, out: list[bytes]) -> None:
+    def _end(self, out: list[bytes]) -> None:
         if self._include_usage and not self._usage_sent:
             out.append(self._stream.usage_chunk(self._hold.meter.tokens()))
-        if out:
-            await self._send(b"".join(out))
+        self._send(b"".join(out))
 
     def _broken(self, error: PenstockError, ending: Ending, status: int) -> bytes:
         self._hold.ending, self._hold.status = ending, status
@@ -124,21 +138,16 @@ class LiveStream:
         )
         return event + self._stream.terminator()
 
-    async def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         if data:
-            self._sending = True
             self._hold.first_byte()
-            if self._reply.ready:
-                await self._reply.send(data)
-            else:
-                await self._send_slowly(data)
-            self._sending = False
+            self._reply.send(data)
             self._sent_s = self._clock.monotonic()
 
-    async def _send_slowly(self, data: bytes) -> None:
-        """Wait for a caller that is slow to read; not for ever."""
+    async def _slow_reader(self) -> None:
+        """Wait for a caller that is slow to read; not for ever. What it has not taken yet holds back the upstream."""
         try:
             async with asyncio.timeout(LONGEST_STALL_S):
-                await self._reply.send(data)
+                await self._reply.drained()
         except TimeoutError:
             raise CallerStalled from None

@@ -12,7 +12,7 @@ from penstock.errors import UpstreamFailed
 
 def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     splitter = sse.Splitter()
-    events = [event for piece in pieces for event in splitter.feed(piece)]
+    events = [event for piece in pieces for event in sse.events(splitter.feed(piece))]
     return events, splitter.rest()
 
 
@@ -46,7 +46,7 @@ def test_nothing_is_lost_and_cuts_do_not_matter(pieces: list[bytes]) -> None:
 
 def test_a_whole_event_does_not_wait_for_the_next_byte() -> None:
     for event in (b"data: 1\n\n", b"data: 1\r\n\r\n", b"data: 1\r\r"):
-        assert sse.Splitter().feed(event) == [event]
+        assert sse.Splitter().feed(event) == event
 
 
 def test_after_the_rest_a_splitter_begins_anew() -> None:
@@ -54,7 +54,7 @@ def test_after_the_rest_a_splitter_begins_anew() -> None:
     splitter.feed(b"data: cut")
     assert repr(splitter) == "Splitter(9 bytes pending)"
     assert splitter.rest() == b"data: cut"
-    assert splitter.feed(b"data: 1\n\n") == [b"data: 1\n\n"]
+    assert splitter.feed(b"data: 1\n\n") == b"data: 1\n\n"
 
 
 @pytest.mark.parametrize("line_end", [b"", b"\r"])
@@ -62,7 +62,7 @@ def test_an_event_without_end_is_a_failure_of_the_upstream(line_end: bytes) -> N
     splitter = sse.Splitter()
     piece = b"x" * (1024 * 1024) + line_end
     for _ in range(7):
-        assert splitter.feed(piece) == []
+        assert splitter.feed(piece) == b""
     with pytest.raises(UpstreamFailed):
         splitter.feed(piece + piece)
 

@@ -53,7 +53,7 @@ def load(event: bytes) -> Any:
 
 def play(pieces: list[bytes], reader: ChatStream) -> Outcome:
     splitter = sse.Splitter()
-    steps = [reader.feed(event) for piece in pieces for event in splitter.feed(piece)]
+    steps = [reader.feed(event) for piece in pieces for event in sse.events(splitter.feed(piece))]
     assert splitter.rest() == b""
     return Outcome(
         [load(step.out) for step in steps if step.out],
@@ -135,7 +135,7 @@ def test_a_servers_stream_passes_with_our_model_and_is_counted_wherever_it_is_cu
 def test_a_stream_with_nothing_to_swap_passes_byte_for_byte(server: str) -> None:
     raw = TRANSCRIPTS[server][0]
     reader = stream(model=None, include_usage=True)
-    *events, terminator = sse.Splitter().feed(raw)
+    *events, terminator = sse.events(sse.Splitter().feed(raw))
     assert [reader.feed(event).out for event in events] == events
     assert reader.feed(terminator).done
 
@@ -349,7 +349,7 @@ SCRAPS = st.sampled_from(
 @given(st.lists(SCRAPS | st.binary(max_size=3) | st.just(frame(chunk({"content": "a"}))), max_size=12))
 def test_arbitrary_bytes_pass_without_an_exception(scraps: list[bytes]) -> None:
     reader, splitter = stream(id_prefix="cmpl-"), sse.Splitter()
-    for event in [*splitter.feed(b"".join(scraps)), splitter.rest()]:
+    for event in [*sse.events(splitter.feed(b"".join(scraps))), splitter.rest()]:
         assert isinstance(reader.feed(event), Step)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -14,10 +15,8 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from penstock.access import Access
-from penstock.api.management import build
 from penstock.api.server import serving
-from penstock.app import open_office
+from penstock.app import open_gateway
 from penstock.cli.main import program
 from penstock.config import ServerSettings
 from penstock.config_file import load
@@ -62,12 +61,14 @@ class Gateway:
 @pytest.fixture
 async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     monkeypatch.chdir(tmp_path)
-    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as office:
-        access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
-        async with serving(build(office, access), ServerSettings(port=0)) as server:
-            made = Gateway(office, server.url)
-            await made.furnish()
-            yield made
+    settings = load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})
+    async with (
+        open_gateway(settings, io.StringIO()) as gateway,
+        serving(gateway.door, ServerSettings(port=0)) as server,
+    ):
+        made = Gateway(gateway.office, server.url)
+        await made.furnish()
+        yield made
 
 
 async def test_every_command_goes_to_the_gateway_when_it_is_named(gateway: Gateway, tmp_path: Path) -> None:
