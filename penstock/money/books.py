@@ -154,8 +154,7 @@ class Books:
             owned += lot.remaining
             available += lot.remaining - lot.held
         allowed, room = _allowance(keys, need.value_rate)
-        if available > room:
-            available = room
+        available = min(available, room)
         want = need.want
         if available < want:
             if need.patient and want <= owned and want <= allowed:
@@ -193,8 +192,7 @@ class Books:
         moves = [arrive(key.tat_us, now_us, key.per_minute) for key in keys]
         longest = 0
         for _, wait_us in moves:
-            if wait_us > longest:
-                longest = wait_us
+            longest = max(longest, wait_us)
         if not longest:
             for key, (tat_us, _) in zip(keys, moves, strict=True):
                 key.tat_us = tat_us
