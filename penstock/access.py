@@ -1,7 +1,7 @@
 """From a credential to a caller: who asks, for which account, and what they may do.
 
 A key is `prefix + 36 base-62 characters + 6 of CRC-32`, so a typo is told from a key without a look-up. The store
-knows keys by HMAC-SHA-256 with the server's pepper: one index probe, nothing to steal. Identities are remembered for
+knows keys by HMAC-SHA-256 with the server's pepper: one index probe, nothing to steal. Callers are remembered for
 one second; that is how long a removed membership may live on. A revoked or expired key is refused at once, because
 admission reads its row again in the same transaction that sets the money aside (`money/books.py`).
 """
@@ -137,7 +137,7 @@ def _checksum(body: str) -> str:
 
 
 class Access:
-    """Admits callers. Holds what it learned of each credential for a second."""
+    """Admits callers, and remembers each for a second."""
 
     def __init__(
         self,
@@ -152,10 +152,10 @@ class Access:
         self._sessions = sessions
         self._clock = clock
         self._requests_per_minute = requests_per_minute
-        self._known: dict[str, tuple[Identity, float]] = {}
+        self._known: dict[tuple[str | None, str | None, str], tuple[Caller, float]] = {}
 
     def __repr__(self) -> str:
-        return f"Access({len(self._known)} identities remembered)"
+        return f"Access({len(self._known)} callers remembered)"
 
     async def admit(self, authorization: str | None, trust: str | None, surface: Surface) -> Caller:
         """The caller behind an `Authorization` header (or a bare key) on a surface.
@@ -163,23 +163,28 @@ class Access:
         AuthMissing, AuthInvalid; TrustMissing and Forbidden by the surface's account rule.
         """
         credential = bearer(authorization)
-        identity = self._remembered(credential) or await self._identify(credential)
+        identity = await self._identify(credential)
         if identity.kind not in surface.kinds:
             raise AuthInvalid()
         account = _account(identity, trust, surface)
-        return Caller(account, identity.keys, identity.kind, identity.user, identity.scopes, identity.models)
+        caller = Caller(account, identity.keys, identity.kind, identity.user, identity.scopes, identity.models)
+        if len(self._known) >= REMEMBER_MOST:
+            self._known.clear()
+        self._known[authorization, trust, surface.name] = caller, self._clock.monotonic() + REMEMBER_S
+        return caller
+
+    def remembered(self, authorization: str | None, trust: str | None, surface: Surface) -> Caller | None:
+        """Whom `admit` has admitted with exactly this a moment ago."""
+        known = self._known.get((authorization, trust, surface.name))
+        return known[0] if known is not None and known[1] > self._clock.monotonic() else None
 
     async def enter(self, authorization: str | None, trust: str | None, surface: Surface) -> Caller:
         """`admit` for a request that spends nothing: it counts against the key's rate limit. RateLimited."""
-        caller = await self.admit(authorization, trust, surface)
+        caller = self.remembered(authorization, trust, surface) or await self.admit(authorization, trust, surface)
         outcome = await self._store.commit(Entry(caller.keys))
         if isinstance(outcome, Refused):
             raise refusal(outcome)
         return caller
-
-    def _remembered(self, credential: str) -> Identity | None:
-        known = self._known.get(credential)
-        return known[0] if known and known[1] > self._clock.monotonic() else None
 
     async def _identify(self, credential: str) -> Identity:
         if credential.count(".") == 2 and credential.startswith("ey"):
@@ -191,9 +196,6 @@ class Access:
             identity = None
         if identity is None:
             raise AuthInvalid()
-        if len(self._known) >= REMEMBER_MOST:
-            self._known.clear()
-        self._known[credential] = (identity, self._clock.monotonic() + REMEMBER_S)
         return identity
 
     async def _identify_session(self, token: str) -> Identity | None:

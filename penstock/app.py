@@ -8,6 +8,7 @@ serve          a gateway on a socket, until it is told to stop
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -176,12 +177,19 @@ async def _serve(
 ) -> None:
     for warning in settings.warnings:
         _logger.warning("%s", warning)
+    _spare_the_collector()
     async with open_gateway(settings, sys.stdout, redact) as gateway, serving(gateway.door, settings.server) as server:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(gateway, reload)))
         _logger.info("serving at %s on %s and httptools", server.url, type(loop).__module__)
         await announce(gateway, server.url)
         await server.ended()
+
+
+def _spare_the_collector() -> None:
+    """Look for cycles less often: what a call makes is nearly always freed without, and looking costs it some 3 %."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.config import ContractSettings, ModelSettings, PriceSettings, ProviderSettings, Settings
-from penstock.money.prices import Price
+from penstock.money.prices import Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Model:
     """A model as callers know it. `offers` are in the operator's order of preference; a planned model has none.
 
     A model whose offers have no price is not callable on a lane that counts USD, which is what `priced` tells (a
-    price may be declared free).
+    price may be declared free). `tariffs` are those of the lanes that can pay for it.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Model:
     offers: tuple[Offer, ...]
     contract: Contract | None
     priced: bool
+    tariffs: dict[str, Tariff]
     names: tuple[tuple[str, tuple[str, ...]], ...]
     surfaces: frozenset[str]
     owned_by: str
@@ -115,15 +116,19 @@ def _model(
     settings: ModelSettings, providers: dict[str, ProviderSettings], contracts: dict[str, Contract], output_tokens: int
 ) -> Model:
     prices = [offer.price or settings.price for offer in settings.offers]
+    offers = tuple(
+        _offer(offer.provider, offer.model, price, providers[offer.provider])
+        for offer, price in zip(settings.offers, prices, strict=True)
+    )
+    contract = contracts[settings.contract] if settings.contract else None
+    priced = all(price is not None for price in prices)
     return Model(
         id=settings.id,
         kind=settings.kind,
-        offers=tuple(
-            _offer(offer.provider, offer.model, price, providers[offer.provider])
-            for offer, price in zip(settings.offers, prices, strict=True)
-        ),
-        contract=contracts[settings.contract] if settings.contract else None,
-        priced=all(price is not None for price in prices),
+        offers=offers,
+        contract=contract,
+        priced=priced,
+        tariffs=_tariffs(offers if priced else (), contract),
         names=settings.aliases,
         surfaces=frozenset(settings.surfaces),
         owned_by=settings.owned_by,
@@ -135,6 +140,15 @@ def _model(
         image_tokens=settings.image_tokens,
         planned=settings.planned,
     )
+
+
+def _tariffs(priced: tuple[Offer, ...], contract: Contract | None) -> dict[str, Tariff]:
+    tariffs: dict[str, Tariff] = {}
+    if priced:
+        tariffs["credits"] = UsdTariff(dearest([offer.price for offer in priced]))
+    if contract:
+        tariffs["contract"] = TokenTariff(contract.id, contract.price_nano_per_mtok)
+    return tariffs
 
 
 def _offer(provider: str, model: str, price: PriceSettings | None, settings: ProviderSettings) -> Offer:

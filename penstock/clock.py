@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 class Clock:
@@ -41,8 +42,13 @@ class Clock:
 
 def iso(instant_ms: int) -> str:
     """`2026-07-31T00:00:00Z` for milliseconds since 1970."""
-    moment = datetime.fromtimestamp(instant_ms / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds" if instant_ms % 1000 else "seconds").replace("+00:00", "Z")
+    second, ms = divmod(instant_ms, 1000)
+    return f"{_second(second)}.{ms:03d}Z" if ms else f"{_second(second)}Z"
+
+
+@lru_cache(maxsize=8)  # a log writes the same second again and again
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 def from_iso(instant: str) -> int:

@@ -67,8 +67,6 @@ class Door:
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             self._refuse(route, exchange, Internal())
-        finally:
-            exchange.over()
 
     def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
         """Answer with an error. A response that has begun stays unfinished, and its connection ends."""

@@ -199,11 +199,6 @@ class Exchange:
         """Give up on a caller that does not read."""
         self._connection.transport.abort()
 
-    def over(self) -> None:
-        """The request has been dealt with. A response that is not complete cannot become so: the connection ends."""
-        self._departure = None
-        self._connection.ended(self)
-
     def lost(self) -> None:
         """The caller has gone."""
         self.gone = True

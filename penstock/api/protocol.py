@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         "_state",
         "_target",
         "_task",
+        "_work",
         "keeps",
         "loop",
         "most_bytes",
@@ -79,6 +80,7 @@ class Connection(asyncio.Protocol):
         self._arriving: Exchange | None = None
         self._current: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._work: asyncio.Future[None] | None = None  # what the task waits for
         self._queue: deque[Exchange] = deque()
         self._drained: asyncio.Future[None] | None = None
         self._defaults: list[tuple[bytes, bytes]] | None = None
@@ -118,27 +120,48 @@ class Connection(asyncio.Protocol):
                 self._drained = self.loop.create_future()
             await asyncio.shield(self._drained)
 
-    def ended(self, exchange: Exchange) -> None:
+    async def _answer_all(self) -> None:
+        """Answer one exchange after the other, until the connection ends. The server knows the task only while it has
+        something to do: what is idle need not be waited for."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        while not self.transport.is_closing():
+            exchange = self._current
+            if exchange is None:
+                self._work = self.loop.create_future()
+                await self._work
+                continue
+            self._state.tasks.add(task)
+            await self._serve(exchange)
+            self._state.total_requests += 1
+            if not (exchange.complete and exchange.keep and self.keeps):
+                self.transport.close()
+            self._turn()
+        self._state.tasks.discard(task)
+
+    def _turn(self) -> None:
         """An exchange is over: the next one's turn."""
-        self._state.total_requests += 1
-        self._state.tasks.discard(cast("asyncio.Task[None]", self._task))
-        self._task = self._current = None
-        if self.transport.is_closing():
-            return
-        if not (exchange.complete and exchange.keep and self.keeps):
-            self.transport.close()
-            return
-        if not self._reading:
-            self._since_s = self.loop.time()
         if self._queue:
-            self._begin(self._queue.popleft())
+            self._current = self._queue.popleft()
             if not self._queue:
                 self.transport.resume_reading()
+        else:
+            self._current = None
+            self._state.tasks.discard(cast("asyncio.Task[None]", self._task))
+            if not self._reading:
+                self._since_s = self.loop.time()
+
+    def _begin(self, exchange: Exchange | None) -> None:
+        """Wake the task, with an exchange or because there will be none."""
+        self._current = exchange
+        work, self._work = self._work, None
+        if work is not None and not work.done():
+            work.set_result(None)
 
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._task = self.loop.create_task(self._answer_all())
         self._state.connections.add(self)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -149,6 +172,7 @@ class Connection(asyncio.Protocol):
             if exchange is not None:
                 exchange.lost()
         self._arriving = None
+        self._begin(self._current)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -224,11 +248,6 @@ class Connection(asyncio.Protocol):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             arriving.received_all()
-
-    def _begin(self, exchange: Exchange) -> None:
-        self._current = exchange
-        self._task = self.loop.create_task(self._serve(exchange))  # type: ignore[arg-type]
-        self._state.tasks.add(self._task)
 
     def _refuse(self, refused: _Refused) -> None:
         """Answer what cannot be served, unless another answer is due first, and end the connection."""

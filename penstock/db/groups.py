@@ -81,7 +81,8 @@ class Groups:
     def queue(self, job: Job) -> None:
         """Queue a job as it is."""
         self._waiting.append(job)
-        self._work.set()
+        if not self._work.is_set():
+            self._work.set()
 
     async def close(self) -> None:
         """Write what is queued, then stop."""

@@ -6,7 +6,7 @@ answer the same four questions, so nothing above knows which lane pays. Every am
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.money.units import MEGA, USD, ceil_div
@@ -93,26 +93,30 @@ class Tariff(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UsdTariff:
-    """Counts nano-USD. `price` is the dearest among the offers of the plan."""
+    """Counts nano-USD. `price` is the dearest among the offers of the plan; the rates are the most a token can cost."""
 
     price: Price
+    input_rate: int = field(init=False)
+    output_rate: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_rate", max(self.price.input, self.price.cached_input))
+        object.__setattr__(self, "output_rate", max(self.price.output, self.price.reasoning))
 
     asset = USD
     value_rate = MEGA
     serves_last_call = False
 
     def bound(self, input_tokens: int, output_tokens: int) -> int:
-        input_rate = max(self.price.input, self.price.cached_input)
-        output_rate = max(self.price.output, self.price.reasoning)
-        return self.price.per_request + ceil_div(input_tokens * input_rate + output_tokens * output_rate, MEGA)
+        return self.price.per_request + ceil_div(
+            input_tokens * self.input_rate + output_tokens * self.output_rate, MEGA
+        )
 
     def output_within(self, amount: int, input_tokens: int) -> int:
-        input_rate = max(self.price.input, self.price.cached_input)
-        output_rate = max(self.price.output, self.price.reasoning)
-        left = (amount - self.price.per_request) * MEGA - input_tokens * input_rate
-        if output_rate == 0:
+        left = (amount - self.price.per_request) * MEGA - input_tokens * self.input_rate
+        if self.output_rate == 0:
             return UNLIMITED if left >= 0 else -1
-        return left // output_rate
+        return left // self.output_rate
 
 
 UNLIMITED = 2**53  # tokens; more than any call produces

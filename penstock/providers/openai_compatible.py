@@ -6,6 +6,9 @@ Nothing of the caller's request is sent but what the call holds.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from penstock import __version__
 from penstock.config import ProviderSettings
 from penstock.errors import ConfigError
@@ -47,12 +50,12 @@ class OpenAICompatible:
         """Calls that wait for a connection because all are in use."""
         return self._client.waiting
 
-    async def open(self, call: Call) -> Answer:
+    def open(self, call: Call) -> Coroutine[Any, Any, Answer]:
         """Send the call. The provider's own headers win over the call's. Errors: see `ports.Provider`."""
         headers = call.headers
         if headers:
             headers = tuple(pair for pair in headers if pair[0].lower() not in self._own_names)
-        return await self._client.request(call.method, call.path, headers, call.body)
+        return self._client.request(call.method, call.path, headers, call.body)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -154,16 +154,18 @@ class Hold:
 
     async def __aenter__(self) -> Hold:
         """Admit the request. AuthInvalid, RateLimited, PaymentRequired, WrongState (idempotency), StoreUnavailable."""
-        outcome = await self._admit()
+        outcome = await self._ask(self._need)
+        if isinstance(outcome, Refused) and outcome.why is Refusal.HELD:
+            outcome = await self._ask_again()
         self._holds.observe.admitted(self._holds.clock.monotonic() - self._started_s)
-        if isinstance(outcome, Refused):
-            raise refusal(outcome)
-        if isinstance(outcome, Replay):
+        if isinstance(outcome, Granted):
+            self._add(outcome)
+            self._fit()
+            self._holds.opened(self)
+        elif isinstance(outcome, Replay):
             self.replayed = _replay(outcome, self._once)
-            return self
-        self._add(cast(Granted, outcome))
-        self._fit()
-        self._holds.opened(self)
+        elif isinstance(outcome, Refused):
+            raise refusal(outcome)
         return self
 
     def _first_need(self, caller: Caller) -> Need:
@@ -182,17 +184,14 @@ class Hold:
             patient=self._holds.limits.hold_wait_s > 0,
         )
 
-    async def _admit(self) -> Outcome:
-        """Ask, and for a moment ask again while other calls are about to free the money that is needed."""
-        outcome = await self._ask(self._need)
+    async def _ask_again(self) -> Outcome:
+        """For a moment ask again, while other calls are about to free the money that is needed."""
         for pause_s in _pauses(self._holds.limits.hold_wait_s):
-            if not (isinstance(outcome, Refused) and outcome.why is Refusal.HELD):
-                return outcome
             await asyncio.sleep(pause_s)
             outcome = await self._ask(replace(self._need, again=True))
-        if isinstance(outcome, Refused) and outcome.why is Refusal.HELD:
-            outcome = await self._ask(replace(self._need, again=True, patient=False))
-        return outcome
+            if not (isinstance(outcome, Refused) and outcome.why is Refusal.HELD):
+                return outcome
+        return await self._ask(replace(self._need, again=True, patient=False))
 
     async def _ask(self, need: Need) -> Outcome:
         future = self._holds.store.commit(

@@ -12,13 +12,14 @@ from penstock.money.prices import Price, Tariff, charge
 class Meter:
     """Counts one call. `output` is in tokens over all choices, whoever counted them."""
 
-    __slots__ = ("_counted", "_input_estimate", "_since", "_tariff", "dispatched")
+    __slots__ = ("_counted", "_input_estimate", "_owed", "_since", "_tariff", "dispatched")
 
     def __init__(self, tariff: Tariff, input_estimate: int) -> None:
         self._tariff = tariff
         self._input_estimate = input_estimate
         self._counted: TokenUsage | None = None
         self._since = 0  # tokens estimated since the last count
+        self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
         self.dispatched = False  # an upstream has the request and may bill its prompt
 
     def __repr__(self) -> str:
@@ -26,6 +27,7 @@ class Meter:
 
     def feed(self, produced: int, usage: TokenUsage | None) -> None:
         """One piece more: `produced` tokens by estimate, and the upstream's running count if it gave one."""
+        self._owed = None
         if usage is not None:
             self._counted = usage
             self._since = 0
@@ -61,4 +63,6 @@ class Meter:
         """Units owed now, at the price of the offer that serves. A call never sent owes nothing."""
         if self._counted is None and not self.dispatched:
             return 0
-        return charge(self._tariff, price, self.tokens())
+        if self._owed is None or self._owed[0] is not price:
+            self._owed = price, charge(self._tariff, price, self.tokens())
+        return self._owed[1]

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from penstock.clock import Clock, iso
 from penstock.db.records import UsageRecord
 from penstock.log import RequestLog
-from penstock.relay.tally import Buckets, Counters
+from penstock.relay.tally import Buckets, Calls, Counters
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)  # seconds of our own
 SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)  # seconds with the model's
@@ -28,19 +28,14 @@ class Observer:
         self._clock = clock
         self._redact = redact
         self.registry = CollectorRegistry()
-        self._requests = self._counters(
-            "penstock_requests",
-            "Calls that held money, by how they ended.",
-            ("surface", "model", "provider", "ended"),
-        )
+        self._calls = Calls()
+        self.registry.register(self._calls)
         self._refused = self._counters(
             "penstock_refused_requests", "Requests refused, by kind of error.", ("surface", "kind")
         )
         self._upstream_errors = self._counters(
             "penstock_upstream_errors", "Attempts at a provider that failed, by kind of error.", ("provider", "kind")
         )
-        self._tokens = self._counters("penstock_tokens", "Tokens used.", ("model", "provider", "direction"))
-        self._cost = self._counters("penstock_cost_nano_usd", "What calls cost, in nano-USD.", ("model", "lane"))
         self._total = self._buckets("penstock_request_seconds", "From request to last byte.", SLOW)
         self._first_byte = self._buckets("penstock_first_byte_seconds", "From request to first byte.", SLOW)
         self._added = self._buckets("penstock_added_seconds", "Time a call spent in the gateway itself.", FAST)
@@ -48,14 +43,12 @@ class Observer:
         self._lag = self._buckets("penstock_event_loop_lag_seconds", "How late the event loop runs.", FAST)
 
     def __repr__(self) -> str:
-        return f"Observer({self._requests!r})"
+        return f"Observer({self._calls!r})"
 
     def closed(self, record: UsageRecord, added_s: float) -> None:
         """A call that held money has ended."""
-        self._requests.add((record.surface, record.model, record.provider, record.ended))
-        self._tokens.add((record.model, record.provider, "input"), record.input_tokens)
-        self._tokens.add((record.model, record.provider, "output"), record.output_tokens)
-        self._cost.add((record.model, record.lane), record.cost_nano)
+        labels = (record.surface, record.model, record.provider, record.lane, record.ended)
+        self._calls.add(labels, record.input_tokens, record.output_tokens, record.cost_nano)
         self._total.observe(record.total_us / 1e6)
         if record.first_byte_us is not None:
             self._first_byte.observe(record.first_byte_us / 1e6)

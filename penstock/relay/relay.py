@@ -65,7 +65,8 @@ class Relay:
 
     async def call(self, ask: Ask, reply: Reply) -> None:
         """Serve one call. PenstockError while nothing has been sent; a stream that has begun ends in its own words."""
-        caller = await self._access.admit(ask.authorization, ask.trust, ask.surface)
+        who = (ask.authorization, ask.trust, ask.surface)
+        caller = self._access.remembered(*who) or await self._access.admit(*who)
         if "inference" not in caller.scopes:
             raise Forbidden("This key has no scope for inference.")
         body = await ask.body()

@@ -6,13 +6,15 @@ A plain function of values. Nothing is asked of the world here; whether an offer
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from msgspec import Struct
 
 from penstock.access import Caller, Surface
 from penstock.catalogue import Catalogue, Model, Offer
 from penstock.dialects import Wish
 from penstock.errors import InvalidRequest, ModelUnknown
-from penstock.money.prices import Tariff, TokenTariff, UsdTariff, dearest
+from penstock.money.prices import Tariff
 from penstock.money.units import ceil_div
 
 LANES = ("credits", "contract")
@@ -53,7 +55,7 @@ def route(wish: Wish, kind: str, caller: Caller, surface: Surface, lane: str | N
         model=model,
         offers=model.offers,
         lane=chosen,
-        tariff=_tariff(model, chosen),
+        tariff=model.tariffs.get(chosen) or _unpaid(model, chosen),
         input_bound=bound,
         input_estimate=min(bound, ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN) + media),
         default_output_tokens=model.default_output_tokens if kind == "chat" else 0,
@@ -69,11 +71,7 @@ def _lane(asked: str | None, surface: Surface) -> str:
     return asked
 
 
-def _tariff(model: Model, lane: str) -> Tariff:
+def _unpaid(model: Model, lane: str) -> NoReturn:
     if lane == "contract":
-        if model.contract is None:
-            raise ModelUnknown(f"The model '{model.id}' is not mapped to a contract.", param="model")
-        return TokenTariff(model.contract.id, model.contract.price_nano_per_mtok)
-    if not model.priced:
-        raise ModelUnknown(f"The model '{model.id}' has no price on this lane.", param="model")
-    return UsdTariff(dearest([offer.price for offer in model.offers]))
+        raise ModelUnknown(f"The model '{model.id}' is not mapped to a contract.", param="model")
+    raise ModelUnknown(f"The model '{model.id}' has no price on this lane.", param="model")

@@ -40,6 +40,44 @@ class Counters(Collector):
         yield family
 
 
+class Calls(Collector):
+    """Calls that held money, and what they used: one row of integers for those that have all their labels in common."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, str, str, str], list[int]] = {}
+
+    def __repr__(self) -> str:
+        return f"Calls({len(self.rows)} rows)"
+
+    def add(self, labels: tuple[str, str, str, str, str], input_tokens: int, output_tokens: int, nano: int) -> None:
+        """One call more. The labels are surface, model, provider, lane and ending."""
+        row = self.rows.get(labels)
+        if row is None:
+            row = self.rows[labels] = [0, 0, 0, 0]
+        row[0] += 1
+        row[1] += input_tokens
+        row[2] += output_tokens
+        row[3] += nano
+
+    def collect(self) -> Families:
+        requests = Counters(
+            "penstock_requests",
+            "Calls that held money, by how they ended.",
+            ("surface", "model", "provider", "ended"),
+        )
+        tokens = Counters("penstock_tokens", "Tokens used.", ("model", "provider", "direction"))
+        cost = Counters("penstock_cost_nano_usd", "What calls cost, in nano-USD.", ("model", "lane"))
+        for (surface, model, provider, lane, ended), (calls, input_tokens, output_tokens, nano) in self.rows.items():
+            requests.add((surface, model, provider, ended), calls)
+            tokens.add((model, provider, "input"), input_tokens)
+            tokens.add((model, provider, "output"), output_tokens)
+            cost.add((model, lane), nano)
+        for family in (requests, tokens, cost):
+            yield from family.collect()
+
+
 class Buckets(Collector):
     """A histogram of seconds. `bounds` are the upper ends of its buckets, rising."""
 
