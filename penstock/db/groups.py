@@ -27,7 +27,6 @@ from penstock.errors import StoreUnavailable
 T = TypeVar("T")
 
 GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
-TURNS = 2  # of the event loop before a group is taken: under load they gather company, at leisure they take no time
 RETRY_S = 0.05  # before settlements that were not taken are tried again
 CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery settles what is left
 
@@ -102,8 +101,6 @@ class Groups:
                     self._idle.set()
                 await self._work.wait()
                 continue
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
             jobs, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
             again = _deliver(await self._carry_out(jobs))
             if again:
