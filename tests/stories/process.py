@@ -40,6 +40,7 @@ def configuration(
     *,
     models: tuple[str, ...] = ("metered",),
     grace_s: float = 1.0,
+    workers: int = 1,
     store: str | None = None,
 ) -> Path:
     """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`
@@ -49,6 +50,7 @@ def configuration(
 [server]
 port = 0
 grace_s = {grace_s}
+workers = {workers}
 [store]
 url = "{store or f"sqlite:///{folder}/penstock.db"}"
 [providers.main]
