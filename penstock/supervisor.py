@@ -96,9 +96,9 @@ class Worker:
             self.process.terminate()
 
     async def ends_within(self, most_s: float) -> bool:
-        """Whether it ends by itself in that time; otherwise it is killed."""
+        """Whether it ends by itself in that time, and in order if it has served; otherwise it is killed."""
         try:
-            return await asyncio.wait_for(self.ended(), most_s) == 0
+            return await asyncio.wait_for(self.ended(), most_s) == 0 or not self.serving.is_set()
         except TimeoutError:
             _logger.error("%r has not ended within %.0f seconds and is killed", self, most_s)
             self.process.kill()

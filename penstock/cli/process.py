@@ -29,7 +29,8 @@ SampleFlag = Annotated[
 def serve(
     desk: Desk, host: Host = None, port: Port = None, workers: Workers = None, sample: SampleFlag = False
 ) -> None:
-    """Start the gateway. SIGHUP reads the configuration again, SIGTERM ends it when its calls are done."""
+    """Start the gateway. SIGHUP reads the configuration again, SIGUSR2 replaces the workers, SIGTERM ends it when its
+    calls are done."""
     given = {
         "PENSTOCK_HOST": host,
         "PENSTOCK_PORT": None if port is None else str(port),

@@ -359,7 +359,9 @@ async def test_an_idle_connection_is_answered_once_more_by_the_worker_that_retir
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     config = configuration(tmp_path, upstream.base_url)
-    async with workers_on(config, "--workers", "2") as process, AsyncExitStack() as stack:
+    async with workers_on(config, "--workers", "2", "--sample") as process, AsyncExitStack() as stack:
+        await process.said("curl")
+        assert sum("A sample account" in line for line in process.log) == 1
         callers = [await stack.enter_async_context(calling(process.url)) for _ in range(16)]
         assert [await healthy(caller) for caller in callers] == ["kept"] * 16
         process.signal(signal.SIGUSR2)
