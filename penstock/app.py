@@ -2,7 +2,7 @@
 
 open_office    what operations need: the store, the catalogue, keys      (command line, management API, gateway)
 open_gateway   an office that also serves: the data path, the door, upkeep
-serve          a gateway on a socket, until it is told to stop
+serve          a gateway on a socket, until it is told to stop; alone, or as one worker of a supervisor
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import uvloop
 from penstock.access import Access, Keyring, Sessions
 from penstock.api.door import Door
 from penstock.api.lazy import Lazy
-from penstock.api.server import serving
+from penstock.api.server import Serving, serving
 from penstock.api.wire import Wire
 from penstock.catalogue import Catalogue
+from penstock.channel import Channel
 from penstock.clock import Clock
 from penstock.config import ProviderSettings, Settings, StoreSettings
 from penstock.config_secrets import sqlite_file
@@ -47,6 +48,7 @@ from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
 
 RETIRED_S = 900.0  # how long a provider that a reload has dropped may finish its calls
@@ -158,32 +160,65 @@ async def open_gateway(
                 await provider.close()
 
 
-def serve(
-    settings: Settings, *, reload: Callable[[], Settings], announce: Callable[[Gateway, str], Awaitable[None]]
-) -> int:
-    """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken."""
+Announce = Callable[[Gateway, str], Awaitable[None]]
+
+
+def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Announce, post: Post | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken.
+
+    With a `post`, do what its supervisor says as well.
+    """
     redact = _redactor(settings)
     configure(sys.stderr, redact)
+    _spare_the_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, redact, reload, announce))
+        if post is None:
+            runner.run(_serve_alone(settings, redact, reload, announce))
+        else:
+            runner.run(_serve_supervised(settings, redact, reload, announce, post))
     return 0
 
 
-async def _serve(
-    settings: Settings,
-    redact: Redactor,
-    reload: Callable[[], Settings],
-    announce: Callable[[Gateway, str], Awaitable[None]],
+async def _serve_alone(
+    settings: Settings, redact: Redactor, reload: Callable[[], Settings], announce: Announce
 ) -> None:
     for warning in settings.warnings:
         _logger.warning("%s", warning)
-    _spare_the_collector()
     async with open_gateway(settings, sys.stdout, redact) as gateway, serving(gateway.door, settings.server) as server:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(gateway, reload)))
-        _logger.info("serving at %s on %s and httptools", server.url, type(loop).__module__)
+        _listen_to_signals(gateway, reload)
+        _show_connections(gateway.observer, server, "1")
+        _logger.info("serving at %s on %s and httptools", server.url, type(asyncio.get_running_loop()).__module__)
         await announce(gateway, server.url)
         await server.ended()
+
+
+async def _serve_supervised(
+    settings: Settings, redact: Redactor, reload: Callable[[], Settings], announce: Announce, post: Post
+) -> None:
+    async with (
+        open_gateway(settings, sys.stdout, redact) as gateway,
+        serving(gateway.door, settings.server, post.listener) as server,
+    ):
+        _listen_to_signals(gateway, reload)
+        _show_connections(gateway.observer, server, str(post.number))
+        orders: dict[str, Callable[[], Awaitable[None]]] = {
+            "announce": partial(announce, gateway, server.url),
+            "reload": partial(_reload, gateway, reload),
+            "retire": partial(server.retire, settings.server.grace_s),
+            "stop": server.stop,
+        }
+        supervised = Supervised(await Channel.on(post.line), figures=gateway.observer.figures, orders=orders)
+        gateway.observer.total = supervised.total
+        supervised.serves()
+        await server.ended()
+    await supervised.leave()
+
+
+def _listen_to_signals(gateway: Gateway, reload: Callable[[], Settings]) -> None:
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(gateway, reload)))
+    no_restart = "SIGUSR2 restarts the workers of a supervisor, which this process is not; it goes on"
+    loop.add_signal_handler(signal.SIGUSR2, _logger.warning, no_restart)
 
 
 def _spare_the_collector() -> None:
@@ -262,6 +297,16 @@ def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attem
             f"Upstream pool: {figure.replace('_', ' ')}.",
             partial(_total, attempts, figure),
         )
+
+
+def _show_connections(observer: Observer, server: Serving, worker: str) -> None:
+    observer.gauge("penstock_workers_reporting", "Serving processes that these figures are the sum of.", lambda: 1)
+    observer.gauge(
+        "penstock_connections_open",
+        "Connections of callers, by worker.",
+        lambda: server.connections,
+        labels={"worker": worker},
+    )
 
 
 def _total(attempts: Attempts, figure: str) -> float:

@@ -49,6 +49,7 @@ class ServerSettings:
     max_body_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
     grace_s: Annotated[float, number(0, 3_600)] = 20.0
     keepalive_comment_s: Seconds = 15.0
+    workers: Annotated[int, whole(1, 256)] = 1
 
 
 @dataclass(frozen=True, slots=True)

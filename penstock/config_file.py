@@ -39,7 +39,14 @@ from penstock.config_checks import (
     unencrypted,
     unused_overrides,
 )
-from penstock.config_secrets import SECRETS_FILE, complete_secrets, given_secrets, provider_key, secret_in
+from penstock.config_secrets import (
+    SECRETS_FILE,
+    complete_secrets,
+    given_secrets,
+    provider_key,
+    secret_in,
+    sqlite_file,
+)
 from penstock.config_tables import Mistakes, TableReader
 from penstock.config_value import WrongValueError, convert, instant, matching
 from penstock.errors import ConfigError
@@ -61,8 +68,10 @@ VARIABLES = {
     "PENSTOCK_HOST": ("server", "host"),
     "PENSTOCK_PORT": ("server", "port"),
     "PENSTOCK_PUBLIC_URL": ("server", "public_url"),
+    "PENSTOCK_WORKERS": ("server", "workers"),
     "PENSTOCK_DATABASE_URL": ("store", "url"),
 }
+NUMBERS = ("PENSTOCK_PORT", "PENSTOCK_WORKERS")
 
 BUILT_IN = """
 well_known = true
@@ -137,7 +146,9 @@ class _FileReader(TableReader):
             models += more_models
         self.warnings += unused_overrides(self._environ, catalogue.provider_names | {p.name for p in providers})
         self.warnings += unencrypted(providers)
-        return self._overridden_tables(single) | {
+        single = self._overridden_tables(single)
+        self._check_workers(single["server"].workers, single["store"].url)
+        return single | {
             "providers": providers,
             "models": models,
             "contracts": tuple(catalogue.contracts.values()),
@@ -255,11 +266,16 @@ class _FileReader(TableReader):
                 single[table] = replace(single[table], **{field: value})
         return single
 
+    def _check_workers(self, workers: int, store_url: str) -> None:
+        """Several processes cannot share what is in the memory of one."""
+        if workers > 1 and store_url.startswith("sqlite:") and sqlite_file(store_url) is None:
+            self.mistakes.at(("server", "workers"), "needs a database that processes can share, not one in memory")
+
     def _from_environment(self, variable: str, hint: Any) -> Any:
         written = self._environ.get(variable)
         if not written:
             return None
-        is_number = variable == "PENSTOCK_PORT" and written.isascii() and written.isdigit() and len(written) < 10
+        is_number = variable in NUMBERS and written.isascii() and written.isdigit() and len(written) < 10
         try:
             return convert(hint, int(written) if is_number else written)
         except WrongValueError as error:

@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from select import PIPE_BUF
 from typing import IO, Any
 
 FLUSH_S = 0.25
@@ -53,6 +54,7 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "pid": record.process,
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
@@ -92,9 +94,18 @@ class RequestLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered."""
-        if self._lines:
-            text = b"\n".join(self._lines).decode()
-            self._lines.clear()
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        """Write what is buffered: whole lines, and never more at once than a pipe takes in one piece, for other
+        processes may be writing to the same one."""
+        lines, self._lines = self._lines, []
+        piece = b""
+        for line in lines:
+            if piece and len(piece) + len(line) >= PIPE_BUF:
+                self._put(piece)
+                piece = b""
+            piece += line + b"\n"
+        if piece:
+            self._put(piece)
+
+    def _put(self, piece: bytes) -> None:
+        self._stream.write(piece.decode())
+        self._stream.flush()

@@ -1,11 +1,15 @@
 """The chores: what must be done again and again for the promises to hold. One list, one loop each.
 
-    every   chore
+    every   chore of each process
     0.25 s  write buffered log lines, measure the event loop's lag
     1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting
-    5 s     renew this process's lease and note how far its calls have come; settle what dead processes left
+    5 s     renew this process's lease and note how far its calls have come
+
+    every   chore that one process does for all on the store
+    5 s     settle what dead processes left
     60 s    settle forgotten holds, empty expired lots, forget old answers
 
+The common chores are done by who has the lease `UPKEEP`. Whoever finds it run out, or its holder gone, takes it over.
 A chore that fails is logged and tried again the next time.
 """
 
@@ -20,7 +24,7 @@ from dataclasses import dataclass
 
 from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery
-from penstock.db.recovery import LEASE_MS, Owner
+from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner
 from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
 from penstock.log import FLUSH_S, RequestLog
@@ -69,19 +73,19 @@ class Upkeep:
             Chore("keep streams alive", 1.0, self._keep_alive),
             Chore("let answers go", 1.0, self._let_go),
             Chore("renew the lease", 5.0, self._renew),
-            Chore("settle for dead processes", 5.0, self._bury_dead),
-            Chore("tidy the ledger", 60.0, self._tidy),
+            Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
+            Chore("tidy the ledger", 60.0, self._common(self._tidy)),
         ]
 
     def __repr__(self) -> str:
         return f"Upkeep({', '.join(chore.name for chore in self.chores)})"
 
     async def start(self) -> None:
-        """Register this process, settle what its predecessors left, and begin."""
+        """Register this process, settle what its predecessors left unless another sees to it, and begin."""
         now_ms = self._clock.now_ms()
         me = Owner(self._owner, host_identity(), os.getpid(), now_ms + LEASE_MS)
         await self._store.write(recovery.register(me, now_ms))
-        await self._bury_dead()
+        await self._common(self._bury_dead)()
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self.chores]
 
     async def stop(self) -> None:
@@ -120,6 +124,33 @@ class Upkeep:
 
     async def _renew(self) -> None:
         await self._store.write(recovery.renew(self._owner, self._holds.progress(), self._clock.now_ms()))
+
+    def _common(self, do: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """A chore that is done for all: by this process when the common chores are its own to do."""
+
+        async def do_on_duty() -> None:
+            if await self._on_duty():
+                await do()
+
+        return do_on_duty
+
+    async def _on_duty(self) -> bool:
+        """Whether this process has the lease of the common chores. It keeps it, or takes it from one that is dead."""
+        seen = await self._store.read(recovery.lease_named(UPKEEP))
+        mine = seen is not None and seen.holder == self._owner
+        if seen is not None and not mine and await self._is_held(seen):
+            return False
+        now_ms = self._clock.now_ms()
+        taken = await self._store.write(recovery.take_lease(UPKEEP, self._owner, seen=seen, now_ms=now_ms))
+        if taken and not mine:
+            _logger.info("process %s (%d) does the common chores now", self._owner, os.getpid())
+        return taken
+
+    async def _is_held(self, lease: Lease) -> bool:
+        here, now_ms = host_identity(), self._clock.now_ms()
+        owners = {owner.id: owner for owner in await self._store.read(recovery.all_owners())}
+        holder = owners.get(lease.holder)
+        return lease.until_ms > now_ms and holder is not None and not is_dead(holder, here, now_ms)
 
     async def _bury_dead(self) -> None:
         here = host_identity()

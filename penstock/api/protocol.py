@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_queue",
         "_reading",
+        "_retiring",
         "_serve",
         "_since_s",
         "_state",
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._in_head = False
         self._head_size = 0
         self._reading = True  # a request, or the first one, has not arrived as a whole
+        self._retiring = False
         self._since_s = self.loop.time()
         self._arriving: Exchange | None = None
         self._current: Exchange | None = None
@@ -96,6 +98,18 @@ class Connection(asyncio.Protocol):
         self.keeps = False
         if self._current is None:
             self.transport.close()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way, or arriving."""
+        return self._current is None and not self._in_head
+
+    def retire(self) -> None:
+        """Let the next answer whose head has not been sent be the last one here, and say so in it."""
+        self._retiring = True
+        last = self._queue[-1] if self._queue else self._current
+        if last is not None and not last.started:
+            last.keep = False
 
     def check(self, now_s: float) -> None:
         """Close when a request takes too long to arrive, or none has come for long."""
@@ -228,7 +242,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(
             self, self._ids.new("req"), self._parser.get_method().decode(), self._target, version, self._headers
         )
-        exchange.keep = self._parser.should_keep_alive()
+        exchange.keep = self._parser.should_keep_alive() and not self._retiring
         self._arriving = exchange
         if self._current is None:
             self._begin(exchange)

@@ -1,7 +1,8 @@
 """The socket: uvicorn with uvloop and httptools around the door, and how it ends.
 
 On SIGTERM and SIGINT it takes no more connections, lets calls finish for `grace_s`, then cuts what is left; cut calls
-are settled before this returns.
+are settled before this returns. When it retires, because a successor serves at the same address, it also leaves every
+connection time to end between two requests.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from penstock.api.door import Door
+from penstock.api.listener import BACKLOG, listen, url_of
 from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
-from penstock.errors import ConfigError
 from penstock.ids import IdMaker
 
-BACKLOG = 2048  # connections that may wait to be accepted: a burst of agents starting at once
 SWEEP_TICKS = 10  # a tenth of a second each: connections are looked at once a second
 CUT_S = 5.0  # for cut calls to end their streams and settle
+LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
+LOOK_S = 0.05  # between looks whether connections have ended
 
 _logger = logging.getLogger("penstock.server")
 
@@ -35,22 +37,39 @@ class Serving:
     """A server that takes calls at `url`."""
 
     url: str
-    server: uvicorn.Server
+    server: _Server
     task: asyncio.Task[None]
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self.server.server_state.connections)
 
     async def ended(self) -> None:
         """Wait until it has been told to stop, and has."""
         await self.task
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Tell it to stop, as SIGTERM does."""
         self.server.should_exit = True
 
+    async def retire(self, most_s: float) -> None:
+        """Hand over to a successor: take no more connections, end each between requests, then stop.
+
+        Calls that take longer than `most_s` are cut.
+        """
+        await self.server.retire(most_s)
+
 
 @asynccontextmanager
-async def serving(door: Door, settings: ServerSettings) -> AsyncIterator[Serving]:
-    """Serve `door` on the settings' address (port 0 takes any) until told to stop or the block is left."""
-    listener = _listen(settings)
+async def serving(
+    door: Door, settings: ServerSettings, listener: socket.socket | None = None
+) -> AsyncIterator[Serving]:
+    """Serve `door` on the settings' address (port 0 takes any) until told to stop or the block is left.
+
+    A `listener` is a socket at that address which this takes its connections from.
+    """
+    listener = listener or listen(settings)
     ids = IdMaker()
 
     def connection(*, server_state: ServerState, **_: object) -> Connection:
@@ -74,7 +93,7 @@ async def serving(door: Door, settings: ServerSettings) -> AsyncIterator[Serving
     try:
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn offers nothing to wait for
             await asyncio.sleep(0.001)
-        yield Serving(_url(listener, settings.host), server, task)
+        yield Serving(url_of(listener, settings.host), server, task)
     finally:
         server.should_exit = True
         await task
@@ -82,14 +101,14 @@ async def serving(door: Door, settings: ServerSettings) -> AsyncIterator[Serving
 
 class _Server(uvicorn.Server):
     """Uvicorn's server for our connections, but for one habit: when it has ended it raises the signal that stopped it
-    once more, which would kill the process before the calls it cut are settled."""
+    once more, which would kill the process before the calls it cut are settled. And it can retire."""
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, as long as it serves."""
         if counter % SWEEP_TICKS == 0:
             now_s = asyncio.get_running_loop().time()
-            for each in list(self.server_state.connections):
-                cast(Connection, each).check(now_s)
+            for each in self._connections():
+                each.check(now_s)
         return await super().on_tick(counter)
 
     @contextmanager
@@ -97,6 +116,28 @@ class _Server(uvicorn.Server):
         with super().capture_signals():
             yield
             self._captured_signals.clear()
+
+    async def retire(self, most_s: float) -> None:
+        """See `Serving.retire`."""
+        for listening in self.servers:
+            listening.close()
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + most_s
+        idle_since_s: dict[Connection, float] = {}
+        while (connections := self._connections()) and loop.time() < end_s and not self.should_exit:
+            now_s = loop.time()
+            idle_since_s = {each: idle_since_s.get(each, now_s) for each in connections if each.idle}
+            for each in connections:
+                each.retire()
+                if now_s - idle_since_s.get(each, now_s) > LINGER_S:
+                    each.shutdown()
+            await asyncio.sleep(LOOK_S)
+        if not self.should_exit:
+            self.config.timeout_graceful_shutdown = 1  # calls that are left have had their time
+            self.should_exit = True
+
+    def _connections(self) -> set[Connection]:
+        return cast(set[Connection], set(self.server_state.connections))
 
 
 async def _nothing(scope: object, receive: object, send: object) -> None:
@@ -110,20 +151,3 @@ async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
         if cut:
             _logger.warning("%d calls were cut", len(cut))
             await asyncio.wait(cut, timeout=CUT_S)
-
-
-def _listen(settings: ServerSettings) -> socket.socket:
-    try:
-        return socket.create_server((settings.host, settings.port), backlog=BACKLOG, family=_family(settings.host))
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        raise ConfigError([f"server: cannot listen on {where}: {error.strerror or error}"]) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _url(listener: socket.socket, host: str) -> str:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 -- shown
-    return f"http://{shown}:{listener.getsockname()[1]}"

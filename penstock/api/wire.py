@@ -179,7 +179,7 @@ class Wire:
         _answer(exchange, report)
 
     async def _metrics(self, exchange: Exchange) -> None:
-        exchange.whole(200, METRICS, self._observer.render())
+        exchange.whole(200, METRICS, await self._observer.render())
 
     async def _caller(self, place: Place, exchange: Exchange) -> Caller:
         return await self._access.enter(exchange.header(b"authorization"), _trust(exchange), place.surface)

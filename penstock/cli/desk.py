@@ -74,9 +74,12 @@ class Desk:
         """The configuration, with environment variables of `overrides` on top. ConfigError."""
         from penstock.config_file import load
 
+        return load(self.config, self.environ(**overrides))
+
+    def environ(self, **overrides: str | None) -> dict[str, str]:
+        """The environment with `overrides` and the database of the command line on top."""
         overrides |= {"PENSTOCK_DATABASE_URL": self.database_url}
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return load(self.config, os.environ | given)
+        return os.environ | {name: value for name, value in overrides.items() if value is not None}
 
     def perform(self, name: str, /, **arguments: Any) -> Any:
         """Carry out the operation and return what it answers, as JSON has it. Arguments that are None are left out.
@@ -114,7 +117,7 @@ def with_desk(function: Callable[..., Any], opening: Callable[..., Desk] | None 
         try:
             function(desk, **values)
         except PenstockError as error:
-            raise typer.Exit(_report(desk, error)) from None
+            raise typer.Exit(report(desk, error)) from None
 
     parameters = [each.replace(kind=each.KEYWORD_ONLY) for each in (*own, *common.values())]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
@@ -157,7 +160,7 @@ def _default_config() -> Path | None:
     return CONFIG_FILE if CONFIG_FILE.exists() else None
 
 
-def _report(desk: Desk, error: PenstockError) -> ExitCode:
+def report(desk: Desk, error: PenstockError) -> ExitCode:
     """Say what went wrong on standard error; the exit code for it."""
     if desk.as_json:
         typer.echo(json.dumps(_envelope(error), ensure_ascii=False), err=True)

@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from penstock.cli.desk import Desk
 from penstock.cli.show import show_fields, show_json
 
+if TYPE_CHECKING:
+    from penstock.config import Settings
+
 Host = Annotated[str | None, typer.Option(help="Address to listen on, in place of the configured one.")]
 Port = Annotated[
     int | None, typer.Option(help="Port to listen on, in place of the configured one; 0 takes a free one.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Serving processes on the same address and database, in place of the configured number."),
 ]
 SampleFlag = Annotated[
     bool, typer.Option("--sample", help="Make a sample account with some credit, and print keys and a call to try.")
 ]
 
 
-def serve(desk: Desk, host: Host = None, port: Port = None, sample: SampleFlag = False) -> None:
-    """Start the gateway. SIGHUP reads the configuration again, SIGTERM ends it when its calls are done."""
+def serve(
+    desk: Desk, host: Host = None, port: Port = None, workers: Workers = None, sample: SampleFlag = False
+) -> None:
+    """Start the gateway. SIGHUP reads the configuration again, SIGUSR2 replaces the workers, SIGTERM ends it when its
+    calls are done."""
+    given = {
+        "PENSTOCK_HOST": host,
+        "PENSTOCK_PORT": None if port is None else str(port),
+        "PENSTOCK_WORKERS": None if workers is None else str(workers),
+    }
+    settings = desk.settings(**given)
+    run = _serve_alone if settings.server.workers == 1 else _supervise
+    raise typer.Exit(run(desk, settings, given, sample))
+
+
+def _serve_alone(desk: Desk, settings: Settings, given: dict[str, str | None], sample: bool) -> int:
     from penstock.app import serve as serve_forever
     from penstock.cli.welcome import welcome, welcome_with_sample
 
     announce = welcome_with_sample if sample else welcome
-    listen = {"PENSTOCK_HOST": host, "PENSTOCK_PORT": None if port is None else str(port)}
-    raise typer.Exit(serve_forever(desk.settings(**listen), reload=lambda: desk.settings(**listen), announce=announce))
+    return serve_forever(settings, reload=lambda: desk.settings(**given), announce=announce)
+
+
+def _supervise(desk: Desk, settings: Settings, given: dict[str, str | None], sample: bool) -> int:
+    from penstock.cli.worker import command
+    from penstock.supervisor import supervise
+
+    start = command(desk.config, "sample" if sample else "")
+    return supervise(settings, command=start, environ=desk.environ(**given), reload=lambda: desk.settings(**given))
 
 
 def demo(

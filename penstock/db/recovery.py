@@ -5,6 +5,9 @@ number of holds alive. When a lease has run out, the owner's holds are settled f
 the ledger's own way, and the usage records are marked `review`: the charge is what is known to be owed, the operator
 sees that the outcome is not. Should the owner turn out to be alive after all (a machine that slept), its own
 settlement, when it comes, takes the place of the review.
+
+Looking for the dead, and tidying up, is done by one process for all: the one that has the lease named `UPKEEP`. When
+two believe for a moment that they have it, no harm is done; all of this may be done twice.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from sqlalchemy.dialects.sqlite import insert
 from penstock.db.ledger import Settlement, commit_group
 from penstock.db.program import Program, Row, Run, Statement, fetch, run
 from penstock.db.records import UsageRecord
-from penstock.db.schema import holds, owners
+from penstock.db.schema import holds, leases, owners
 from penstock.money.books import Need
 
 LEASE_MS = 15_000
+UPKEEP = "upkeep"  # the lease of the process that does the chores for all
 
 _owner_names = tuple(column.name for column in owners.columns)
 _owner = insert(owners).values({name: bindparam(name) for name in _owner_names})
@@ -30,7 +34,7 @@ RENEW_OWNER = Statement(
     _owner.on_conflict_do_update(index_elements=[owners.c.id], set_={"lease_until_ms": _owner.excluded.lease_until_ms}),
     *_owner_names,
 )
-ALL_OWNERS = Statement(select(owners.c.id, owners.c.host, owners.c.pid, owners.c.lease_until_ms).with_for_update())
+ALL_OWNERS = Statement(select(owners.c.id, owners.c.host, owners.c.pid, owners.c.lease_until_ms))
 LEASE_OF = Statement(
     select(owners.c.lease_until_ms).where(owners.c.id == bindparam("owner")).with_for_update(), "owner"
 )
@@ -54,6 +58,16 @@ OVERDUE = Statement(
     "now",
 )
 
+LEASE_NAMED = Statement(select(leases.c.holder, leases.c.until_ms).where(leases.c.name == bindparam("lease")), "lease")
+_lease_names = tuple(column.name for column in leases.columns)
+_lease = insert(leases).values({name: bindparam(name) for name in _lease_names})
+TAKE_LEASE = Statement(
+    _lease.on_conflict_do_update(
+        index_elements=[leases.c.name], set_={"holder": _lease.excluded.holder, "until_ms": _lease.excluded.until_ms}
+    ),
+    *_lease_names,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -63,6 +77,14 @@ class Owner:
     host: str
     pid: int
     lease_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Which owner has it, and until when."""
+
+    holder: str
+    until_ms: int
 
 
 def register(owner: Owner, now_ms: int) -> Program[None]:
@@ -84,6 +106,20 @@ def renew(owner: str, progress: list[tuple[int, int, str]], now_ms: int) -> Prog
 def all_owners() -> Program[list[Owner]]:
     """Every process that has registered and not left."""
     return [Owner(*row) for row in (yield from fetch(ALL_OWNERS))]
+
+
+def lease_named(name: str) -> Program[Lease | None]:
+    """Who has the lease of this name, or had it last."""
+    rows = yield from fetch(LEASE_NAMED, name)
+    return Lease(*rows[0]) if rows else None
+
+
+def take_lease(name: str, owner: str, *, seen: Lease | None, now_ms: int) -> Program[bool]:
+    """Take a lease, or keep it for longer; False when it is not, any more, as it was `seen`."""
+    if (yield from lease_named(name)) != seen:
+        return False
+    yield from run(TAKE_LEASE, name, owner, now_ms + LEASE_MS)
+    return True
 
 
 def bury(owner: str, now_ms: int, *, lease_until_ms: int | None = None) -> Program[int]:

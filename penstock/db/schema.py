@@ -5,7 +5,7 @@ text. USD is nano-USD, contract lots are tokens.
 
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
-    owners (processes)   usage_records   idempotency   prices (every version used)
+    owners (processes)   leases   usage_records   idempotency   prices (every version used)
 """
 
 from __future__ import annotations
@@ -115,6 +115,14 @@ owners = Table(
     Column("pid", BigInteger, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
     Column("lease_until_ms", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),  # what one process at a time does for all: see recovery.py
+    Column("holder", Text, nullable=False),  # an owner
+    Column("until_ms", BigInteger, nullable=False),
 )
 
 transfers = Table(

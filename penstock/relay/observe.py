@@ -6,12 +6,14 @@ bounded and nothing secret gets in. The one exception, the path of a refused req
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from penstock.clock import Clock, iso
 from penstock.db.records import UsageRecord
+from penstock.figures import Family, Figures, Sample
 from penstock.log import RequestLog
 from penstock.relay.tally import Buckets, Calls, Counters
 
@@ -21,13 +23,17 @@ LONGEST_PATH = 200
 
 
 class Observer:
-    """Counts and logs. One per process, shared by the data path, the doors and upkeep."""
+    """Counts and logs. One per process, shared by the data path, the doors and upkeep.
+
+    Where several processes serve, `total` gets the figures of all of them.
+    """
 
     def __init__(self, log: RequestLog, clock: Clock, redact: Callable[[str], str]) -> None:
         self._log = log
         self._clock = clock
         self._redact = redact
         self.registry = CollectorRegistry()
+        self.total: Callable[[], Awaitable[Figures]] | None = None
         self._calls = Calls()
         self.registry.register(self._calls)
         self._refused = self._counters(
@@ -82,13 +88,18 @@ class Observer:
         """The event loop came back so late."""
         self._lag.observe(max(0.0, seconds))
 
-    def gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+    def gauge(self, name: str, help: str, read: Callable[[], float], labels: Mapping[str, str] | None = None) -> None:
         """Show a figure that is read when metrics are."""
-        Gauge(name, help, registry=self.registry).set_function(read)
+        gauge = Gauge(name, help, tuple(labels or ()), registry=self.registry)
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
 
-    def render(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def figures(self) -> Figures:
+        """The metrics of this process."""
+        return tuple(_family(metric) for metric in self.registry.collect())
+
+    async def render(self) -> bytes:
+        """The metrics of all serving processes in Prometheus' text format."""
+        return generate_latest(self.registry if self.total is None else _Shown(await self.total()))
 
     def _counters(self, name: str, help: str, labels: Sequence[str]) -> Counters:
         counters = Counters(name, help, labels)
@@ -99,6 +110,28 @@ class Observer:
         buckets = Buckets(name, help, bounds)
         self.registry.register(buckets)
         return buckets
+
+
+class _Shown(Collector):
+    """Figures as the client library wants them for rendering."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def __repr__(self) -> str:
+        return f"_Shown({len(self._figures)} families)"
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._figures:
+            metric = Metric(family.name, family.help, family.kind)
+            for sample in family.samples:
+                metric.add_sample(sample.name, dict(sample.labels), sample.value)
+            yield metric
+
+
+def _family(metric: Metric) -> Family:
+    samples = tuple(Sample(each.name, tuple(each.labels.items()), each.value) for each in metric.samples)
+    return Family(metric.name, metric.type, metric.documentation, samples)
 
 
 def _line(record: UsageRecord) -> dict[str, str | int | None]:

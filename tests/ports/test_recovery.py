@@ -14,7 +14,17 @@ import pytest
 from penstock.db.credentials import insert_credential
 from penstock.db.journal import verify
 from penstock.db.ledger import Once, Replay
-from penstock.db.recovery import LEASE_MS, all_owners, bury, renew, settle_overdue
+from penstock.db.recovery import (
+    LEASE_MS,
+    UPKEEP,
+    Lease,
+    all_owners,
+    bury,
+    lease_named,
+    renew,
+    settle_overdue,
+    take_lease,
+)
 from penstock.db.schema import credentials, holds, lots, transfers, usage_records
 from penstock.db.sqlite import SqliteStore
 from penstock.money.books import Part, Refusal, Refused, Settled
@@ -258,3 +268,22 @@ async def test_an_owner_that_has_renewed_its_lease_meanwhile_is_not_buried(store
     await store.write(renew(OWNER, [], NOON_MS + 1))
     assert await store.write(bury(OWNER, NOON_MS + 2, lease_until_ms=seen.lease_until_ms)) == 0
     assert [owner.id for owner in await store.read(all_owners())] == [OWNER]
+
+
+# The lease of who does the chores for all.
+
+
+async def test_of_several_that_find_a_lease_free_one_gets_it(store: SqliteStore) -> None:
+    claims = [store.write(take_lease(UPKEEP, f"own_{n}", seen=None, now_ms=NOON_MS + n)) for n in range(4)]
+    assert await asyncio.gather(*claims) == [True, False, False, False]
+    assert await store.read(lease_named(UPKEEP)) == Lease("own_0", NOON_MS + LEASE_MS)
+    assert await store.read(lease_named("another")) is None
+
+
+async def test_a_lease_that_was_renewed_meanwhile_is_not_taken_from_its_holder(store: SqliteStore) -> None:
+    first, renewed = Lease("own_1", NOON_MS + LEASE_MS), Lease("own_1", NOON_MS + 5 + LEASE_MS)
+    await store.write(take_lease(UPKEEP, "own_1", seen=None, now_ms=NOON_MS))
+    assert await store.write(take_lease(UPKEEP, "own_1", seen=first, now_ms=NOON_MS + 5))
+    assert not await store.write(take_lease(UPKEEP, "own_2", seen=first, now_ms=NOON_MS + 9))
+    assert await store.write(take_lease(UPKEEP, "own_2", seen=renewed, now_ms=NOON_MS + 9))
+    assert await store.read(lease_named(UPKEEP)) == Lease("own_2", NOON_MS + 9 + LEASE_MS)

@@ -310,6 +310,19 @@ def test_the_environment_comes_before_the_file(tmp_path: Path) -> None:
     assert (provider.base_url, provider.api_key, settings.now) == ("http://127.0.0.1:1/v2", "override", "2026-07-01")
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:penstock?mode=memory"])
+def test_several_workers_cannot_share_a_database_in_memory(tmp_path: Path, url: str) -> None:
+    environ = {"PENSTOCK_DATABASE_URL": url}
+    mistake = "p.toml:2: server.workers: needs a database that processes can share, not one in memory"
+    assert mistakes(tmp_path, "[server]\nworkers = 2\n", environ) == [mistake]
+    assert read(tmp_path, "[server]\nworkers = 1\n", environ).server.workers == 1
+    on_file = {"PENSTOCK_DATABASE_URL": f"sqlite:///{tmp_path}/penstock.db", "PENSTOCK_WORKERS": "4"}
+    assert read(tmp_path, "", on_file).server.workers == 4
+    assert mistakes(tmp_path, "", {"PENSTOCK_WORKERS": "many"}) == [
+        "environment: PENSTOCK_WORKERS: must be a whole number from 1 to 256, not text"
+    ]
+
+
 def test_a_key_comes_from_the_named_variable_or_the_named_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file\n")
     (tmp_path / "key").chmod(0o600)

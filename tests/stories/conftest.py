@@ -47,6 +47,15 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def shared_store(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> str:
+    """The address of an empty database that several processes can share, of either engine."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("database"))
+    shutil.copy(empty_database, tmp_path)
+    return f"sqlite:///{tmp_path}/penstock.db"
+
+
 @pytest.fixture
 def settings(tmp_path: Path, upstream: ScriptedUpstream, spare: ScriptedUpstream, empty_database: Path) -> Settings:
     shutil.copy(empty_database, tmp_path)

@@ -7,6 +7,8 @@ async with serving_process(config) as process:
     ...                                                 # call process.url
     process.signal(signal.SIGTERM)
     assert await process.ended() == 0
+
+Where several of them share a store of either engine, they are given `SECRETS`, and so is `load`.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.stories.caller import PATIENCE_S, eventually
+from tests.stories.gateway import AUTH_SECRET, PEPPER
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+SECRETS = {"PENSTOCK_KEY_PEPPER": PEPPER.decode(), "PENSTOCK_AUTH_SECRET": AUTH_SECRET.decode()}
 MODEL = """
 [[models]]
 id = "{id}"
@@ -30,15 +34,25 @@ price = {{ input = 0.1, output = 2 }}
 """
 
 
-def configuration(folder: Path, upstream: str, *, models: tuple[str, ...] = ("metered",), grace_s: float = 1.0) -> Path:
-    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`."""
+def configuration(
+    folder: Path,
+    upstream: str,
+    *,
+    models: tuple[str, ...] = ("metered",),
+    grace_s: float = 1.0,
+    workers: int = 1,
+    store: str | None = None,
+) -> Path:
+    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`
+    unless `store` is another."""
     path = folder / "penstock.toml"
     head = f"""
 [server]
 port = 0
 grace_s = {grace_s}
+workers = {workers}
 [store]
-url = "sqlite:///{folder}/penstock.db"
+url = "{store or f"sqlite:///{folder}/penstock.db"}"
 [providers.main]
 base_url = "{upstream}"
 """
@@ -52,6 +66,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.url = ""
         self.log: list[str] = []
+        self.pid = process.pid
         self._process = process
 
     def signal(self, number: signal.Signals) -> None:
@@ -78,9 +93,11 @@ class Process:
 
 
 @asynccontextmanager
-async def serving_process(config: Path) -> AsyncIterator[Process]:
+async def serving_process(
+    config: Path, *words: str, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Process]:
     """`penstock serve`, ready to be called; killed at the end if it still runs."""
-    started = await _penstock("serve", "--config", str(config))
+    started = await _penstock("serve", "--config", str(config), *words, environ=environ)
     process = Process(started)
     listening = asyncio.create_task(process.listen())
     try:
@@ -94,15 +111,15 @@ async def serving_process(config: Path) -> AsyncIterator[Process]:
         await listening
 
 
-async def verified(config: Path) -> bool:
+async def verified(config: Path, environ: Mapping[str, str] | None = None) -> bool:
     """Whether `penstock ledger verify` ends well."""
-    process = await _penstock("ledger", "verify", "--config", str(config))
+    process = await _penstock("ledger", "verify", "--config", str(config), environ=environ)
     _, said = await process.communicate()
     assert process.returncode in (0, 5), said
     return process.returncode == 0
 
 
-async def _penstock(*words: str) -> asyncio.subprocess.Process:
+async def _penstock(*words: str, environ: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -110,6 +127,6 @@ async def _penstock(*words: str) -> asyncio.subprocess.Process:
         *words,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | dict(environ or {}),
         cwd=Path(__file__).parents[2],
     )

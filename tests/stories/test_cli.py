@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from penstock.cli.main import program
+from penstock.db.migrate import HEAD
 
 
 class Terminal:
@@ -105,8 +106,8 @@ def test_a_session_token_is_all_that_is_printed(terminal: Terminal) -> None:
 
 
 def test_migrating_says_what_it_did(terminal: Terminal) -> None:
-    assert terminal.ask("migrate") == {"before": None, "revision": "0001"}
-    assert terminal.ask("migrate") == {"before": "0001", "revision": "0001"}
+    assert terminal.ask("migrate") == {"before": None, "revision": HEAD}
+    assert terminal.ask("migrate") == {"before": HEAD, "revision": HEAD}
 
 
 def test_a_refusal_ends_with_1_and_says_why_on_standard_error(terminal: Terminal) -> None:
