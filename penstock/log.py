@@ -87,7 +87,7 @@ class RequestLog:
     def __repr__(self) -> str:
         return f"RequestLog({len(self._lines)} lines buffered)"
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: Any) -> None:
         """One line: `entry` as JSON."""
         self._lines.append(self._encode(entry))
         if len(self._lines) >= BUFFERED_MOST:

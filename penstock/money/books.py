@@ -117,18 +117,43 @@ class Settled(Struct, frozen=True, gc=False):
 
 
 @dataclass(slots=True)
+class Family:
+    """A credential and those above it, as far as they were found. `whole` when all of them are there and alive."""
+
+    keys: list[Key]
+    whole: bool
+    limited: bool
+
+    def allowance(self, value_rate: int) -> tuple[int, int]:
+        """Units that the spending limits allow, and those they allow besides what open holds may spend."""
+        allowed = room = BOUNDLESS
+        if self.limited:
+            for key in self.keys:
+                if key.limit_nano is not None:
+                    unspent = key.limit_nano - key.spent_nano
+                    allowed = min(allowed, units_within(max(0, unspent), value_rate))
+                    room = min(room, units_within(max(0, unspent - key.held_nano), value_rate))
+        return allowed, room
+
+
+@dataclass(slots=True)
 class Books:
-    """The keys and lots of one transaction. A purse lists its lots in burn order: nearest expiry first, then oldest."""
+    """The keys and lots of one transaction. A purse lists its lots in burn order: nearest expiry first, then oldest.
+
+    Many needs of a group are of one credential or one account, so families and purses are put together once.
+    """
 
     now_ms: int
     keys: dict[str, Key] = field(default_factory=dict)
     lots: dict[str, Lot] = field(default_factory=dict)
     purses: dict[tuple[str, str, str], list[Lot]] = field(default_factory=dict)
+    families: dict[tuple[str, ...], Family] = field(default_factory=dict)
 
     def add(self, lot: Lot) -> None:
-        """Enter a lot; call it in burn order."""
+        """Enter a lot; call it in burn order. One whose time is over is no money any more."""
         self.lots[lot.id] = lot
-        self.purses.setdefault((lot.account, lot.lane, lot.asset), []).append(lot)
+        if lot.expires_ms is None or self.now_ms < lot.expires_ms:
+            self.purses.setdefault((lot.account, lot.lane, lot.asset), []).append(lot)
 
     def ask(self, need: Need) -> Granted | Refused:
         """Set money aside for a new request, counting it against the rate limit of each of its keys."""
@@ -136,83 +161,67 @@ class Books:
 
     def enter(self, need: Need) -> Refused | None:
         """Check the keys of a new request and count it against their rate limits; the refusal, if there is one."""
-        now_ms = self.now_ms
-        keys = []
-        for id in need.keys:
-            key = self.keys.get(id)
-            if key is None or not key.alive(now_ms):
-                return Refused(Refusal.KEY_INVALID)
-            keys.append(key)
-        wait_us = 0 if need.again else self._arrive(keys)
+        family = self.families.get(need.keys) or self._family(need.keys)
+        if not family.whole:
+            return Refused(Refusal.KEY_INVALID)
+        wait_us = 0 if need.again else self._arrive(family.keys)
         return Refused(Refusal.RATE_LIMITED, wait_us=wait_us) if wait_us else None
 
     def more(self, need: Need) -> Granted | Refused:
         """Set money aside, for a request under way too. A key revoked meanwhile does not cut that off; money does."""
-        keys, lots = self._keys(need), self._alive(need)
+        family = self.families.get(need.keys) or self._family(need.keys)
+        lots = self.purses.get((need.account, need.lane, need.asset), [])
+        allowed, room = family.allowance(need.value_rate)
         owned = available = 0
         for lot in lots:
             owned += lot.remaining
             available += lot.remaining - lot.held
-        allowed, room = _allowance(keys, need.value_rate)
-        available = min(available, room)
-        want = need.want
-        if available < want:
-            if need.patient and want <= owned and want <= allowed:
+        amount, available = need.want, min(available, room)
+        if available < amount:
+            if need.patient and amount <= owned and amount <= allowed:
                 return Refused(Refusal.HELD, available)
             if available < need.least:
                 return Refused(_shortage(need, allowed=allowed, owned=owned), available)
-            want = available
-        return self._set_aside(want, value(want, need.value_rate), keys, lots)
+            amount = available
+        return _set_aside(amount, value(amount, need.value_rate), family.keys, lots)
 
     def settle(self, need: Need, parts: Iterable[Part], owed: int) -> Settled:
         """Collect `owed` units from the hold's `parts`, then from what is free, and never below zero.
 
         `need` says whose lots and keys they are; its amounts play no role.
         """
-        keys = self._keys(need)
-        charges, collected = self._collect(parts, owed, keys)
+        family = self.families.get(need.keys) or self._family(need.keys)
+        charges, collected = self._collect(parts, owed, family.keys)
         if collected < owed:
-            room = max(0, _allowance(keys, need.value_rate)[1] - collected)
-            for lot, taken in _draw(self._alive(need), min(owed - collected, room)):
+            room = max(0, family.allowance(need.value_rate)[1] - collected)
+            lots = self.purses.get((need.account, need.lane, need.asset), [])
+            for lot, taken in _draw(lots, min(owed - collected, room)):
                 lot.remaining -= taken
                 charges[lot.id] = charges.get(lot.id, 0) + taken
                 collected += taken
         worth = value(collected, need.value_rate)
-        for key in keys:
+        for key in family.keys:
             key.spent_nano += worth
             key.changed = True
         return Settled(tuple([Part(lot, n) for lot, n in charges.items() if n]), worth, owed - collected)
 
-    def _keys(self, need: Need) -> list[Key]:
-        return [self.keys[id] for id in need.keys if id in self.keys]
+    def _family(self, ids: tuple[str, ...]) -> Family:
+        keys = [self.keys[id] for id in ids if id in self.keys]
+        whole = len(keys) == len(ids) and all(key.alive(self.now_ms) for key in keys)
+        family = Family(keys, whole, any(key.limit_nano is not None for key in keys))
+        self.families[ids] = family
+        return family
 
     def _arrive(self, keys: list[Key]) -> int:
         """Count a request on each key; when one is over its rate count on none: microseconds to wait."""
         now_us = self.now_ms * 1000
-        moves = [arrive(key.tat_us, now_us, key.per_minute) for key in keys]
-        longest = 0
-        for _, wait_us in moves:
-            longest = max(longest, wait_us)
+        moves = [(key, *arrive(key.tat_us, now_us, key.per_minute)) for key in keys]
+        longest = max([wait_us for _, _, wait_us in moves])
         if not longest:
-            for key, (tat_us, _) in zip(keys, moves, strict=True):
+            for key, tat_us, _ in moves:
                 key.tat_us = tat_us
                 key.changed = True
         return longest
-
-    def _set_aside(self, amount: int, worth: int, keys: list[Key], lots: list[Lot]) -> Granted:
-        parts: list[Part] = []
-        for lot, taken in _draw(lots, amount):
-            lot.held += taken
-            parts.append(Part(lot.id, taken, 0 if parts else worth))
-        for key in keys:
-            key.held_nano += worth
-            key.changed = True
-        return Granted(tuple(parts), amount)
-
-    def _alive(self, need: Need) -> list[Lot]:
-        now_ms = self.now_ms
-        purse = self.purses.get((need.account, need.lane, need.asset), ())
-        return [lot for lot in purse if lot.expires_ms is None or now_ms < lot.expires_ms]
 
     def _collect(self, parts: Iterable[Part], owed: int, keys: list[Key]) -> tuple[dict[str, int], int]:
         """Free the hold's parts and spend of them what is owed; what was spent of each lot, and in all."""
@@ -233,6 +242,17 @@ class Books:
         return charges, collected
 
 
+def _set_aside(amount: int, worth: int, keys: list[Key], lots: list[Lot]) -> Granted:
+    parts: list[Part] = []
+    for lot, taken in _draw(lots, amount):
+        lot.held += taken
+        parts.append(Part(lot.id, taken, 0 if parts else worth))
+    for key in keys:
+        key.held_nano += worth
+        key.changed = True
+    return Granted(tuple(parts), amount)
+
+
 def _draw(lots: list[Lot], amount: int) -> Iterator[tuple[Lot, int]]:
     """Lots and how much of each, in burn order, until `amount` of free money is found."""
     for lot in lots:
@@ -241,17 +261,6 @@ def _draw(lots: list[Lot], amount: int) -> Iterator[tuple[Lot, int]]:
             amount -= taken
             lot.changed = True
             yield lot, taken
-
-
-def _allowance(keys: list[Key], value_rate: int) -> tuple[int, int]:
-    """Units that the keys' spending limits allow, and those they allow besides what open holds may spend."""
-    allowed = room = BOUNDLESS
-    for key in keys:
-        if key.limit_nano is not None:
-            unspent = key.limit_nano - key.spent_nano
-            allowed = min(allowed, units_within(max(0, unspent), value_rate))
-            room = min(room, units_within(max(0, unspent - key.held_nano), value_rate))
-    return allowed, room
 
 
 def _shortage(need: Need, *, allowed: int, owned: int) -> Refusal:

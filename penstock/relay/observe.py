@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+from msgspec import Struct
 from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
 from prometheus_client.registry import Collector
 
@@ -134,24 +135,47 @@ def _family(metric: Metric) -> Family:
     return Family(metric.name, metric.type, metric.documentation, samples)
 
 
-def _line(record: UsageRecord) -> dict[str, str | int | None]:
-    return {
-        "time": iso(record.created_ms),
-        "event": "call",
-        "request_id": record.request_id,
-        "account": record.account_id,
-        "key": record.credential_id,
-        "surface": record.surface,
-        "model": record.model,
-        "provider": record.provider,
-        "attempts": record.attempts,
-        "status": record.status,
-        "ended": record.ended,
-        "input_tokens": record.input_tokens,
-        "output_tokens": record.output_tokens,
-        "owed": record.amount,
-        "asset": record.asset,
-        "estimated": record.estimated,
-        "first_byte_us": record.first_byte_us,
-        "total_us": record.total_us,
-    }
+class CallLine(Struct, frozen=True, gc=False):
+    """The log line of a call, in the order in which it is written."""
+
+    time: str
+    event: str
+    request_id: str
+    account: str
+    key: str
+    surface: str
+    model: str
+    provider: str
+    attempts: int
+    status: int
+    ended: str
+    input_tokens: int
+    output_tokens: int
+    owed: int
+    asset: str
+    estimated: int
+    first_byte_us: int | None
+    total_us: int
+
+
+def _line(record: UsageRecord) -> CallLine:
+    return CallLine(
+        iso(record.created_ms),
+        "call",
+        record.request_id,
+        record.account_id,
+        record.credential_id,
+        record.surface,
+        record.model,
+        record.provider,
+        record.attempts,
+        record.status,
+        record.ended,
+        record.input_tokens,
+        record.output_tokens,
+        record.amount,
+        record.asset,
+        record.estimated,
+        record.first_byte_us,
+        record.total_us,
+    )
