@@ -69,9 +69,9 @@ class Stream(Protocol):
         """Read one raw event, terminator included. Never raises: what is not understood passes, counted by size."""
         ...
 
-    def run(self, block: bytes) -> tuple[bytes, int, int]:
-        """`(what to send on, tokens produced, bytes read)` of the events at the beginning of `block` that add text and
-        nothing else, however many there are. A short cut: `feed` would come to the same for each of them."""
+    def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
+        """`(what to send on, tokens produced, where they end)` of the events of `block` from `start` on that add text
+        and nothing else, however many. A short cut: `feed` would come to the same for each of them."""
         ...
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:

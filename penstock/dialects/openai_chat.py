@@ -16,7 +16,14 @@ from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Plain, Step, Wish, json_fields, sse
 from penstock.dialects.json_fields import Fields
-from penstock.dialects.usage import TokenUsage, UsageReport, estimate_delta_tokens, estimate_tokens, read_usage
+from penstock.dialects.usage import (
+    TokenUsage,
+    UsageReport,
+    estimate_delta_tokens,
+    estimate_deltas,
+    estimate_tokens,
+    read_usage,
+)
 from penstock.errors import InvalidRequest
 
 NAME = "openai_chat"
@@ -188,12 +195,14 @@ class _Chunk(Struct, gc=False):
     error: Any = None
 
 
-# What follows the head of an event that adds text and nothing else, in the order in which most servers write it. No
-# escapes: so the text is as long as it looks.
-_TEXT_EVENT = re.compile(
-    rb'"choices":\[\{"index":(\d),"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
-    rb'(?:,"usage":null)?(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
+# What follows the head of an event that adds text to the only choice and nothing else, as most servers write it. It has
+# no escapes: so the text is as long as it looks.
+_TEXT_TAIL = (
+    rb'"choices":\[\{"index":0,"delta":\{"content":"%b"\}(?:,"logprobs":null)?,"finish_reason":null\}\](?:,"usage":null)?'
+    rb'(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
 )
+_TEXT = re.compile(_TEXT_TAIL % rb'([^"\\\x00-\x1f]*)')
+_TEXT_EVENTS = re.compile(b"(?:%b)+" % (_TEXT_TAIL % rb'[^"\\\x00-\x1f]*'))
 _EMPTY = (None, Raw(b"null"), Raw(b'""'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
@@ -303,18 +312,24 @@ class ChatStream:
         produced, finish_reason = self._count(chunk.choices)
         return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
 
-    def run(self, block: bytes) -> tuple[bytes, int, int]:
-        """`(what to send on, tokens produced, bytes read)` of the plain text events that `block` begins with."""
-        head, produced, end = self._head, 0, 0
-        while block.startswith(head, end):
-            text = _TEXT_EVENT.match(block, end + len(head))
-            if text is None:
-                break
-            produced += estimate_delta_tokens(text.end(2) - text.start(2))
-            self._open.add(int(text[1]))
-            end = text.end()
+    def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
+        """`(what to send on, tokens produced, where they end)` of the plain text events that follow from `start`."""
+        head = self._head
+        if not block.startswith(head, start):
+            return b"", 0, start
+        tails = block[start:].split(head)[1:]
+        joined = b"".join(tails)
+        plain = _TEXT_EVENTS.match(joined)
+        if plain is None:
+            return b"", 0, start
+        texts = _TEXT.findall(joined, 0, plain.end())
+        count, size = len(texts), plain.end()
+        if len(b"".join(tails[:count])) != size:  # an event without a head among them
+            return b"", 0, start
+        self._open.add(0)
         # No text in here holds a quotation mark, so what looks like the head of an event is one.
-        return block[:end].replace(head, self._swapped_head), produced, end
+        out = self._swapped_head + self._swapped_head.join(tails[:count])
+        return out, estimate_deltas(texts), start + size + count * len(head)
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""

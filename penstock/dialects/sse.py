@@ -69,13 +69,18 @@ class Splitter:
 
 def events(block: bytes) -> list[bytes]:
     """The events of a block, as they came."""
-    if not _is_irregular(block):
-        return [text + b"\n\n" for text in block.split(b"\n\n")[:-1]]
     found, start = [], 0
-    for match in _TERMINATOR.finditer(block):
-        found.append(block[start : match.end()])
-        start = match.end()
+    while start < len(block):
+        end = event_end(block, start)
+        found.append(block[start:end])
+        start = end
     return found
+
+
+def event_end(block: bytes, start: int) -> int:
+    """Where the event of a block that begins at `start` ends."""
+    terminator = _TERMINATOR.search(block, start)
+    return terminator.end() if terminator else len(block)
 
 
 def _is_irregular(block: bytes) -> bool:

@@ -5,6 +5,7 @@ The report is OpenAI's `usage` object with the additions other servers make to i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
@@ -126,3 +127,11 @@ def estimate_delta_tokens(size_bytes: int) -> int:
     if size_bytes <= SHORT_DELTA_BYTES:
         return 1 if size_bytes else 0
     return estimate_tokens(size_bytes)
+
+
+def estimate_deltas(texts: Sequence[bytes]) -> int:
+    """`estimate_delta_tokens` of each text's size, added up."""
+    sizes = list(map(len, texts))
+    if max(sizes) <= SHORT_DELTA_BYTES:  # nearly always
+        return len(sizes) - sizes.count(0)
+    return sum(map(estimate_delta_tokens, sizes))

@@ -114,7 +114,7 @@ class Attempts:
         async for piece in pieces:
             block = splitter.feed(piece)
             if block:
-                self._require_no_error(sse.events(block)[0], dialect)
+                self._require_no_error(block[: sse.event_end(block, 0)], dialect)
                 return Served(offer, number, answer, Begun(block, pieces, splitter))
         raise UpstreamFailed("The provider ended the stream before it began.")
 

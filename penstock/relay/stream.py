@@ -79,14 +79,20 @@ class LiveStream:
 
     async def _relayed(self, block: bytes, answer: Answer) -> bool:
         """Send on the events of a block, as far as they are paid. Whether the stream has ended."""
-        hold, out = self._hold, []
-        text, produced, size = self._stream.run(block)
-        if size and hold.meter.output + produced <= hold.covered_output:
-            hold.meter.feed(produced, None)
-            out.append(text)
-            block = block[size:]
-        for event in sse.events(block) if block else ():
-            step = self._stream.feed(event)
+        hold, out, start = self._hold, [], 0
+        in_bulk = True
+        while start < len(block):
+            if in_bulk:
+                text, produced, end = self._stream.run(block, start)
+                in_bulk = hold.meter.output + produced <= hold.covered_output
+                if in_bulk and end > start:
+                    hold.meter.feed(produced, None)
+                    out.append(text)
+                    start = end
+                    continue
+            end = sse.event_end(block, start)
+            step = self._stream.feed(block[start:end])
+            start = end
             if step.error is not None:
                 self._send(b"".join(out))
                 raise UpstreamFailed(step.error, began=True)
