@@ -99,8 +99,8 @@ class Wire:
                 dialect=dialect,
                 authorization=exchange.header(b"authorization"),
                 trust=_trust(exchange),
-                lane=exchange.header(b"x-payment-lane"),
-                idempotency_key=_idempotency_key(exchange),
+                lane=exchange.header(b"x-payment-lane") if b"x-payment-lane" in exchange.headers else None,
+                idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
                 body=exchange.body,
             )
             await self._relay.call(ask, exchange)

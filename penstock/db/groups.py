@@ -64,7 +64,7 @@ class Groups:
 
     def submit(self, work: Operation | Program[Any]) -> Decision[Any]:
         """Queue work whose outcome somebody waits for."""
-        decision: Decision[Any] = Decision()
+        decision: Decision[Any] = Decision(loop=self._loop)
         if self._closing:
             decision.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
         else:
@@ -108,8 +108,10 @@ class Groups:
                 await asyncio.sleep(RETRY_S)
 
     async def _carry_out(self, jobs: list[Job]) -> list[Result]:
-        operations = [job for job in jobs if not isinstance(job[0], GeneratorType)]
+        operations = [job for job in jobs if type(job[0]) is not GeneratorType]
         results = await self._commit_together(operations) if operations else []
+        if len(operations) == len(jobs):
+            return results
         down = next((error for _, _, error in results if isinstance(error, StoreUnavailable)), None)
         for job in jobs:
             if isinstance(job[0], GeneratorType):  # it must not overtake settlements that are still to be written
@@ -169,7 +171,7 @@ def _deliver(results: list[Result]) -> list[Job]:
     again = []
     for job, value, error in results:
         _, future, until_written = job
-        if until_written and isinstance(error, StoreUnavailable):
+        if error is not None and until_written and isinstance(error, StoreUnavailable):
             again.append(job)
         elif future.done():  # nobody waits any more
             continue

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any
 
 from msgspec import Struct
-
-from penstock.db.schema import usage_records
+from msgspec.structs import astuple
 
 
 class UsageRecord(Struct, gc=False):
@@ -28,30 +26,26 @@ class UsageRecord(Struct, gc=False):
     lane: str
     asset: str
     price_version: str
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reasoning_tokens: int
-    total_tokens: int
-    estimated: int
-    streamed: int
-    status: int
-    ended: str
-    created_ms: int
-    first_byte_us: int | None
-    total_us: int
-    state: str = "final"
     amount: int = 0
     cost_nano: int = 0
     uncollected: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+    estimated: int = 0
+    streamed: int = 0
+    status: int = 0
+    ended: str = ""
+    state: str = "final"
+    first_byte_us: int | None = None
+    total_us: int = 0
+    created_ms: int = 0
 
     def row(self) -> tuple[Any, ...]:
         """The values in the order of the table's columns."""
-        values: tuple[Any, ...] = _in_column_order(self)
-        return values
-
-
-_in_column_order = attrgetter(*(column.name for column in usage_records.columns))
+        return astuple(self)
 
 
 class KeptAnswer(Struct, frozen=True, gc=False):

@@ -103,7 +103,6 @@ holds = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Column("context", Text, nullable=False),  # JSON: what recovery needs to write the usage record
     CheckConstraint("amount >= 0", name="holds_amount"),
-    Index("holds_by_owner", "owner_id"),
     sqlite_with_rowid=False,
 )
 

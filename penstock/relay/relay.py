@@ -124,29 +124,20 @@ class Relay:
     def _record(self, ask: Ask, caller: Caller, wish: Wish, plan: Plan) -> UsageRecord:
         """The usage record as far as it is known before the call; `Hold` completes it."""
         return UsageRecord(
-            request_id=ask.id,
-            account_id=caller.account,
-            credential_id=caller.credential,
-            surface=ask.surface.name,
-            dialect=ask.dialect.NAME,
-            model=plan.model.id,
-            provider=plan.offers[0].provider,
+            ask.id,
+            caller.account,
+            caller.keys[0],
+            ask.surface.name,
+            ask.dialect.NAME,
+            plan.model.id,
+            plan.offers[0].provider,
             attempts=0,
             lane=plan.lane,
             asset=plan.tariff.asset,
             price_version=plan.offers[0].price.version,
             input_tokens=plan.input_estimate,
-            cached_tokens=0,
-            output_tokens=0,
-            reasoning_tokens=0,
-            total_tokens=0,
-            estimated=0,
             streamed=int(wish.stream),
-            status=0,
-            ended="",
             created_ms=self._clock.now_ms(),
-            first_byte_us=None,
-            total_us=0,
         )
 
 
