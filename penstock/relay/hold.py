@@ -263,7 +263,9 @@ class Hold:
     async def cover(self, output: int) -> bool:
         """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended."""
         while output > self.covered_output:
-            outcome = await (self._extending or self._extend())
+            extending = self._extending or self._extend()
+            outcome = await extending
+            self._extended(extending)  # waiting for what is done lets nothing else run, not even its own callback
             if isinstance(outcome, Refused):
                 return False
         return True
@@ -300,6 +302,9 @@ class Hold:
         return future
 
     def _extended(self, future: asyncio.Future[Outcome]) -> None:
+        """Count what an extension has brought, once."""
+        if future is not self._extending:
+            return
         self._extending = None
         if future.exception():  # whoever waits for it is told; whoever does not asks again
             return

@@ -92,6 +92,27 @@ async def test_the_upstream_is_aborted_at_once(gateway: Running, upstream: Scrip
     assert received.aborted_at < seen + 0.1
 
 
+@pytest.mark.timeout(10)  # what goes wrong here stops the event loop, and every other time-out with it
+async def test_an_extension_decided_at_this_very_moment_is_counted(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    """The store has decided and its callbacks are still to run when the stream asks: rare, and once an endless loop."""
+    ada = await gateway.person(usd="1")
+    upstream.script(Stream(tokens=1000, hold_after=1))
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, model=METERED, stream=True)
+        await caller.head()
+        (stream,) = gateway.gateway.relay.streams
+        hold = stream._hold
+        covered = hold.covered_output
+        extending = hold._extend()
+        while not extending.done():  # noqa: ASYNC110 -- an event would wake us after the callbacks
+            await asyncio.sleep(0)
+        assert hold.covered_output == covered
+        assert await hold.cover(covered + 1)
+        assert hold.covered_output > covered
+
+
 async def test_nobody_gets_usage_who_did_not_ask(gateway: Running, upstream: ScriptedUpstream) -> None:
     ada = await gateway.person(usd="0.001")
     upstream.script(ENDLESS)
