@@ -36,7 +36,7 @@ from penstock.db.recovery import context_of
 from penstock.db.store import Store
 from penstock.dialects import Wish
 from penstock.errors import UpstreamError, WrongState
-from penstock.money.books import Granted, Need, Refusal, Refused
+from penstock.money.books import BOUNDLESS, Granted, Need, Refusal, Refused
 from penstock.money.prices import value
 from penstock.money.units import LARGEST
 from penstock.ports import OnCancel
@@ -278,16 +278,15 @@ class Hold:
             self._extend()
 
     def _extend(self) -> asyncio.Future[Outcome]:
-        bound, output = self._plan.tariff.bound, max(self.covered_output, self.meter.output)
-        step = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
-        self._slice = step
+        tariff, input_bound = self._plan.tariff, self._plan.input_bound
+        helps = 1 if tariff.serves_last_call else tariff.bound(input_bound, self.covered_output + 1) - self._amount
         future = self._holds.store.commit(
             Extension(
                 request_id=self.record.request_id,
                 need=replace(
                     self._need,
-                    want=bound(self._plan.input_bound, output + step) - self._amount,
-                    least=max(1, bound(self._plan.input_bound, self.covered_output + 1) - self._amount),
+                    want=tariff.bound(input_bound, self._next_output()) - self._amount,
+                    least=max(1, helps),
                     patient=False,
                 ),
                 owner_id=self._holds.owner,
@@ -300,6 +299,13 @@ class Hold:
         future.add_done_callback(self._extended)
         self._extending = future
         return future
+
+    def _next_output(self) -> int:
+        """Output tokens that the next extension is to cover: a slice twice the last, and no more than may come."""
+        self._slice = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
+        covered = max(self.covered_output, self.meter.output)
+        most = BOUNDLESS if self.output_limit is None else self.output_limit * self._choices
+        return min(covered + self._slice, most) if covered < most else covered + self._slice
 
     def _extended(self, future: asyncio.Future[Outcome]) -> None:
         """Count what an extension has brought, once."""

@@ -13,7 +13,7 @@ import pytest
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, Settings
 from penstock.operations.key_views import MintedKey
 from tests.stories.caller import Caller, calling, data, eventually
-from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Person, Running, settings_for
+from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Person, Running, running, settings_for
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"
@@ -222,7 +222,29 @@ async def test_a_stream_runs_on_what_is_set_aside_while_the_store_is_busy(
     assert await gateway.nano(ada) == 10**9 - 250_000
 
 
-@pytest.mark.parametrize("tokens", [100, 1_000, 3_333])
+async def test_a_stream_sets_aside_no_more_than_its_limit_can_cost(
+    settings: Settings, upstream: ScriptedUpstream
+) -> None:
+    held = Stream(tokens=50, hold_after=30)
+    upstream.script(held)
+    async with running(replace(settings, limits=replace(settings.limits, stream_slice_tokens=16))) as gateway:
+        ada = await gateway.person(usd="1")
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada, model=BY_OUTPUT, stream=True, max_tokens=40)
+            await caller.head()
+            await take(caller, 30)
+
+            async def set_aside() -> int:
+                held_nano = (await gateway.balance(ada)).credits.held.nano
+                return held_nano if held_nano > 16_000 else 0
+
+            assert await eventually(set_aside) == 40_000
+            held.resume.set()
+            assert (await caller.events())[-1] == DONE
+        assert await gateway.nano(ada) == 10**9 - 40_000
+
+
+@pytest.mark.parametrize("tokens", [100, 450, 1_000, 3_333])  # 450: a little more than the first slice
 async def test_a_contract_lot_is_used_to_the_last_token(
     gateway: Running, upstream: ScriptedUpstream, tokens: int
 ) -> None:
