@@ -222,14 +222,18 @@ class Hold:
     # While the work goes on.
 
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
-        """From now on an offer has the call: its price counts, and it may bill the prompt should the caller leave."""
+        """From now on an offer is asked: its price counts."""
         self._price = offer.price
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider = offer.provider
         self.record.attempts += 1
-        self.meter.dispatched = True
+        self.meter.dispatched = False  # an attempt that failed is not the caller's to pay
         self._asked_s = self._holds.clock.monotonic()
+
+    def sent(self) -> None:
+        """The request is on its way to the offer, which may bill the prompt should the caller leave now."""
+        self.meter.dispatched = True
 
     def answered(self) -> None:
         """The offer has begun to answer, or failed to."""
