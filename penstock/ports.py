@@ -7,7 +7,7 @@ body in the pieces the network delivered. It never retries, never bills and neve
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -29,7 +29,8 @@ class Timeouts:
 class Call(Struct, frozen=True, gc=False):
     """One request to a provider. `path` is relative to its base URL (`chat/completions`); `body` is JSON bytes.
 
-    `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business.
+    `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business. `sent` is
+    called by the provider when the request is on its way: from then on the upstream may bill it.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Call(Struct, frozen=True, gc=False):
     stream: bool
     headers: tuple[tuple[bytes, bytes], ...] = ()
     method: str = "POST"
+    sent: Callable[[], None] | None = None
 
 
 class Answer(Protocol):

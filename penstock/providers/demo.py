@@ -145,6 +145,8 @@ class DemoProvider:
 
         A plain answer takes as long as its stream would. Any model name is served and echoed.
         """
+        if call.sent is not None:
+            call.sent()
         try:
             match call.method, call.path:
                 case "POST", "chat/completions":

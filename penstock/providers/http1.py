@@ -21,7 +21,7 @@ import re
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -135,20 +135,23 @@ class Client:
         """Requests that wait for a connection because all are in use."""
         return len(self._waiting)
 
-    async def request(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
+    async def request(
+        self, method: str, path: str, headers: Headers, body: bytes, *, sent: Callable[[], None] | None = None
+    ) -> Response:
         """Send one request; return when the answer's status and headers are here.
 
-        `path` is relative to the base URL. ValueError when method, path or headers would not stay one request;
-        UpstreamUnavailable, UpstreamTimeout and UpstreamFailed for what the network and the upstream do. Cancelling
-        closes the connection. The total time runs from when the request is sent.
+        `path` is relative to the base URL. `sent` is called when there is a connection and the request is on its way.
+        ValueError when method, path or headers would not stay one request; UpstreamUnavailable, UpstreamTimeout and
+        UpstreamFailed for what the network and the upstream do. Cancelling closes the connection. The total time runs
+        from when the request is sent.
         """
         head = self._head(method, path, headers, body)
         try:
-            return await self._exchange(method, head, body)
+            return await self._exchange(method, head, body, sent)
         except _StaleConnection:
             for connection in list(self._idle):  # as old as the one that failed, or older
                 connection.drop()
-            return await self._exchange(method, head, body)
+            return await self._exchange(method, head, body, sent)
 
     async def close(self) -> None:
         """Close every connection; calls under way end in UpstreamUnavailable or UpstreamFailed."""
@@ -162,8 +165,10 @@ class Client:
             connection.drop()
         await asyncio.sleep(0)  # the loop reports the losses on its next turn
 
-    async def _exchange(self, method: str, head: bytes, body: bytes) -> Response:
+    async def _exchange(self, method: str, head: bytes, body: bytes, sent: Callable[[], None] | None) -> Response:
         connection = self._kept() or await self._connection()
+        if sent is not None:
+            sent()
         answer = Response(connection)
         connection.begin(answer, head_only=method == "HEAD")
         try:

@@ -55,7 +55,7 @@ class OpenAICompatible:
         headers = call.headers
         if headers:
             headers = tuple(pair for pair in headers if pair[0].lower() not in self._own_names)
-        return self._client.request(call.method, call.path, headers, call.body)
+        return self._client.request(call.method, call.path, headers, call.body, sent=call.sent)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -75,7 +75,7 @@ class Attempts:
                 limit_field=offer.limit_field,
                 ask_usage=offer.ask_usage,
             )
-            call = Call(dialect.PATH, body, wish.stream)
+            call = Call(dialect.PATH, body, wish.stream, sent=hold.sent)
             hold.calling(offer, provider.on_cancel)
             try:
                 answer = await provider.open(call)

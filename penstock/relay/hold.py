@@ -36,7 +36,7 @@ from penstock.db.recovery import context_of
 from penstock.db.store import Store
 from penstock.dialects import Wish
 from penstock.errors import UpstreamError, WrongState
-from penstock.money.books import Granted, Need, Refusal, Refused
+from penstock.money.books import BOUNDLESS, Granted, Need, Refusal, Refused
 from penstock.money.prices import value
 from penstock.money.units import LARGEST
 from penstock.ports import OnCancel
@@ -231,14 +231,18 @@ class Hold:
     # While the work goes on.
 
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
-        """From now on an offer has the call: its price counts, and it may bill the prompt should the caller leave."""
+        """From now on an offer is asked: its price counts."""
         self._price = offer.price
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider = offer.provider
         self.record.attempts += 1
-        self.meter.dispatched = True
+        self.meter.dispatched = False  # an attempt that failed is not the caller's to pay
         self._asked_s = self._holds.clock.monotonic()
+
+    def sent(self) -> None:
+        """The request is on its way to the offer, which may bill the prompt should the caller leave now."""
+        self.meter.dispatched = True
 
     def answered(self) -> None:
         """The offer has begun to answer, or failed to."""
@@ -272,7 +276,9 @@ class Hold:
     async def cover(self, output: int) -> bool:
         """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended."""
         while output > self.covered_output:
-            outcome = await (self._extending or self._extend())
+            extending = self._extending or self._extend()
+            outcome = await extending
+            self._extended(extending)  # waiting for what is done lets nothing else run, not even its own callback
             if isinstance(outcome, Refused):
                 return False
         return True
@@ -285,16 +291,15 @@ class Hold:
             self._extend()
 
     def _extend(self) -> asyncio.Future[Outcome]:
-        bound, output = self._plan.tariff.bound, max(self.covered_output, self.meter.output)
-        step = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
-        self._slice = step
+        tariff, input_bound = self._plan.tariff, self._plan.input_bound
+        helps = 1 if tariff.serves_last_call else tariff.bound(input_bound, self.covered_output + 1) - self._amount
         future = self._holds.store.commit(
             Extension(
                 request_id=self.record.request_id,
                 need=replace(
                     self._need,
-                    want=bound(self._plan.input_bound, output + step) - self._amount,
-                    least=max(1, bound(self._plan.input_bound, self.covered_output + 1) - self._amount),
+                    want=tariff.bound(input_bound, self._next_output()) - self._amount,
+                    least=max(1, helps),
                     patient=False,
                 ),
                 owner_id=self._holds.owner,
@@ -308,7 +313,17 @@ class Hold:
         self._extending = future
         return future
 
+    def _next_output(self) -> int:
+        """Output tokens that the next extension is to cover: a slice twice the last, and no more than may come."""
+        self._slice = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
+        covered = max(self.covered_output, self.meter.output)
+        most = BOUNDLESS if self.output_limit is None else self.output_limit * self._choices
+        return min(covered + self._slice, most) if covered < most else covered + self._slice
+
     def _extended(self, future: asyncio.Future[Outcome]) -> None:
+        """Count what an extension has brought, once."""
+        if future is not self._extending:
+            return
         self._extending = None
         if future.exception():  # whoever waits for it is told; whoever does not asks again
             return

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.config import Settings
+from penstock.providers.openai_compatible import OpenAICompatible
 from tests.stories.caller import Caller, calling, eventually, the_record
 from tests.stories.gateway import LLAMA, ROUTER, Person, Running, running, settings_for, with_provider
 from tests.upstream import Plain, ScriptedUpstream, Stream
@@ -101,6 +102,28 @@ async def test_before_the_first_byte_only_the_prompt_is_charged(gateway: Running
     assert (await upstream.arrival(1)).aborted_at is not None
     assert (record.ended, record.output_tokens, record.estimated) == ("caller_gone", 0, True)
     assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT
+
+
+async def test_a_call_that_still_waits_for_a_connection_is_left_for_nothing(
+    settings: Settings, upstream: ScriptedUpstream
+) -> None:
+    """The upstream has not heard of it, so there is no prompt to pay."""
+    async with running(with_provider(settings, "main", max_connections=1)) as gateway:
+        ada, eve = await gateway.person(usd="1"), await gateway.person(usd="1")
+        provider = gateway.gateway.relay.attempts.providers["main"]
+        assert isinstance(provider, OpenAICompatible)
+        async with streaming(gateway, ada, upstream, events=1), calling(gateway.url) as caller:
+            await caller.ask(ROUTER, eve, stream=True)
+
+            async def waits() -> bool:
+                return provider.waiting == 1
+
+            await eventually(waits)
+            caller.hang_up()
+            record = await the_record(gateway, eve)
+        assert (record.ended, record.amount, record.attempts) == ("caller_gone", 0, 1)
+        assert len(upstream.requests) == 1
+        assert await gateway.nano(eve) == GRANTED
 
 
 async def test_a_plain_call_that_is_left_is_cancelled(gateway: Running, upstream: ScriptedUpstream) -> None:
