@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from penstock.api.errors import render_openai
 from penstock.api.http import AsgiReply, Receive, Request, Scope, Send
 from penstock.api.surfaces import Shape
-from penstock.errors import Internal, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
+from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
 from penstock.ids import IdMaker
 from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
 _logger = logging.getLogger("penstock.api")
+
+_UNREADABLE = (
+    b"HTTP/1.1 %d Bad Request\r\ncontent-type: application/json\r\nx-request-id: %b\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n"
+)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Endpoint = Callable[[Request, AsgiReply], Awaitable[None]]
@@ -66,6 +71,13 @@ class Door:
             await self._behind(scope, receive, send)
         else:
             await self._serve(route, scope, receive, send)
+
+    def unreadable(self, why: str) -> bytes:
+        """The whole response to bytes that are no request, after which the connection is closed."""
+        id, error = self._ids.new("req"), InvalidRequest(why)
+        status, body = render_openai(error, {})
+        self._observer.refused(request_id=id, surface="none", kind=error.kind, status=status, path="")
+        return _UNREADABLE % (status, id.encode(), len(body)) + body
 
     async def _serve(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, id=self._ids.new("req"), most_bytes=self._most_bytes)

@@ -52,18 +52,16 @@ class Request:
             raise TooLarge()
         message = await self._receive()
         body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body
         pieces, size = [body], len(body)
-        while message.get("more_body"):
+        while message.get("more_body") and size <= self._most_bytes:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise InvalidRequest("The body ended before it was complete.")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
-            if size > self._most_bytes:
-                raise TooLarge()
-        return b"".join(pieces)
+        if size > self._most_bytes:
+            raise TooLarge()
+        return body if len(pieces) == 1 else b"".join(pieces)
 
 
 class AsgiReply:
