@@ -45,9 +45,9 @@ def answer_fields(body: bytes) -> Fields:
         fields = split(body)
     except (ValueError, RecursionError):
         raise UpstreamFailed("The provider's answer is not a JSON object.", began=True) from None
-    if "error" in fields and not plain(fields.get("choices")) and not plain(fields.get("data")):
+    if "error" in fields or ("choices" not in fields and "data" not in fields):
         message = error_message(fields)
-        if message is not None:
+        if message is not None and not (plain(fields.get("choices")) or plain(fields.get("data"))):
             raise UpstreamFailed(message, began=True)
     return fields
 
