@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from penstock.catalogue import Catalogue
+from penstock.config import Settings
+from penstock.config_file import load
 from penstock.dialects import Step, Wish, openai_chat, openai_embeddings, sse
 from penstock.dialects.usage import TokenUsage
-from penstock.errors import InvalidRequest, ModelMissing, UpstreamFailed
+from penstock.errors import ConfigError, InvalidRequest, ModelMissing, UpstreamFailed
+from penstock.providers.openai_compatible import OpenAICompatible
 
 MOST_TOKENS = 1_000_000
 SHORT, PER_TOKEN = 16, 4  # how text is counted when nobody counts: see docs/money.md
@@ -237,3 +243,38 @@ def _sound(usage: TokenUsage | None) -> None:
         assert max(usage.input, usage.output, usage.total) <= 3 * 10**12
         assert usage.cached_input <= usage.input
         assert usage.reasoning <= usage.output
+
+
+# The configuration.
+
+SECRETS = {
+    "PENSTOCK_KEY_PEPPER": "canary-pepper-0123456789abcdef-0123456789",
+    "PENSTOCK_AUTH_SECRET": "canary-auth-secret-0123456789abcdef-012345",
+    "PENSTOCK_PROVIDER_OPENAI_API_KEY": "canary-key-0123456789abcdef",
+    "OPENAI_API_KEY": "canary-well-known-0123456789",
+    "KEY": "canary-named-0123456789",
+}
+
+
+def configuration(text: bytes) -> Settings | None:
+    """A file makes settings that a gateway can be built from, or mistakes; no secret is in either."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "penstock.toml"
+        path.write_bytes(text)
+        try:
+            settings = load(path, SECRETS)
+            Catalogue(settings)
+            for provider in settings.providers:
+                if provider.kind == "openai_compatible":
+                    OpenAICompatible(provider)
+        except ConfigError as error:
+            _mistakes(error)
+            return None
+    assert "canary" not in repr(settings) + "".join(settings.warnings)
+    return settings
+
+
+def _mistakes(error: ConfigError) -> None:
+    assert error.mistakes
+    assert all(mistake and "\n" not in mistake.strip() for mistake in error.mistakes)
+    assert "canary" not in error.message
