@@ -14,12 +14,19 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
 from penstock.config_file import load
+from tests.ports.test_http1_fuzz import mutated, pieces
 from tests.stories.gateway import Person, Running, running
 from tests.stories.process import Process, configuration, serving_process, verified
 from tests.stories.shapes import BODY, CHUNKS, CODED, HEX, HIDDEN, LINE, MARK, REFUSED, TAKEN, Got, answers, head
+from tests.stories.wire_property import wire_says
 from tests.upstream import Exchange, ScriptedUpstream
 
+ALL = [*REFUSED.values(), *TAKEN.values()]
 GRANTED = 1_000_000_000
 USUAL_HEADERS = {"host", "accept-encoding", "content-type", "user-agent", "content-length"}
 
@@ -192,3 +199,16 @@ def _content(answer: Got) -> str:
 async def _usage(gateway: Running, person: Person) -> tuple[object, ...]:
     assert await gateway.nano(person) >= 0
     return await gateway.usage(person)
+
+
+ASKED = [shape.replace(b"%(key)s", b"nobody") + HIDDEN.replace(b"Connection: close\r\n", b"") for shape in ALL]
+TELLING = st.sampled_from([b"\r", b"\n", b"\r\n", b"\x00", b" ", b"\t", b":", b",", b";", b"0", b"f", b"\xff", b"\x0b"])
+CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from("=+-"), TELLING), max_size=3)
+
+
+@examples(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(ASKED), CHANGES, st.lists(st.integers(1, 80), max_size=3))
+async def test_no_bytes_are_more_requests_here_than_elsewhere(
+    gateway: Running, shape: bytes, changes: list[tuple[float, str, bytes]], lengths: list[int]
+) -> None:
+    await wire_says(gateway.port, pieces(mutated(shape, changes), lengths))
