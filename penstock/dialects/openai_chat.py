@@ -197,7 +197,6 @@ class _Chunk(Struct, gc=False):
     error: Any = None
 
 
-_EMPTY = (None, Raw(b"null"), Raw(b'""'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
 
@@ -372,7 +371,7 @@ class ChatStream:
             return Step(self._swap_known(event) or event, estimate_tokens(len(data)))
         data = data.replace(b"\n", b" ")
         event = sse.with_data(event, data)
-        return self._untyped(event, event.index(data), fields)
+        return self._untyped(event, event.rindex(data), fields)  # the last: other lines may say the same
 
     def _untyped(self, event: bytes, data_at: int, fields: Fields) -> Step:
         """An event with a JSON object on one line, some of whose values may be of types we do not expect."""
@@ -410,8 +409,11 @@ class ChatStream:
 
     def _remember(self, renamed: dict[str, Any]) -> None:
         for name in self._identity:
-            if renamed.get(name) not in _EMPTY:
-                self._identity[name] = renamed[name]
+            value = renamed.get(name)
+            if isinstance(value, Raw):
+                value = json_fields.plain(value)  # an upstream's word for it may be no text, and ours has to be
+            if value not in (None, ""):
+                self._identity[name] = value
 
 
 def error_event(*, type: str, code: str | None, message: str, param: str | None) -> bytes:

@@ -54,6 +54,7 @@ def test_the_locks_cover_every_dependency_with_hashes_and_agree() -> None:
     assert _dependencies() <= dev.keys()
     assert {_name(line) for line in _pyproject()["project"]["dependencies"]} <= run.keys()
     assert not {"litellm", "torch"} & dev.keys()
+    assert _pins("fuzz").keys() == {"atheris"}
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

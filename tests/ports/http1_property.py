@@ -47,15 +47,18 @@ async def upstream_says(pieces: list[bytes]) -> Heard:
 
 
 async def _asked_twice(pieces: list[bytes]) -> tuple[Heard, bytes | None]:
-    answered = asyncio.Event()
+    answered, all_said = asyncio.Event(), asyncio.Event()
 
     async def script(wire: Wire) -> None:
         if wire.number == 1:
             await wire.request()
-            for piece in pieces:
-                await wire.send(piece)
-                await turns(2)
-            await turns(20)
+            try:
+                for piece in pieces:
+                    await wire.send(piece)
+                    await turns(2)
+                await turns(20)
+            finally:
+                all_said.set()
             if not answered.is_set():
                 return  # it may wait for the end of the connection, and here it is
         while True:
@@ -66,6 +69,8 @@ async def _asked_twice(pieces: list[bytes]) -> tuple[Heard, bytes | None]:
         client = Client(Origin(server.url, LIMITS, max_connections=1))
         first = await _ask(client)
         answered.set()
+        await all_said.wait()
+        await turns(5)
         kept = client.idle_connections == 1
         second = await _ask(client)
         if kept and server.accepted == 1:

@@ -21,6 +21,7 @@ SECRET = b"s" * 32
 CLOCK = Clock.starting_at("2027-01-01T00:00:00Z")
 NOW = CLOCK.now_ms() // 1000
 SESSIONS = Sessions(JwtSettings(), SECRET, CLOCK)
+ELSEWHERE = Sessions(JwtSettings(), b"e" * 32, CLOCK)
 KEYRING = Keyring(KeyPrefixes(), b"p" * 32)
 CLAIMS: dict[str, Any] = {"iss": "penstock", "aud": "penstock", "sub": "usr_1", "iat": NOW, "exp": NOW + 100}
 HS256 = {"alg": "HS256"}
@@ -94,6 +95,24 @@ FORGED = {
         for name in ("iss", "aud", "sub", "exp")
     },
 }
+
+
+def no_credential(header: bytes) -> None:
+    """No `Authorization` header that we have not signed names anybody, and none is a fault."""
+    try:
+        credential = bearer(header.decode("latin-1"))
+    except AuthMissing:
+        return
+    KEYRING.kind(credential)
+    KEYRING.digest(credential)
+    assert ELSEWHERE.user(credential) is None
+
+
+@given(
+    st.binary(max_size=200) | st.sampled_from(sorted(FORGED.values())).map(lambda forged: b"Bearer " + forged.encode())
+)
+def test_no_header_names_anybody(header: bytes) -> None:
+    no_credential(header)
 
 
 @pytest.mark.parametrize("name", FORGED)

@@ -234,6 +234,20 @@ def test_an_event_with_a_name_that_is_no_text_passes_counted() -> None:
     assert (reader.feed(event).out, reader.feed(event).produced > 0) == (event, True)
 
 
+def test_a_line_that_repeats_the_data_is_not_taken_for_it() -> None:
+    reader = openai_chat.open_stream(model="ours", id_prefix=None, include_usage=False)
+    data = b'{"model":"up","choices":[{"delta":{"content":"Hi"}}]}'
+    step = reader.feed(b"id: " + data + b"\ndata: " + data + b"\n\n")
+    assert (step.produced, step.out) == (1, b"id: " + data + b"\ndata: " + data.replace(b"up", b"ours") + b"\n\n")
+
+
+def test_our_own_events_are_text_whatever_the_upstreams_were() -> None:
+    reader = openai_chat.open_stream(model=None, id_prefix=None, include_usage=False)
+    assert reader.feed(b'data: {"id":"\xff","model":"\xfe","choices":[{"delta":{"content":"Hello"}}]}\n\n').produced > 0
+    last = reader.final_chunk(finish_reason="length", reason="x")
+    assert json.loads(last.removeprefix(b"data: "))["id"] == "chatcmpl-0"
+
+
 @pytest.mark.parametrize("choices", ["[]", "null"])
 def test_an_error_beside_no_choices_is_an_error(choices: str) -> None:
     with pytest.raises(UpstreamFailed, match="Bad key"):
