@@ -63,6 +63,10 @@ INPUTS = st.recursive(
 )
 VALUES = {"messages": MESSAGES | MESSAGES | SCALARS, "model": st.just('"m"') | SCALARS, "input": INPUTS | SCALARS}
 FIELDS = st.sampled_from([*OURS, *OTHERS]).flatmap(lambda name: st.tuples(spellings(name), VALUES.get(name, SCALARS)))
+OPTIONS = st.lists(
+    st.tuples(spellings("include_usage") | st.just('"x"'), st.sampled_from(["true", "false", "true", "null"])),
+    max_size=3,
+).map(lambda fields: "{" + ",".join(f"{name}:{value}" for name, value in fields) + "}")
 BLANKS = st.sampled_from(["", " ", "\n\t", "\r"])
 
 
@@ -70,6 +74,8 @@ BLANKS = st.sampled_from(["", " ", "\n\t", "\r"])
 def bodies(draw: st.DrawFn) -> bytes:
     """An object that has what is needed, nearly always, and a few fields more."""
     begin = draw(st.sampled_from([[('"model"', '"m"'), ('"messages"', '[{"role":"user","content":"Hi"}]')]] * 5 + [[]]))
+    if draw(st.booleans()):
+        begin = [*begin, ('"stream"', "true"), ('"stream_options"', draw(OPTIONS))]
     fields = draw(st.permutations([*begin, *draw(st.lists(FIELDS, max_size=5))]))
     blank = draw(BLANKS)
     text = "{" + ",".join(f"{name}{blank}:{blank}{value}" for name, value in fields) + "}" + blank
@@ -145,7 +151,7 @@ DELTAS = st.lists(
     ),
     max_size=3,
 ).map(lambda fields: "{" + ",".join(f'"{name}":{value}' for name, value in fields) + "}")
-INDEXES = st.sampled_from(["0", "1", "127", "128", "-1", "1e3", "9" * 25, "null", '"0"'])
+INDEXES = st.just("0") | st.sampled_from(["0", "1", "127", "128", "-1", "1e3", "9" * 25, "null", '"0"'])
 CHOICES = st.lists(
     st.tuples(INDEXES, st.sampled_from(["delta", "delta", "message", "text"]), DELTAS | TEXTS, TEXTS).map(
         lambda drawn: f'{{"index":{drawn[0]},"{drawn[1]}":{drawn[2]},"finish_reason":{drawn[3]}}}'

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from tests.stories.caller import Caller, calling, data, eventually, request, the_record
 from tests.stories.gateway import ROUTER, Person, Running
-from tests.stories.shapes import answers
+from tests.stories.served import served
+from tests.stories.shapes import answers, named
 from tests.upstream import Raw, ScriptedUpstream, Stream
 
 HASTE_S = 1.0  # in place of minutes
@@ -199,3 +202,19 @@ def _reset(caller: Caller) -> None:
     plug: socket.socket = caller.writer.get_extra_info("socket")
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     caller.hang_up()
+
+
+async def test_a_crowd_keeps_nobody_from_being_served_and_the_process_not_from_stopping(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with served(tmp_path, upstream) as server, AsyncExitStack() as crowd:
+        ways = [begin for begin, _ in begun(server.people[0]) if begin != HEALTH]
+        for number in range(200):
+            caller = await crowd.enter_async_context(calling(server.process.url))
+            await caller.send(ways[number % len(ways)])
+        for _ in range(20):
+            (got,) = answers(await server.said(named(b"Connection: close\r\n")))
+            assert got.status == 200
+        server.process.signal(signal.SIGTERM)
+        assert await server.process.ended() == 0
+    assert len(upstream.requests) == 20
