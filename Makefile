@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench lock
+.PHONY: help setup demo serve test check format bench fuzz lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,11 +37,15 @@ format: $(VENV)/dev.stamp ## format the code and mend what the linter can mend
 bench: $(VENV)/dev.stamp ## measure throughput and latency on this machine
 	$(BIN)/python -m bench $(ARGS)
 
+fuzz: $(VENV)/dev.stamp $(VENV)/fuzz.stamp ## fuzz by coverage, a minute a target; ARGS="--seconds 300 stream" is other
+	PYTHONPATH=$(VENV)/fuzz $(BIN)/python -m fuzz $(ARGS)
+
 # The run lock is constrained by the development lock, so one environment serves both and tests run what users run.
 LOCK := $(BIN)/uv pip compile pyproject.toml --group build
 lock: $(VENV)/dev.stamp ## write the lock files anew from pyproject.toml; ARGS=--upgrade takes newer versions
 	$(LOCK) --extra dev -o requirements/dev.lock $(ARGS) >/dev/null
 	$(LOCK) --extra demo -c requirements/dev.lock -o requirements/run.lock $(ARGS) >/dev/null
+	$(BIN)/uv pip compile requirements/fuzz.in -o requirements/fuzz.lock $(ARGS) >/dev/null
 
 # A stamp is newer than what it was made from, so nothing is installed twice. Building the package uses the locked
 # hatchling: without build isolation no code arrives that no hash covers.
@@ -49,6 +53,11 @@ $(VENV)/%.stamp: requirements/%.lock pyproject.toml | $(BIN)/pip
 	@echo "Installing $< into $(VENV) (once; about a minute)"
 	@$(PIP) --require-hashes -r $<
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The fuzzer lies beside the environment, not in it: nothing that tests or users run can come to need it.
+$(VENV)/fuzz.stamp: requirements/fuzz.lock | $(BIN)/pip
+	@$(PIP) --upgrade --target $(VENV)/fuzz --require-hashes -r $<
 	@touch $@
 
 # bin/pip is the last thing that venv writes, so a half-made environment is made again.

@@ -258,7 +258,7 @@ class Sessions:
                 sub={"essential": True},
                 exp={"essential": True},
             ).validate(decoded.claims)
-        except (JoseError, ValueError, TypeError):
+        except (JoseError, ValueError, TypeError, RecursionError):
             return None
         subject = decoded.claims["sub"]
         return subject if isinstance(subject, str) else None

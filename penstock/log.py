@@ -36,7 +36,8 @@ class Redactor:
     def learn(self, secrets: Iterable[str]) -> None:
         """Mask these from now on, and those known before."""
         self._secrets.update(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
-        exact = [re.escape(secret) for secret in sorted(self._secrets, key=len, reverse=True)]
+        written = self._secrets | {json.dumps(secret)[1:-1] for secret in self._secrets}  # as it stands in a log line
+        exact = [re.escape(secret) for secret in sorted(written, key=len, reverse=True)]
         self._pattern = re.compile("|".join(exact + self._shapes))
 
     def __call__(self, text: str) -> str:

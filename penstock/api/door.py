@@ -17,7 +17,7 @@ from penstock.api.asgi import App, hand_on
 from penstock.api.errors import render_openai
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
-from penstock.errors import Internal, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
+from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
 from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
@@ -67,6 +67,13 @@ class Door:
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             self._refuse(route, exchange, Internal())
+
+    def unreadable(self, id: str, why: str) -> bytes:
+        """The body of the answer, 400, to bytes that are no request."""
+        error = InvalidRequest(why)
+        status, body = render_openai(error, {})
+        self._observer.refused(request_id=id, surface="none", kind=error.kind, status=status, path="")
+        return body
 
     def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
         """Answer with an error. A response that has begun stays unfinished, and its connection ends."""

@@ -54,7 +54,13 @@ class Refusal(BaseModel):
 def build(office: Office, access: Access) -> FastAPI:
     """The management door as an ASGI application."""
     shown_in_docs = Depends(HTTPBearer(auto_error=False, description="A management key or a session token."))
-    app = FastAPI(title="Penstock management API", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Penstock management API",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would send callers to whatever host they, or somebody between, had named
+    )
 
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -137,7 +143,7 @@ def _model(operation: Operation, in_path: list[str]) -> type[BaseModel]:
 
 def _render_errors(app: FastAPI) -> None:
     """Every refusal in Penstock's words, those of the framework too."""
-    framework: dict[int, type[PenstockError]] = {404: NotFound, 405: MethodNotAllowed}
+    framework: dict[int, type[PenstockError]] = {404: NotFound, 405: MethodNotAllowed, 413: TooLarge}
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

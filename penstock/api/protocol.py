@@ -1,21 +1,22 @@
 """A connection: httptools reads its requests, the door answers them, one after the other.
 
-It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event and no timer: bytes
-become an `Exchange` (`http.py`), an exchange a task. What is not one of our addresses is handed on as ASGI by the door.
+It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event, no task and no timer:
+bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. What is not one of our
+addresses is handed on as ASGI by the door.
 
-Strict where laxness is dangerous: a head has a largest size and a request a longest time to arrive; after anything
-that is not HTTP/1.1, or that wants another protocol, the connection is answered and closed, for nothing that follows
-could be trusted to be a request. One sweep over the connections (`check`) looks for late ones.
+Strict where laxness is dangerous: what two readers could take for two different requests is refused; a request and the
+reading of its answer have an end, in size and in time. After anything that is not HTTP/1.1 the connection is answered
+and closed, for nothing that follows could be trusted to be a request. One sweep over the connections (`check`) looks
+for late ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 from collections import deque
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
-from typing import cast
+from collections.abc import Awaitable
+from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.server import ServerState
@@ -25,34 +26,51 @@ from penstock.ids import IdMaker
 
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
 LONGEST_IDLE_S = 75.0  # between two requests: longer than most proxies keep theirs, so that they close first
-LARGEST_HEAD = 64 * 1024  # bytes of request line and headers
-MOST_QUEUED = 64  # pipelined requests that wait for their turn before reading stops
+LONGEST_STALL_S = 90.0  # without a byte of an answer taken; a stream gives up on its caller earlier
+LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chunk extensions, trailers
+MOST_QUEUED = 64  # requests sent ahead that wait for their turn
 
-Serve = Callable[[Exchange], Awaitable[None]]
+_HOST = re.compile(rb"[0-9A-Za-z.~!$&'()*+,;=:%\[\]_-]*")
+_ONCE = frozenset([b"host", b"transfer-encoding", b"content-length"])  # twice, they could mean two things
+
+
+class Server(Protocol):
+    """What a connection needs of the door."""
+
+    def serve(self, exchange: Exchange) -> Awaitable[None]:
+        """Answer one exchange, whatever happens."""
+        ...
+
+    def unreadable(self, id: str, why: str) -> bytes:
+        """The body of the answer to bytes that are no request."""
+        ...
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `keeps` turns false when the server is about to end."""
+    """One connection. `keeps` turns false when the server is about to end, or to hand over to another one."""
 
     __slots__ = (
         "_arriving",
+        "_bare",
         "_common",
         "_current",
         "_defaults",
+        "_door",
         "_drained",
-        "_head_size",
         "_headers",
+        "_host",
         "_ids",
         "_in_head",
         "_parser",
         "_queue",
         "_reading",
         "_retiring",
-        "_serve",
         "_since_s",
         "_state",
         "_target",
         "_task",
+        "_unread",
+        "_unread_since_s",
         "_work",
         "keeps",
         "loop",
@@ -63,22 +81,25 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, serve: Serve, state: ServerState, ids: IdMaker, *, most_bytes: int) -> None:
+    def __init__(self, door: Server, state: ServerState, ids: IdMaker, *, most_bytes: int) -> None:
         self.loop = asyncio.get_running_loop()
         self.most_bytes = most_bytes
         self.writable = True
         self.keeps = True
-        self._serve = serve
+        self._door = door
         self._state = state
         self._ids = ids
         self._parser = HttpRequestParser(self)
+        self._retiring = False
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
+        self._host: bytes | None = None  # the last one that was in order
         self._in_head = False
-        self._head_size = 0
+        self._bare = 0  # bytes received since the last piece of a body
         self._reading = True  # a request, or the first one, has not arrived as a whole
-        self._retiring = False
         self._since_s = self.loop.time()
+        self._unread = 0  # bytes of answers that the caller had not taken at the last look
+        self._unread_since_s = 0.0
         self._arriving: Exchange | None = None
         self._current: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -112,10 +133,16 @@ class Connection(asyncio.Protocol):
             last.keep = False
 
     def check(self, now_s: float) -> None:
-        """Close when a request takes too long to arrive, or none has come for long."""
+        """Hang up when a request takes too long to arrive, none has come for long, or an answer is not taken."""
         quiet_s = now_s - self._since_s
         if quiet_s > LONGEST_READ_S if self._reading else (self._current is None and quiet_s > LONGEST_IDLE_S):
             self.transport.abort()
+        unread = self.transport.get_write_buffer_size()
+        if unread < self._unread or not unread:
+            self._unread_since_s = now_s
+        elif now_s - self._unread_since_s > LONGEST_STALL_S:
+            self.transport.abort()
+        self._unread = unread
 
     # What an exchange calls.
 
@@ -145,7 +172,7 @@ class Connection(asyncio.Protocol):
                 await self._work
                 continue
             self._state.tasks.add(task)
-            await self._serve(exchange)
+            await self._door.serve(exchange)
             self._state.total_requests += 1
             if not (exchange.complete and exchange.keep and self.keeps):
                 self.transport.close()
@@ -189,18 +216,34 @@ class Connection(asyncio.Protocol):
         self._begin(self._current)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_size += len(data)
+        self._bare += len(data)
+        if self._current is None and not self._reading:  # be it a line end: nothing keeps a connection open for ever
+            self._reading = True
+            self._since_s = self.loop.time()
         try:
-            self._parser.feed_data(data)
-        except HttpParserUpgrade:  # the request is answered as if it had not asked for that, and is the last one
-            self._end_with(self._queue[-1] if self._queue else self._current)
+            self._feed(data)
         except HttpParserError as error:
             reason = error.__context__ if isinstance(error.__context__, _Refused) else None
-            self._refuse(reason or _Refused(400, "This is not valid HTTP/1.1."))
-            return
-        if self._in_head and self._head_size > LARGEST_HEAD:
-            self._refuse(_Refused(431, "The request's head is too large."))
+            self._refuse(reason or _Refused("This is not HTTP/1.1."))
+        else:
+            if self._bare > LARGEST_HEAD and self._reading:
+                self._refuse(_Refused("The request's headers are too large."))
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except HttpParserUpgrade as pause:
+            self._feed(self._as_if_not_asked() + data[pause.args[0] :])
+
+    def _as_if_not_asked(self) -> bytes:
+        """The head of a request for another protocol without that wish, for a new parser.
+
+        Who does not switch goes on as if not asked (RFC 9110, 7.8). The parser would read nothing more, no body either.
+        """
+        line = b"%b %b HTTP/%b" % (self._parser.get_method(), self._target, self._parser.get_http_version().encode())
+        lines = [b"%b: %b" % header for header in self._headers.items() if header[0] != b"upgrade"]
+        self._parser = HttpRequestParser(self)
+        return b"\r\n".join([line, *lines, b"", b""])
 
     def pause_writing(self) -> None:
         self.writable = False
@@ -217,7 +260,6 @@ class Connection(asyncio.Protocol):
         self._target = b""
         self._headers = {}
         self._in_head = True
-        self._head_size = 0
         if not self._reading:
             self._reading = True
             self._since_s = self.loop.time()
@@ -227,76 +269,90 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
+        if not self._in_head:  # a trailer: whatever it says, it comes too late to count
+            return
         if name not in self._headers:
             self._headers[name] = value
-        elif name == b"host":
-            raise _Refused(400, "A request has one Host.")
+        elif name in _ONCE:
+            raise _Refused(f"A request has one {name.decode().title()}.")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        version = self._parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise _Refused(505, "Only HTTP/1.1 is spoken here.")
-        if version == "1.1" and b"host" not in self._headers:
-            raise _Refused(400, "A request names its Host.")
-        exchange = Exchange(
-            self, self._ids.new("req"), self._parser.get_method().decode(), self._target, version, self._headers
-        )
-        exchange.keep = self._parser.should_keep_alive() and not self._retiring
+        parser = self._parser
+        method = parser.get_method()
+        if method == b"CONNECT":
+            raise _Refused("There is no way through here.")
+        if parser.should_upgrade():
+            return  # see `_as_if_not_asked`
+        version = parser.get_http_version()
+        self._require_one_meaning(version)
+        exchange = Exchange(self, self._ids.new("req"), method.decode(), self._target, version, self._headers)
+        exchange.keep = parser.should_keep_alive() and not self._retiring
         self._arriving = exchange
         if self._current is None:
             self._begin(exchange)
         else:
             self._queue.append(exchange)
             if len(self._queue) > MOST_QUEUED:
-                raise _Refused(400, "Too many requests were sent ahead.")
+                raise _Refused("Too many requests were sent ahead.")
             self.transport.pause_reading()
 
     def on_body(self, piece: bytes) -> None:
+        self._bare = 0
         if self._arriving is not None and not self._arriving.complete:
             self._arriving.received(piece)
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            return
         self._reading = False
+        self._bare = 0
         self._since_s = self.loop.time()
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             arriving.received_all()
 
-    def _refuse(self, refused: _Refused) -> None:
-        """Answer what cannot be served, unless another answer is due first, and end the connection."""
-        self._in_head = False
-        arriving, self._arriving = self._arriving, None
-        if self._current is None or (self._current is arriving and not arriving.started):
-            id = self._ids.new("req")
-            self.transport.write(refused.rendered(id))
-            self.transport.close()
-        elif arriving is self._current:
-            self.transport.close()
-        else:
-            self._queue.clear()
-            self._end_with(self._current)
+    def _require_one_meaning(self, version: str) -> None:
+        """Refuse a head that is ambiguous though the parser takes it (RFC 9112: 2.3, 3.2, 6.1)."""
+        if version not in ("1.1", "1.0"):
+            raise _Refused("Only HTTP/1.1 is spoken here.")
+        coding = self._headers.get(b"transfer-encoding")
+        if coding is not None and (version != "1.1" or coding.lower().strip() != b"chunked"):
+            raise _Refused("The only Transfer-Encoding that is understood is chunked, given once, in HTTP/1.1.")
+        host = self._headers.get(b"host")
+        if host is None:
+            if version == "1.1":
+                raise _Refused("A request names one Host.")
+        elif host != self._host:
+            if not _HOST.fullmatch(host):
+                raise _Refused("A request names one Host.")
+            self._host = host
 
-    def _end_with(self, exchange: Exchange | None) -> None:
+    def _refuse(self, refused: _Refused) -> None:
+        """Answer what cannot be served, after the requests that came before it, and end the connection. Never in the midst
+        of another answer, nor in the place of one that is yet to come."""
+        self._in_head = self._reading = False
         self.transport.pause_reading()
-        if exchange is not None:
-            exchange.keep = False
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None and arriving in self._queue:
+            self._queue.remove(arriving)
+        before = self._queue[-1] if self._queue else self._current
+        if before is not None and before is not arriving:
+            before.keep = False
+            return
+        if arriving is None or not arriving.started:
+            self.transport.write(refused.rendered(self._door, self._ids.new("req")))
+        self.transport.close()
 
 
 class _Refused(Exception):
     """Bytes that are not a request we serve."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-    def rendered(self, id: str) -> bytes:
-        """The whole response, in OpenAI's envelope: no surface has been reached whose words it could have."""
-        error = {"message": self.message, "type": "invalid_request_error", "code": "bad_request", "param": None}
-        body = json.dumps({"error": error}).encode()
+    def rendered(self, door: Server, id: str) -> bytes:
+        """The whole response, in the words of every other refusal."""
+        body = door.unreadable(id, str(self))
         head = (
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/json\r\n"
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {id}\r\nconnection: close\r\n\r\n"
         )
         return head.encode() + body

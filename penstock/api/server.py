@@ -73,7 +73,7 @@ async def serving(
     ids = IdMaker()
 
     def connection(*, server_state: ServerState, **_: object) -> Connection:
-        return Connection(door.serve, server_state, ids, most_bytes=settings.max_body_bytes)
+        return Connection(door, server_state, ids, most_bytes=settings.max_body_bytes)
 
     config = uvicorn.Config(
         _nothing,

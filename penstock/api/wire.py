@@ -28,6 +28,7 @@ from penstock.operations.balances import show_balance
 from penstock.operations.choices import Lane, State
 from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
+from penstock.operations.values import require_printable
 from penstock.relay.ask import Ask
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
@@ -132,6 +133,7 @@ class Wire:
     async def _usage(self, exchange: Exchange) -> None:
         caller = await self._caller(TRUST, exchange)
         filters: dict[str, Any] = dict(parse_qsl(exchange.query))
+        require_printable(filters)
         unknown = sorted(filters.keys() - USAGE_FILTERS)
         if unknown:
             raise InvalidRequest(f"Unknown filter '{unknown[0][:50]}'.", param=unknown[0][:50])

@@ -20,7 +20,7 @@ class Wish(Struct, frozen=True, gc=False):
     `output_limit` is in tokens a choice, None when the caller set none. `input_bytes` bounds the prompt: the size of
     the body without inline image data; `text_bytes` is the text in it that a model reads, for an estimate. `images`
     counts the parts of the prompt that are not text (image, audio, file, video). `fields` is the body by top-level
-    field, for `request` to rewrite.
+    field, for `request` to rewrite. `token_ids` counts a prompt that came as tokens, and not as text.
     """
 
     model: str
@@ -32,6 +32,7 @@ class Wish(Struct, frozen=True, gc=False):
     text_bytes: int
     images: int
     fields: dict[str, Raw]
+    token_ids: int = 0
 
     def __repr__(self) -> str:
         return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"

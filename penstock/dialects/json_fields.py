@@ -6,7 +6,7 @@ what we read is what the upstream reads. This module knows JSON; what fields mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from msgspec import DecodeError, Raw, ValidationError, json
@@ -45,11 +45,22 @@ def answer_fields(body: bytes) -> Fields:
         fields = split(body)
     except (ValueError, RecursionError):
         raise UpstreamFailed("The provider's answer is not a JSON object.", began=True) from None
-    if "error" in fields and "choices" not in fields and "data" not in fields:
+    if "error" in fields or ("choices" not in fields and "data" not in fields):
         message = error_message(fields)
-        if message is not None:
+        if message is not None and not (plain(fields.get("choices")) or plain(fields.get("data"))):
             raise UpstreamFailed(message, began=True)
     return fields
+
+
+def refuse_lookalikes(fields: Iterable[str], meant: Mapping[str, str]) -> None:
+    """`InvalidRequest` for a field that some upstream takes for one that we read, and so would follow in its place.
+
+    `meant` says for names in lower case which field they are. Servers written in Go, for one, do not tell case.
+    """
+    for name in fields:
+        ours = meant.get(name) or meant.get(name.casefold())
+        if ours is not None and ours != name:
+            raise InvalidRequest(f"'{name}' is not taken here; write '{ours}'.", param=name)
 
 
 def read(fields: Mapping[str, Raw], name: str, decoder: json.Decoder[T], shape: str) -> T | None:

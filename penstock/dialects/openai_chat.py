@@ -33,6 +33,13 @@ _DATA_AT = len(b"data:")  # where an event's JSON begins, usually; the blank and
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 MOST_CHOICES = 128  # OpenAI's own limit for `n`
 TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it begins and ends
+# Names under which a field we read reaches an upstream that knows more of them: llama.cpp puts `n_predict` above
+# `max_tokens`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted `n`.
+_MEANT = {name: name for name in ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS)} | {
+    "n_predict": LIMIT_FIELDS[1],
+    "max_new_tokens": LIMIT_FIELDS[1],
+    "best_of": "n",
+}
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
@@ -70,6 +77,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
     fields = json_fields.request_fields(body)
     model = json_fields.read_model(fields)
+    json_fields.refuse_lookalikes(fields, _MEANT)
     messages = json_fields.read(fields, "messages", _MESSAGES, "a non-empty list of objects, each with a string 'role'")
     if messages is None:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
@@ -139,9 +147,11 @@ def request(wish: Wish, *, model: str, output_limit: int | None, limit_field: st
         for name in LIMIT_FIELDS:
             fields.pop(name, None)
         fields[limit_field] = output_limit
-    if wish.stream and ask_usage and not wish.include_usage:
+    if wish.stream and ask_usage:
+        # Written anew even when it was asked for: twice in one object, or in other case, it could mean no to others.
         options = json_fields.plain(wish.fields.get("stream_options")) or {}
-        fields["stream_options"] = {**options, "include_usage": True}
+        others = {name: value for name, value in options.items() if name.casefold() != "include_usage"}
+        fields["stream_options"] = {**others, "include_usage": True}
     return json_fields.join(fields)
 
 
@@ -183,7 +193,7 @@ class _Text(Struct, gc=False):
 
 
 class _Choice(Struct, gc=False):
-    index: int = 0
+    index: Annotated[int, Meta(ge=0, lt=MOST_CHOICES)] = 0
     delta: _Text | None = None
     message: _Text | None = None
     finish_reason: str | None = None
@@ -203,7 +213,6 @@ _TEXT_TAIL = (
 )
 _TEXT = re.compile(_TEXT_TAIL % rb'([^"\\\x00-\x1f]*)')
 _TEXT_EVENTS = re.compile(b"(?:%b)+" % (_TEXT_TAIL % rb'[^"\\\x00-\x1f]*'))
-_EMPTY = (None, Raw(b"null"), Raw(b'""'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
 
@@ -304,13 +313,13 @@ class ChatStream:
             return self._unusual(event)
         try:
             chunk = _CHUNK.decode(event[_DATA_AT:])
-        except (ValueError, RecursionError):
+            usage = None if chunk.usage is None else chunk.usage.counted()
+            if chunk.error or not chunk.choices:
+                return self._without_choices(event, _DATA_AT, usage)
+            produced, finish_reason = self._count(chunk.choices)
+            return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
+        except (ValueError, RecursionError):  # also of a name that is no UTF-8: it is looked at only when it is split
             return self._unusual(event)
-        usage = None if chunk.usage is None else chunk.usage.counted()
-        if chunk.error or not chunk.choices:
-            return self._without_choices(event, _DATA_AT, usage)
-        produced, finish_reason = self._count(chunk.choices)
-        return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
 
     def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
         """`(what to send on, tokens produced, where they end)` of the plain text events that follow from `start`."""
@@ -363,6 +372,8 @@ class ChatStream:
         for choice in choices:
             if choice.delta is not None:
                 produced += estimate_delta_tokens(choice.delta.size())
+            if choice.message is not None:
+                produced += estimate_delta_tokens(choice.message.size())
             if choice.finish_reason is not None:
                 finish_reason = choice.finish_reason
                 self._ended.add(choice.index)
@@ -392,7 +403,7 @@ class ChatStream:
             return Step(self._swap_known(event) or event, estimate_tokens(len(data)))
         data = data.replace(b"\n", b" ")
         event = sse.with_data(event, data)
-        return self._untyped(event, event.index(data), fields)
+        return self._untyped(event, event.rindex(data), fields)  # the last: other lines may say the same
 
     def _untyped(self, event: bytes, data_at: int, fields: Fields) -> Step:
         """An event with a JSON object on one line, some of whose values may be of types we do not expect."""
@@ -430,8 +441,11 @@ class ChatStream:
 
     def _remember(self, renamed: dict[str, Any]) -> None:
         for name in self._identity:
-            if renamed.get(name) not in _EMPTY:
-                self._identity[name] = renamed[name]
+            value = renamed.get(name)
+            if isinstance(value, Raw):
+                value = json_fields.plain(value)  # an upstream's word for it may be no text, and ours has to be
+            if value not in (None, ""):
+                self._identity[name] = value
 
 
 def error_event(*, type: str, code: str | None, message: str, param: str | None) -> bytes:

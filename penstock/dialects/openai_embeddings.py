@@ -15,6 +15,7 @@ NAME = "openai_embeddings"
 PATH = "embeddings"
 
 _INPUT_SHAPE = "a string, or a list of strings, of token ids, or of lists of token ids, and not empty"
+_MEANT = {"model": "model", "input": "input"}
 _INPUT = json.Decoder(str | list[str | int | list[int]])
 
 
@@ -22,6 +23,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
     fields = json_fields.request_fields(body)
     model = json_fields.read_model(fields)
+    json_fields.refuse_lookalikes(fields, _MEANT)
     input = json_fields.read(fields, "input", _INPUT, _INPUT_SHAPE)
     if input is None:
         raise InvalidRequest("The 'input' field is required.", param="input")
@@ -37,7 +39,15 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         text_bytes=len(bytes(fields["input"])),
         images=0,
         fields=fields,
+        token_ids=0 if isinstance(input, str) else sum(map(_ids, input)),
     )
+
+
+def _ids(item: str | int | list[int]) -> int:
+    """How many token ids an item of the input is."""
+    if isinstance(item, list):
+        return len(item)
+    return 1 if isinstance(item, int) else 0
 
 
 def request(wish: Wish, *, model: str, output_limit: int | None, limit_field: str, ask_usage: bool) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from penstock.errors import Forbidden, InvalidRequest
+from penstock.errors import Forbidden
 from penstock.operations.accounts import add_member, create_account, list_accounts, remove_member
 from penstock.operations.actor import Actor, Scope
 from penstock.operations.balances import grant_balance, show_balance
@@ -23,6 +23,7 @@ from penstock.operations.office import Office
 from penstock.operations.sessions import issue_session
 from penstock.operations.usage import list_usage, summarize_usage
 from penstock.operations.users import create_user, list_users
+from penstock.operations.values import require_printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,5 @@ async def perform(office: Office, actor: Actor, operation: Operation, arguments:
     """
     if not actor.may(operation.scope):
         raise Forbidden(f"{operation.name} needs the scope '{operation.scope}'.")
-    for param, value in arguments.items():
-        for text in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(text, str) and not text.isprintable():
-                raise InvalidRequest(f"'{param}' has characters that cannot be printed.", param=param)
+    require_printable(arguments)
     return await operation.function(office, actor, **arguments)

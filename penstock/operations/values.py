@@ -7,6 +7,7 @@ refused here with the name of the parameter, for every door alike.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar, overload
 
@@ -40,6 +41,14 @@ class Listing(Generic[T]):
 def amount(nano: int) -> Amount:
     """An amount of nano-USD as it is shown."""
     return Amount(dollars(nano), nano)
+
+
+def require_printable(arguments: Mapping[str, object]) -> None:
+    """InvalidRequest for text with characters that nobody can have meant, and that a database may not take."""
+    for param, value in arguments.items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and not text.isprintable():
+                raise InvalidRequest(f"'{param}' has characters that cannot be printed.", param=param)
 
 
 def parse_usd(written: str, param: str) -> int:

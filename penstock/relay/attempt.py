@@ -121,6 +121,8 @@ class Attempts:
     async def _require_success(self, answer: Answer) -> None:
         if answer.status != 200:
             raise await self._refusal(answer)
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise UpstreamFailed("The provider compressed its answer, which was not asked for.")
 
     def _require_no_error(self, event: bytes, dialect: Dialect) -> None:
         """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""

@@ -50,14 +50,15 @@ def route(wish: Wish, kind: str, caller: Caller, surface: Surface, lane: str | N
         raise InvalidRequest(f"The model '{model.id}' does not serve {kind}.", param="model")
     chosen = _lane(lane, surface)
     media = wish.images * model.image_tokens
-    bound = ceil_div(wish.input_bytes, model.input_bytes_per_token) + media
+    bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids) + media
+    estimate = wish.token_ids or ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN)
     return Plan(
         model=model,
         offers=model.offers,
         lane=chosen,
         tariff=model.tariffs.get(chosen) or _unpaid(model, chosen),
         input_bound=bound,
-        input_estimate=min(bound, ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN) + media),
+        input_estimate=min(bound, estimate + media),
         default_output_tokens=model.default_output_tokens if kind == "chat" else 0,
     )
 

@@ -1,0 +1,220 @@
+"""Callers who drip, flood, hang up, fall silent or read nothing: each has an end, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.stories.caller import Caller, calling, data, eventually, request, the_record
+from tests.stories.gateway import ROUTER, Person, Running
+from tests.stories.served import served
+from tests.stories.shapes import answers, named
+from tests.upstream import Raw, ScriptedUpstream, Stream
+
+HASTE_S = 1.0  # in place of minutes
+CROWD = 150
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+SMALL_BUFFER = 8 * 1024
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", HASTE_S)
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_STALL_S", HASTE_S)
+
+
+@asynccontextmanager
+async def line(gateway: Running) -> AsyncIterator[Caller]:
+    async with calling(gateway.url) as caller:
+        yield caller
+
+
+async def drip(gateway: Running, begin: bytes, drop: bytes) -> bytes:
+    """Say `begin`, then `drop` again and again until the other side has had enough; what it said."""
+    async with line(gateway) as caller:
+        with suppress(ConnectionError):
+            await caller.send(begin)
+            listening = asyncio.ensure_future(caller.reader.read(-1))
+            while not listening.done():
+                await caller.send(drop)
+                await asyncio.sleep(0.05)  # a drop at a time is what this caller is about
+            return listening.result()
+    return b""
+
+
+def begun(person: Person) -> list[tuple[bytes, bytes]]:
+    """How requests begin that never end, and what they go on with."""
+    whole = request(ROUTER, person, stream=True)
+    head, _, body = whole.partition(b"\r\n\r\n")
+    chunked = head.split(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"
+    return [
+        (b"", b"\r\n"),
+        (b"POST /api", b"x"),
+        (head + b"\r\nx-more: ", b"y"),
+        (head + b"\r\n", b"x-more: y\r\n"),
+        (head + b"\r\n\r\n" + body[:-40], b" "),
+        (chunked, b"1\r\n \r\n"),
+        (chunked + b"1;", b"a=b;"),
+        (chunked + b"0\r\n", b"x-trailer: y\r\n"),
+        (HEALTH, b"\r\n"),
+        (whole.replace(b"content-length", b"expect: 100-continue\r\ncontent-length")[:-20], b""),
+    ]
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_crowd_that_drips_is_hung_up_on_while_ordinary_calls_go_on(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada, bob = await gateway.person(usd="1"), await gateway.person(usd="1")
+    ways = begun(ada)
+    crowd = asyncio.gather(*(drip(gateway, *ways[number % len(ways)]) for number in range(CROWD)))
+    served = 0
+    while not crowd.done():
+        assert (await gateway.chat(ROUTER, bob)).status_code == 200
+        served += 1
+    await crowd
+    assert served > 5
+    assert len(upstream.requests) == len(await gateway.usage(bob)) == served
+    assert await gateway.usage(ada) == ()
+    assert await gateway.nano(ada) == 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"1;", b"a=b;" * 10_000),
+        (b"0\r\n", b"x-trailer: y\r\n" * 3_000),
+        (b"0\r\nx-trailer: ", b"y" * 40_000),
+    ],
+)
+async def test_what_surrounds_a_body_has_an_end(gateway: Running, begin: bytes, more: bytes) -> None:
+    ada = await gateway.person(usd="1")
+    start = request(ROUTER, ada).split(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"
+    async with line(gateway) as caller:
+        sent = 0
+        with suppress(ConnectionError):
+            await caller.send(start + begin)
+            while not caller.reader.at_eof() and sent < 5_000_000:
+                await caller.send(more)
+                sent += len(more)
+                await asyncio.sleep(0)  # for the gateway, which runs beside us, to read it
+    assert sent < 1_000_000
+    assert await gateway.usage(ada) == ()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("pipelined", [1, 40])
+async def test_who_never_reads_an_answer_is_not_waited_for(
+    gateway: Running, upstream: ScriptedUpstream, pipelined: int
+) -> None:
+    ada = await gateway.person(usd="1")
+    large = b'{"choices": [{"message": {"content": "%s"}}]}' % (b"x" * (12_000_000 // pipelined))
+    upstream.usual = Raw(large)
+    async with calling(gateway.url, receive_buffer=SMALL_BUFFER) as caller:
+        await caller.send(request(ROUTER, ada) * pipelined)
+        await upstream.arrival(1)
+
+        async def gone() -> bool:
+            """A connection that the other side has forgotten is reset when it is spoken to."""
+            caller.writer.write(b"\r\n")
+            return caller.writer.is_closing()
+
+        assert await eventually(gone)
+    assert (await gateway.http.get("/health")).status_code == 200
+    assert await gateway.nano(ada) < 1_000_000_000
+
+
+async def test_nonsense_behind_a_question_does_not_spoil_its_answer(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    held = Stream(tokens=4, hold_after=2)
+    upstream.script(held)
+    async with line(gateway) as caller:
+        await caller.ask(ROUTER, ada, stream=True)
+        assert (await caller.head()).status == 200
+        events = [await caller.event(), await caller.event()]
+        for nonsense in (b"nonsense\r\n\r\n", b"\x00" * 1_000, HEALTH):
+            await caller.send(nonsense)
+        held.resume.set()
+        events += await caller.events()
+        assert await caller.closed()
+    assert [event for event in events if not event.startswith(b"data: ")] == []
+    assert events[-1] == b"data: [DONE]\n\n"
+    text = "".join(data(event)["choices"][0]["delta"].get("content", "") for event in events[:-1])
+    assert text == "Paid ahead, counted"
+    assert (await the_record(gateway, ada)).ended == "answer"
+
+
+async def test_nonsense_behind_a_plain_question_is_not_its_answer(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    async with line(gateway) as caller:
+        await caller.send(request(ROUTER, ada) + HEALTH + b"nonsense\r\n\r\n" + HEALTH)
+        got = answers(await caller.reader.read(-1))
+    assert [answer.status for answer in got] == [200, 200]
+    assert len(await gateway.usage(ada)) == 1
+
+
+async def test_nonsense_in_a_body_that_was_refused_already_gets_no_second_answer(gateway: Running) -> None:
+    start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with line(gateway) as caller:
+        await caller.send(start)
+        assert (await caller.head()).status == 401
+        await caller.body()
+        await caller.send(b"nonsense\r\n" + HEALTH)
+        assert await caller.closed()
+
+
+HALVES = [b"", b"POST /api/op", b"HEAD\r\n", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"]
+
+
+async def test_half_closed_and_reset_connections_leave_nothing_behind(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    whole = request(ROUTER, ada, stream=True)
+    for reset in (False, True):
+        for said in (*HALVES, whole[:-1], whole):
+            async with line(gateway) as caller:
+                await caller.send(said)
+                if reset:
+                    _reset(caller)
+                else:
+                    caller.writer.write_eof()
+                    await caller.reader.read(-1)
+
+    async def settled() -> bool:
+        return (await gateway.balance(ada)).credits.held.nano == 0
+
+    assert await eventually(settled)
+    assert len(await gateway.usage(ada)) <= 2  # of the two that were whole
+    assert (await gateway.chat(ROUTER, ada)).status_code == 200
+
+
+def _reset(caller: Caller) -> None:
+    plug: socket.socket = caller.writer.get_extra_info("socket")
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    caller.hang_up()
+
+
+async def test_a_crowd_keeps_nobody_from_being_served_and_the_process_not_from_stopping(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with served(tmp_path, upstream) as server, AsyncExitStack() as crowd:
+        ways = [begin for begin, _ in begun(server.people[0]) if begin != HEALTH]
+        for number in range(200):
+            caller = await crowd.enter_async_context(calling(server.process.url))
+            await caller.send(ways[number % len(ways)])
+        for _ in range(20):
+            (got,) = answers(await server.said(named(b"Connection: close\r\n")))
+            assert got.status == 200
+        server.process.signal(signal.SIGTERM)
+        assert await server.process.ended() == 0
+    assert len(upstream.requests) == 20
