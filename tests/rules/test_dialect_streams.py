@@ -365,3 +365,42 @@ def test_any_value_in_any_known_field_passes_without_an_exception(value: Any) ->
         assert load(reader.final_chunk(finish_reason="length", reason="r"))
         if step.out and name != "model":
             assert load(step.out)["model"] == "mine"
+
+
+def compact(value: Any) -> bytes:
+    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+
+
+TEXTS = st.text('ab "\\é\n,{}', max_size=24)
+CHUNKS = st.one_of(
+    st.builds(lambda text: chunk({"content": text}), TEXTS),
+    st.builds(lambda text: chunk({"content": text}, usage=None), TEXTS),
+    st.builds(lambda text: chunk({"content": text}, obfuscation="x"), TEXTS),
+    st.builds(lambda text: chunk({"role": "assistant", "content": text}), TEXTS),
+    st.builds(lambda text: {**chunk({"content": text}), "id": "another"}, TEXTS),
+    st.just(chunk({}, usage={"prompt_tokens": 3, "completion_tokens": 9})),
+)
+
+
+@given(st.lists(CHUNKS, max_size=12), st.sampled_from([None, "cmpl-"]))
+def test_a_run_of_text_comes_to_what_its_events_come_to_one_by_one(chunks: list[Any], prefix: str | None) -> None:
+    block, quick, slow = b"".join(map(compact, chunks)), stream(id_prefix=prefix), stream(id_prefix=prefix)
+    sent, produced, start = b"", 0, 0
+    while start < len(block):
+        out, tokens, end = quick.run(block, start)
+        if end == start:
+            end = sse.event_end(block, start)
+            step = quick.feed(block[start:end])
+            out, tokens = step.out, step.produced
+        sent, produced, start = sent + out, produced + tokens, end
+    steps = [slow.feed(event) for event in sse.events(block)]
+    assert (sent, produced) == (b"".join(step.out for step in steps), sum(step.produced for step in steps))
+    last = {"finish_reason": "length", "reason": "r"}
+    assert quick.final_chunk(**last) == slow.final_chunk(**last)
+
+
+def test_text_events_that_come_together_pass_in_one_run() -> None:
+    reader = stream()
+    reader.feed(compact(chunk({"role": "assistant", "content": ""})))
+    block = b"".join(compact(chunk({"content": text})) for text in ("a", "", "no token is so long"))
+    assert reader.run(block, 0)[1:] == (1 + 0 + 5, len(block))
