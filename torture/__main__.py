@@ -36,7 +36,7 @@ class Size:
 FULL = Size(
     spend.Size(),
     kills={SQLITE: 170, POSTGRESQL: 40},
-    cuts={SQLITE: 20, POSTGRESQL: 4},
+    cuts={SQLITE: 21, POSTGRESQL: 4},
     streams=500,
     drains={SQLITE: 5, POSTGRESQL: 5},
     live=200,

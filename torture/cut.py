@@ -40,7 +40,7 @@ PLAN = Plan(PROVIDERS, {p.name: (p.name,) for p in PROVIDERS}, grace_s=1, slice_
 LIMIT = 200
 PLENTY = 10**12
 PATIENCE_S = 60.0
-AT_ONCE = 120  # streams under way, besides those that wait for the shutdown
+AT_ONCE = 80  # streams under way, besides those that wait for the shutdown
 ENDLESS = 100_000
 WEIGHTS = {"caller": 30, "drained": 15, "upstream": 20, "time-out": 12, "money": 13, "shutdown": 10}
 ASSERTED = {
@@ -108,12 +108,12 @@ def _caller(rng: random.Random, marker: str) -> Cut:
 
 def _before(rng: random.Random, script: Script, *, reset: bool) -> Cut:
     script = structs.replace(script, first_ms=rng.choice((0, 30)), stop_after=0)
-    return Cut("caller", script, "stop", ("caller_gone",), leave=Leave(after_s=rng.uniform(0, 0.15), reset=reset))
+    return Cut("caller", script, "stop", ("caller_gone",), leave=Leave(after_s=rng.uniform(0, 0.4), reset=reset))
 
 
 def _anywhere(rng: random.Random, script: Script, *, reset: bool) -> Cut:
-    script = structs.replace(script, gap_ms=rng.choice((1, 5)), burst=1, chunk=1)
-    leave = Leave(after_s=rng.uniform(0.02, 0.15), reset=reset)
+    script = structs.replace(script, gap_ms=rng.choice((2, 5)), burst=1, chunk=1)
+    leave = Leave(after_s=rng.uniform(0.05, 0.3), reset=reset)
     return Cut("caller", script, "stop", ("caller_gone", "answer"), leave=leave, within_a_chunk=False)
 
 
@@ -134,10 +134,10 @@ def _drained(rng: random.Random, marker: str) -> Cut:
     ended = ("caller_gone", "answer")
     script, model = _script(rng, marker), rng.choice(("drain", "full"))
     tokens = rng.randint(4 * script.chunk, LIMIT)
-    script = structs.replace(script, tokens=tokens, gap_ms=rng.choice((1, 3)), burst=1, first_ms=rng.choice((0, 300)))
+    script = structs.replace(script, tokens=tokens, gap_ms=rng.choice((1, 3)), burst=1, first_ms=rng.choice((0, 500)))
     leave = Leave(rng.randint(1, 2), reset=rng.random() < 0.5)
     if script.first_ms and rng.random() < 0.5:
-        leave = Leave(after_s=rng.uniform(0.02, 0.25))
+        leave = Leave(after_s=rng.uniform(0.05, 0.45))
     if rng.random() < 0.25:
         script = structs.replace(script, stop_after=rng.randint(3, tokens // script.chunk), then=_break(rng))
         free = script.then == "slam"
