@@ -8,7 +8,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench fuzz lock
+.PHONY: help setup demo serve test check format bench torture fuzz lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ format: $(VENV)/dev.stamp ## format the code and mend what the linter can mend
 
 bench: $(VENV)/dev.stamp ## measure throughput and latency on this machine
 	$(BIN)/python -m bench $(ARGS)
+
+torture: $(VENV)/dev.stamp ## flood, kill and cut real gateways, and hold them to what their upstream kept
+	$(BIN)/python -m torture $(ARGS)
 
 fuzz: $(VENV)/dev.stamp $(VENV)/fuzz.stamp ## fuzz by coverage, a minute a target; ARGS="--seconds 300 stream" is other
 	PYTHONPATH=$(VENV)/fuzz $(BIN)/python -m fuzz $(ARGS)

@@ -329,8 +329,10 @@ class Connection(asyncio.Protocol):
             self._host = host
 
     def _refuse(self, refused: _Refused) -> None:
-        """Answer what cannot be served, after the requests that came before it, and end the connection. Never in the midst
-        of another answer, nor in the place of one that is yet to come."""
+        """Answer what cannot be served, after the requests that came before it, and end the connection.
+
+        Never in the midst of another answer, nor in the place of one that is yet to come.
+        """
         self._in_head = self._reading = False
         self.transport.pause_reading()
         arriving, self._arriving = self._arriving, None

@@ -68,7 +68,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_and_test_that_is_named_is_there(page: Path) -> None:
     text = page.read_text()
-    named = re.findall(r"`((?:penstock|tests|bench|docs|examples|requirements)/[\w./-]*)`", text)
+    named = re.findall(r"`((?:penstock|tests|bench|torture|docs|examples|requirements)/[\w./-]*)`", text)
     assert [name for name in named if not (ROOT / name).exists()] == []
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
     assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests] == []

@@ -1,8 +1,10 @@
-"""The process is killed in mid-stream: what had been noted is charged, nothing stays held, and the books add up."""
+"""The process is killed in mid-stream: what had been noted is charged, nothing stays held, and the books add up.
+
+Kills at random moments under load are in `test_torture.py`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sqlite3
 from contextlib import closing
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from penstock.config_file import load
 from tests.stories.caller import calling, eventually
-from tests.stories.gateway import ROUTER, Person, running
+from tests.stories.gateway import ROUTER, running
 from tests.stories.process import configuration, serving_process, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
@@ -62,47 +64,8 @@ async def test_a_killed_call_that_had_produced_nothing_is_free_and_under_review(
         assert await gateway.nano(ada) == GRANTED
 
 
-async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
-    tmp_path: Path, upstream: ScriptedUpstream
-) -> None:
-    config = configuration(tmp_path, upstream.base_url)
-    async with running(load(config, {})) as gateway:
-        people = [await gateway.person(usd="1") for _ in range(8)]
-    upstream.usual = Stream(tokens=60, tokens_per_event=7)
-    for served in (11, 29):
-        async with serving_process(config) as process:
-            load_tasks = [asyncio.create_task(call_again_and_again(process.url, person)) for person in people]
-            await upstream.arrival(len(upstream.requests) + served)
-            process.signal(signal.SIGKILL)
-            await process.ended()
-            await asyncio.wait(load_tasks)
-    for received in upstream.requests:
-        await received.over.wait()
-    async with running(load(config, {})) as gateway:
-        records = [record for person in people for record in await gateway.usage(person)]
-        spent = [GRANTED - await gateway.nano(person) for person in people]
-    finished = [record for record in records if record.state == "final"]
-    assert len(records) >= len(upstream.requests)
-    assert {record.amount for record in finished} == {7 * INPUT + 60 * OUTPUT}
-    assert sum(spent) == sum(record.amount for record in records)
-    assert 11 - 8 + 29 - 8 <= len(finished) <= sum(received.finished for received in upstream.requests)
-    assert await verified(config)
-
-
 async def noted(folder: Path) -> int:
     """How much the furthest open hold is known to owe, in nano-USD."""
     with closing(sqlite3.connect(f"file:{folder}/penstock.db?mode=ro", uri=True)) as database:
         (progress,) = database.execute("SELECT max(progress) FROM holds").fetchone()
     return int(progress or 0)
-
-
-async def call_again_and_again(url: str, person: Person) -> None:
-    """Streams, one after the other, until the gateway is gone."""
-    try:
-        while True:
-            async with calling(url) as caller:
-                await caller.ask(ROUTER, person, model="metered", stream=True)
-                await caller.head()
-                await caller.body()
-    except (OSError, EOFError):  # IncompleteReadError is an EOFError
-        return
