@@ -14,6 +14,11 @@ from torture.caller import HUNG, Heard
 from torture.script import INPUT_NANO, OUTPUT_NANO, Script, Told
 from torture.store import Charge
 
+# Whether the last byte of an answer waits until its settlement is durable. Until the gateway keeps that order, a call
+# whose answer arrived whole may be found under review after a SIGKILL, not charged in full; with True that is a
+# violation like any other.
+SETTLED_BEFORE_THE_LAST_BYTE = False
+
 NOT_SERVED = frozenset({"timeout", "upstream_failed", "shutdown"})  # free when nothing came: not the caller's doing
 
 
