@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 CONNECTION = "penstock.connection"  # where a scope holds its connection
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
 LONGEST_STALL_S = 90.0  # without a byte of an answer taken; a stream gives up on its caller earlier
+MOST_WAITING = 64  # requests behind one that is being answered; a packet holds thousands, each a hundred times its size
 LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chunk extensions, trailers
 
 _HOST = re.compile(rb"[0-9A-Za-z.~!$&'()*+,;=:%\[\]_-]*")
@@ -105,6 +106,8 @@ class WatchedProtocol(HttpToolsProtocol):
             raise ValueError("There is no way through here.")
         if self.parser.should_upgrade():
             return  # see `_as_if_not_asked`
+        if len(self.pipeline) >= MOST_WAITING:
+            raise ValueError("Too many requests at once on one connection.")
         if mistake := mistake_of_head(self.parser.get_http_version(), self.headers):
             raise ValueError(mistake)
         super().on_headers_complete()

@@ -131,6 +131,14 @@ async def test_who_never_reads_an_answer_is_not_waited_for(
     assert await gateway.nano(ada) < 1_000_000_000
 
 
+async def test_of_a_flood_of_requests_in_one_packet_the_first_are_answered(gateway: Running) -> None:
+    async with line(gateway) as caller:
+        await caller.send(HEALTH * 2_000)
+        got = answers(await caller.reader.read(-1))
+    assert {answer.status for answer in got} == {200}
+    assert 1 < len(got) < 100
+
+
 async def test_nonsense_behind_a_question_does_not_spoil_its_answer(
     gateway: Running, upstream: ScriptedUpstream
 ) -> None:
