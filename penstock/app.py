@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -165,9 +166,17 @@ def serve(
     """Serve until SIGINT or SIGTERM; reload on SIGHUP. `announce` is told the base URL once calls are taken."""
     redact = _redactor(settings)
     configure(sys.stderr, redact)
+    _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, redact, reload, announce))
     return 0
+
+
+def _allow_connections() -> None:
+    """Take as many open files as the system grants: with the usual 1,024 a thousand idle callers shut out all others."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(

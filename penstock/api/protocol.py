@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 CONNECTION = "penstock.connection"  # where a scope holds its connection
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
+LONGEST_HEAD_S = 20.0  # for the part before the body, or to go on after an answer that did not wait for the body
 LONGEST_STALL_S = 90.0  # without a byte of an answer taken; a stream gives up on its caller earlier
 MOST_WAITING = 64  # requests behind one that is being answered; a packet holds thousands, each a hundred times its size
 LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chunk extensions, trailers
@@ -183,10 +184,16 @@ class WatchedProtocol(HttpToolsProtocol):
     def _watch_reading(self) -> None:
         """A timer runs while a request is incomplete: for the first from the connection on, else hardly ever."""
         if self._reading and self._deadline is None:
-            self._deadline = self.loop.call_later(LONGEST_READ_S, self._hang_up)
+            self._deadline = self.loop.call_later(min(LONGEST_HEAD_S, LONGEST_READ_S), self._overdue)
         elif not self._reading and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _overdue(self) -> None:
+        if self._in_body and self._answering:
+            self._deadline = self.loop.call_later(max(LONGEST_READ_S - LONGEST_HEAD_S, 0.0), self._hang_up)
+        else:
+            self._hang_up()
 
     def _hang_up(self) -> None:
         """Close, and do not wait for what the caller has left unread."""

@@ -26,7 +26,8 @@ SMALL_BUFFER = 8 * 1024
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", HASTE_S)
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_HEAD_S", HASTE_S)
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", 2 * HASTE_S)
     monkeypatch.setattr("penstock.api.protocol.LONGEST_STALL_S", HASTE_S)
 
 
@@ -84,6 +85,18 @@ async def test_a_crowd_that_drips_is_hung_up_on_while_ordinary_calls_go_on(
     assert len(upstream.requests) == len(await gateway.usage(bob)) == served
     assert await gateway.usage(ada) == ()
     assert await gateway.nano(ada) == 1_000_000_000
+
+
+async def test_who_shows_no_key_gets_no_time_for_a_body(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_HEAD_S", HASTE_S)  # and two minutes for the whole, as ever
+    ada = await gateway.person(usd="1")
+    known = request(ROUTER, ada)
+    unknown = known.replace(ada.personal_key.key.encode(), b"nobody")
+    patient = asyncio.ensure_future(drip(gateway, known[:-40], b" "))
+    assert b"HTTP/1.1 401" in await drip(gateway, unknown[:-40], b" ")
+    assert await drip(gateway, known[:30], b"x") == b""
+    assert not patient.done()
+    patient.cancel()
 
 
 @pytest.mark.parametrize(
