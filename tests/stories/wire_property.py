@@ -27,6 +27,8 @@ async def wire_says(port: int, pieces: list[bytes]) -> list[int]:
     """
     async with asyncio.timeout(PATIENCE_S):
         raw = await _said(port, pieces)
+    if b"HEAD " in b"".join(pieces):  # its answer has a length and no body, so answers cannot be told apart
+        return []
     statuses = [answer.status for answer in answers(raw)]
     assert all(status < 500 or status == 501 for status in statuses), statuses
     seen = requests_seen_by_h11(b"".join(pieces))
