@@ -182,7 +182,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
 
 
 def _allow_connections() -> None:
-    """Take as many open files as the system grants: with the usual 1,024, a thousand idle callers keep all others out."""
+    """Take as many open files as there may be: with the usual 1,024, a thousand idle callers lock all others out."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -92,7 +92,7 @@ async def test_who_shows_no_key_gets_no_time_for_a_body(gateway: Running, monkey
     ada = await gateway.person(usd="1")
     known = request(ROUTER, ada)
     unknown = known.replace(ada.personal_key.key.encode(), b"nobody")
-    patient = asyncio.ensure_future(drip(gateway, known[:-40], b" "))
+    patient = asyncio.ensure_future(drip(gateway, known[:-80], b" "))
     impatient = asyncio.gather(drip(gateway, unknown[:-40], b" "), drip(gateway, known[:30], b"x"))
     refused, silent = await impatient
     assert b"HTTP/1.1 401" in refused
