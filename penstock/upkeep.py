@@ -2,9 +2,9 @@
 
     every   chore
     0.25 s  write buffered log lines, measure the event loop's lag
-    1 s     keep quiet streams alive with a comment
+    1 s     keep quiet streams alive with a comment, notice when the clock of the machine jumps
     5 s     renew this process's lease and note how far its calls have come; settle what dead processes left
-    60 s    settle forgotten holds, empty expired lots, forget old answers
+    60 s    settle forgotten holds; empty expired lots, forget old answers
 
 A chore that fails is logged and tried again the next time.
 """
@@ -20,13 +20,15 @@ from dataclasses import dataclass
 
 from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery
-from penstock.db.recovery import LEASE_MS, Owner
+from penstock.db.recovery import LEASE_MS, Owner, Sightings
 from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
 from penstock.log import FLUSH_S, RequestLog
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+
+JUMP_S = 1.0  # that a clock which is set right does not move in a second
 
 _logger = logging.getLogger("penstock.upkeep")
 
@@ -63,12 +65,17 @@ class Upkeep:
         self._observer = observer
         self._log = log
         self._quiet_s = quiet_s
+        self._sightings = Sightings(clock)
+        self._unknown: set[str] = set()  # requests with a hold of ours that no call of ours knew at the last look
+        self._epoch_s = self._read_epoch_s()
         self._tasks: list[asyncio.Task[None]] = []
         self.chores = [
             Chore("write the log", FLUSH_S, self._write_log),
             Chore("keep streams alive", 1.0, self._keep_alive),
+            Chore("watch the clock", 1.0, self._watch_clock),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._bury_dead),
+            Chore("settle forgotten holds", 60.0, self._settle_forgotten),
             Chore("tidy the ledger", 60.0, self._tidy),
         ]
 
@@ -103,6 +110,7 @@ class Upkeep:
             try:
                 await chore.do()
             except StoreUnavailable:
+                self._sightings.forget()
                 _logger.warning("%s: the store is not there", chore.name)
             except Exception:
                 _logger.exception("%s failed", chore.name)
@@ -114,22 +122,43 @@ class Upkeep:
         for stream in list(self._relay.streams):
             await stream.keep_alive(self._quiet_s)
 
+    def _read_epoch_s(self) -> float:
+        """When the monotonic clock was at zero, by the wall clock: always the same, unless that one is set."""
+        return self._clock.now_ms() / 1000 - self._clock.monotonic()
+
+    async def _watch_clock(self) -> None:
+        epoch_s = self._read_epoch_s()
+        jumped_s, self._epoch_s = epoch_s - self._epoch_s, epoch_s
+        if abs(jumped_s) >= JUMP_S:
+            _logger.warning("the clock of this machine has jumped by %+.1f s", jumped_s)
+
     async def _renew(self) -> None:
         await self._store.write(recovery.renew(self._owner, self._holds.progress(), self._clock.now_ms()))
 
     async def _bury_dead(self) -> None:
         here = host_identity()
-        for owner in await self._store.read(recovery.all_owners()):
-            if owner.id != self._owner and is_dead(owner, here, self._clock.now_ms()):
+        owners = await self._store.read(recovery.all_owners())
+        silent = self._sightings.silent(owners)
+        for owner in owners:
+            if owner.id != self._owner and (owner.id in silent or is_gone(owner, here)):
                 lease = owner.lease_until_ms
                 settled = await self._store.write(recovery.bury(owner.id, self._clock.now_ms(), lease_until_ms=lease))
                 _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
 
+    async def _settle_forgotten(self) -> None:
+        """Settle holds that were granted to nobody: their outcome was lost while the store went away. A call that is
+        only just beginning or ending is not taken for one: nobody knew it at the look before either."""
+        unknown = await self._store.read(recovery.requests_of(self._owner)) - self._holds.requests()
+        forgotten, self._unknown = sorted(unknown & self._unknown), unknown
+        if forgotten:
+            settled = await self._store.write(recovery.settle_forgotten(forgotten, self._clock.now_ms()))
+            _logger.warning("%d holds were known to no call; they are settled and under review", settled)
+
     async def _tidy(self) -> None:
         now_ms = self._clock.now_ms()
-        forgotten = await self._store.write(recovery.settle_overdue(now_ms))
-        if forgotten:
-            _logger.error("%d holds were never closed: a defect; they are settled and under review", forgotten)
+        overdue = await self._store.write(recovery.settle_overdue(now_ms))
+        if overdue:
+            _logger.error("%d holds were never closed: a defect; they are settled and under review", overdue)
         await self._store.write(journal.expire_lots(now_ms))
         await self._store.write(ledger.forget_answers(now_ms))
 
@@ -144,10 +173,8 @@ def host_identity() -> str:
         return socket.gethostname()
 
 
-def is_dead(owner: Owner, here: str, now_ms: int) -> bool:
-    """Whether a process has let its lease run out or, on this host, is seen to be gone."""
-    if owner.lease_until_ms <= now_ms:
-        return True
+def is_gone(owner: Owner, here: str) -> bool:
+    """Whether a process is of this host and seen to be gone."""
     if owner.host != here:
         return False
     try:

@@ -35,7 +35,7 @@ from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.recovery import context_of
 from penstock.db.store import Store
 from penstock.dialects import Wish
-from penstock.errors import UpstreamError, WrongState
+from penstock.errors import OutcomeUnknown, StoreUnavailable, UpstreamError, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.money.prices import value
 from penstock.money.units import LARGEST
@@ -54,6 +54,8 @@ UNSERVED = frozenset(Ending) - {
 }  # not the caller's doing: free, if nothing came
 SLICE_GROWTH = 2
 LARGEST_SLICE = 8_192  # tokens: what one extension sets aside at most
+PATIENCE_S = 5.0  # a stream that needs more while the store is away is not cut off before: restarts take less
+PAUSE_S = 0.1  # between its questions
 
 
 class Holds:
@@ -89,6 +91,10 @@ class Holds:
         """A hold is about to be settled; its record is complete."""
         self._open.pop(hold.record.request_id, None)
         self.observe.closed(hold.record, hold.added_s())
+
+    def requests(self) -> set[str]:
+        """The requests of every open hold."""
+        return set(self._open)
 
     def progress(self) -> list[tuple[int, int, str]]:
         """`(owed, output tokens, request id)` of every open hold that owes something."""
@@ -197,6 +203,10 @@ class Hold:
         )
         try:
             return await future
+        except OutcomeUnknown as error:  # give back what may have been granted: settling twice is impossible
+            self.ending, self.status = ending_of(error, caller_gone=self._departure.gone)
+            self._close()
+            raise
         except asyncio.CancelledError:  # by now the store has decided (`store.Decision`): give back what it granted
             if not future.exception() and isinstance(future.result(), Granted):
                 self.ending, self.status = ending_of(asyncio.CancelledError(), caller_gone=self._departure.gone)
@@ -261,10 +271,22 @@ class Hold:
         return value(self.owed(), self._plan.tariff.value_rate)
 
     async def cover(self, output: int) -> bool:
-        """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended."""
+        """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended.
+
+        A store that is away is asked again for a while. StoreUnavailable, also when it has closed the hold.
+        """
+        give_up_s = self._holds.clock.monotonic() + PATIENCE_S
         while output > self.covered_output:
-            outcome = await (self._extending or self._extend())
+            try:
+                outcome = await (self._extending or self._extend())
+            except StoreUnavailable:
+                if self._holds.clock.monotonic() >= give_up_s:
+                    raise
+                await asyncio.sleep(PAUSE_S)
+                continue
             if isinstance(outcome, Refused):
+                if outcome.why is Refusal.GONE:
+                    raise StoreUnavailable("This process was taken for dead, and the call has been settled.")
                 return False
         return True
 
@@ -277,8 +299,7 @@ class Hold:
 
     def _extend(self) -> asyncio.Future[Outcome]:
         bound, output = self._plan.tariff.bound, max(self.covered_output, self.meter.output)
-        step = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
-        self._slice = step
+        step = self._next_slice()
         future = self._holds.store.commit(
             Extension(
                 request_id=self.record.request_id,
@@ -306,8 +327,12 @@ class Hold:
         outcome = future.result()
         if isinstance(outcome, Granted):
             self._add(outcome)
+            self._slice = self._next_slice()
         else:
             self._exhausted = True
+
+    def _next_slice(self) -> int:
+        return min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
 
     # Leaving.
 
