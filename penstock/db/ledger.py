@@ -254,19 +254,23 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
 
 
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
-    """Load and lock what the operations touch: first holds, then keys, then lots, each in sorted order."""
+    """Load and lock what the operations touch: first keys, then lots, then holds, each in sorted order.
+
+    Holds come last: one that an earlier transaction is still about to write, whose outcome its process could not wait
+    for, is seen by its settlement, because both need the same keys.
+    """
     page = _Page(Books(now_ms))
+    onces = [(o.need.keys[0], o.once.key) for o in operations if isinstance(o, Admission) and o.once]
+    if onces:
+        yield from page.look_up_keys(onces)
+    needs = [o.need for o in operations]
+    yield from load_books(page.books, {key for n in needs for key in n.keys}, {n.account for n in needs})
     settling = [o.request_id for o in operations if isinstance(o, Settlement)]
     extending = [o.request_id for o in operations if isinstance(o, Extension)]
     if settling:
         yield from page.close_holds(settling)
     if extending:
         page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
-    onces = [(o.need.keys[0], o.once.key) for o in operations if isinstance(o, Admission) and o.once]
-    if onces:
-        yield from page.look_up_keys(onces)
-    needs = [o.need for o in operations]
-    yield from load_books(page.books, {key for n in needs for key in n.keys}, {n.account for n in needs})
     return page
 
 

@@ -26,7 +26,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 import penstock.db
 from penstock.config import Settings, StoreSettings
-from penstock.db import migrate, postgres
+from penstock.db import migrate
 from penstock.db.journal import grant, verify
 from penstock.db.ledger import CLOSE_HOLDS, SAVE_LOT, WRITE_HOLD, Once
 from penstock.db.postgres import PostgresStore, _Text
@@ -352,26 +352,6 @@ async def rows_when_back(store: Any) -> list[Any]:
         return await rows(store, usage_records)
     except StoreUnavailable:
         return []
-
-
-async def test_rows_that_somebody_keeps_locked_are_waited_for_within_a_bound(
-    pg: Any, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres, "LOCK_S", 0.05)
-    async with on(database) as store:
-        await store.commit(admission("a", need(100)))
-        other = await asyncpg.connect(database)
-        begun = other.transaction()
-        await begun.start()
-        await other.execute("SELECT 1 FROM lots FOR UPDATE")
-        store.post(settlement("a", need(0), 70))
-        with pytest.raises(StoreUnavailable):
-            await store.commit(admission("b", need(100)))
-        await begun.rollback()
-        await other.close()
-        while not await rows_when_back(store):
-            pass
-        assert [(row["remaining"], row["held"]) for row in await rows(store, lots)] == [(930, 0)]
 
 
 async def test_a_transaction_undone_to_end_a_deadlock_is_carried_on_in_another(
