@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ import pytest
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
 from tests.ledger import HandClock, furnish, make_tables
-from tests.postgres import ABSENT, Server, find_server
 
 # These name SQLite's own exception. `test_postgres.py` has each of them with PostgreSQL's.
 ABOUT_SQLITE_ERRORS = (
@@ -25,24 +24,7 @@ def clock() -> HandClock:
     return HandClock()
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    """A PostgreSQL server; without one the test is skipped."""
-    server = find_server()
-    if server is None:
-        pytest.skip(ABSENT)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def database(server: Server) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database that has its tables."""
-    with server.database() as url:
-        yield url
-
-
-@pytest.fixture(params=["memory", "file", "postgres"])
+@pytest.fixture(params=["memory", "file", pytest.param("postgres", marks=pytest.mark.postgres)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock) -> AsyncIterator[Store]:
     opened = _open(request, tmp_path, clock)
     await opened.write(furnish())

@@ -1,7 +1,7 @@
 """The gateway as a process of its own, started as an operator starts it: `penstock serve` and a configuration file.
 
-config = configuration(tmp_path, upstream.base_url)
-async with running(load(config, {})) as gateway:        # the same database, in the test's own process
+config = configuration(tmp_path, upstream.base_url, store=store_url)
+async with running(settings_of(config)) as gateway:     # the same database, in the test's own process
     ada = await gateway.person(usd="1")
 async with serving_process(config) as process:
     ...                                                 # call process.url
@@ -19,9 +19,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from penstock.config import Settings
+from penstock.config_file import load
+from tests.engines import SECRETS
 from tests.stories.caller import PATIENCE_S, eventually
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | SECRETS
 MODEL = """
 [[models]]
 id = "{id}"
@@ -30,20 +33,27 @@ price = {{ input = 0.1, output = 2 }}
 """
 
 
-def configuration(folder: Path, upstream: str, *, models: tuple[str, ...] = ("metered",), grace_s: float = 1.0) -> Path:
-    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`."""
+def configuration(
+    folder: Path, upstream: str, *, store: str, models: tuple[str, ...] = ("metered",), grace_s: float = 1.0
+) -> Path:
+    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and this database."""
     path = folder / "penstock.toml"
     head = f"""
 [server]
 port = 0
 grace_s = {grace_s}
 [store]
-url = "sqlite:///{folder}/penstock.db"
+url = "{store}"
 [providers.main]
 base_url = "{upstream}"
 """
     path.write_text(head + "".join(MODEL.format(id=id) for id in models))
     return path
+
+
+def settings_of(config: Path) -> Settings:
+    """What a process with this file would run with."""
+    return load(config, SECRETS)
 
 
 class Process:

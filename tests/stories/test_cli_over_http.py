@@ -17,10 +17,8 @@ from typer.testing import CliRunner, Result
 from penstock.access import Access
 from penstock.api.management import build
 from penstock.api.server import serving
-from penstock.app import open_office
 from penstock.cli.main import program
 from penstock.config import ServerSettings
-from penstock.config_file import load
 from penstock.operations.actor import LOCAL
 from penstock.operations.index import OPERATIONS, operation_named, perform
 from penstock.operations.office import Office
@@ -60,14 +58,13 @@ class Gateway:
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+async def gateway(office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     monkeypatch.chdir(tmp_path)
-    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as office:
-        access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
-        async with serving(build(office, access), ServerSettings(port=0)) as server:
-            made = Gateway(office, server.url)
-            await made.furnish()
-            yield made
+    access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
+    async with serving(build(office, access), ServerSettings(port=0)) as server:
+        made = Gateway(office, server.url)
+        await made.furnish()
+        yield made
 
 
 async def test_every_command_goes_to_the_gateway_when_it_is_named(gateway: Gateway, tmp_path: Path) -> None:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
-from penstock.config_file import load
+from sqlalchemy import func, select
+
+from penstock.app import open_office
+from penstock.db.program import Program, Statement, fetch
+from penstock.db.schema import holds
 from tests.stories.caller import calling, eventually
 from tests.stories.gateway import ROUTER, Person, running
-from tests.stories.process import configuration, serving_process, verified
+from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
 OUTPUT, INPUT = 2_000, 100  # nano-USD a token
 GRANTED = 10**9
+FURTHEST = Statement(select(func.max(holds.c.progress)))
 
 
 async def test_a_killed_stream_is_charged_for_what_was_noted_and_is_under_review(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url)
-    async with running(load(config, {})) as gateway:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
+    async with running(settings_of(config)) as gateway:
         ada = await gateway.person(usd="1")
     upstream.script(Stream(tokens=1000, hold_after=200))
     async with serving_process(config) as process, calling(process.url) as caller:
@@ -30,11 +33,12 @@ async def test_a_killed_stream_is_charged_for_what_was_noted_and_is_under_review
         await caller.head()
         for _ in range(200):
             await caller.event()
-        progress = await eventually(lambda: noted(tmp_path))
+        async with open_office(settings_of(config)) as office:
+            progress = await eventually(lambda: office.store.read(noted()))
         process.signal(signal.SIGKILL)
         assert await process.ended() == -signal.SIGKILL
     assert await verified(config)
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         (record,) = await gateway.usage(ada)
         assert (record.state, record.ended, record.estimated) == ("review", "crash", True)
         assert 128 <= record.output_tokens <= 200
@@ -45,10 +49,10 @@ async def test_a_killed_stream_is_charged_for_what_was_noted_and_is_under_review
 
 
 async def test_a_killed_call_that_had_produced_nothing_is_free_and_under_review(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url)
-    async with running(load(config, {})) as gateway:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
+    async with running(settings_of(config)) as gateway:
         ada = await gateway.person(usd="1")
     upstream.script(Plain(hold=True))
     async with serving_process(config) as process, calling(process.url) as caller:
@@ -56,17 +60,17 @@ async def test_a_killed_call_that_had_produced_nothing_is_free_and_under_review(
         await upstream.arrival(1)
         process.signal(signal.SIGKILL)
         await process.ended()
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         (record,) = await gateway.usage(ada)
         assert (record.state, record.ended, record.amount) == ("review", "crash", 0)
         assert await gateway.nano(ada) == GRANTED
 
 
 async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url)
-    async with running(load(config, {})) as gateway:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
+    async with running(settings_of(config)) as gateway:
         people = [await gateway.person(usd="1") for _ in range(8)]
     upstream.usual = Stream(tokens=60, tokens_per_event=7)
     for served in (11, 29):
@@ -78,7 +82,7 @@ async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
             await asyncio.wait(load_tasks)
     for received in upstream.requests:
         await received.over.wait()
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         records = [record for person in people for record in await gateway.usage(person)]
         spent = [GRANTED - await gateway.nano(person) for person in people]
     finished = [record for record in records if record.state == "final"]
@@ -89,10 +93,9 @@ async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
     assert await verified(config)
 
 
-async def noted(folder: Path) -> int:
+def noted() -> Program[int]:
     """How much the furthest open hold is known to owe, in nano-USD."""
-    with closing(sqlite3.connect(f"file:{folder}/penstock.db?mode=ro", uri=True)) as database:
-        (progress,) = database.execute("SELECT max(progress) FROM holds").fetchone()
+    ((progress,),) = yield from fetch(FURTHEST)
     return int(progress or 0)
 
 

@@ -11,6 +11,7 @@ from time import perf_counter
 import pytest
 
 from penstock.config import Settings
+from tests.engines import only_on_sqlite
 from tests.stories.caller import calling, data
 from tests.stories.gateway import DEEPSEEK, ROUTER, UPSTREAM_KEY, Running, running, with_provider
 from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
@@ -172,6 +173,7 @@ async def test_a_plain_answer_that_is_none_is_a_bad_gateway_and_free(
     assert await gateway.nano(ada) == GRANTED
 
 
+@only_on_sqlite
 class TestStore:
     """Another process keeps the database to itself for a while."""
 
