@@ -279,9 +279,9 @@ class Hold:
         while output > self.covered_output:
             try:
                 outcome = await (self._extending or self._extend())
-            except StoreUnavailable:
+            except StoreUnavailable as error:
                 if self._holds.clock.monotonic() >= give_up_s:
-                    raise
+                    raise StoreUnavailable("The ledger cannot be reached; what came so far is charged.") from error
                 await asyncio.sleep(PAUSE_S)
                 continue
             if isinstance(outcome, Refused):

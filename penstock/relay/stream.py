@@ -79,9 +79,12 @@ class LiveStream:
                     return
                 if step.produced:
                     output = self._output_after(step)
-                    if output > self._hold.covered_output and not await self._hold.cover(output):
-                        await self._end_of_money(out, served)
-                        return
+                    if output > self._hold.covered_output:
+                        await self._send(b"".join(out))  # it is paid, and need not wait for the store nor fail with it
+                        out = []
+                        if not await self._hold.cover(output):
+                            await self._end_of_money(out, served)
+                            return
                 self._count(step)
                 out.append(step.out)
             if out:

@@ -62,6 +62,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.url = ""
         self.log: list[str] = []
+        self.pid = process.pid
         self._process = process
 
     def signal(self, number: signal.Signals) -> None:

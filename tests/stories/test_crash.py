@@ -11,8 +11,9 @@ from sqlalchemy import func, select
 from penstock.app import open_office
 from penstock.db.program import Program, Statement, fetch
 from penstock.db.schema import holds
+from tests.engines import file_of, only_on_sqlite
 from tests.stories.caller import calling, eventually
-from tests.stories.gateway import ROUTER, Person, running
+from tests.stories.gateway import HELLO, ROUTER, TRUST, Person, plain_client, running
 from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
@@ -66,6 +67,26 @@ async def test_a_killed_call_that_had_produced_nothing_is_free_and_under_review(
         assert await gateway.nano(ada) == GRANTED
 
 
+@only_on_sqlite
+async def test_what_a_killed_process_has_half_written_into_the_log_of_the_file_is_left_out(
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
+) -> None:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
+    async with running(settings_of(config)) as gateway:
+        ada = await gateway.person(usd="1")
+    async with serving_process(config) as process, plain_client(base_url=process.url) as http:
+        headers = {"authorization": f"Bearer {ada.account_key.key}", "x-trust": ada.account}
+        await http.post(f"{TRUST}/chat/completions", json={"model": "metered", "messages": HELLO}, headers=headers)
+        assert (await http.get(f"{TRUST}/balance", headers=headers)).status_code == 200  # so it is settled
+        process.signal(signal.SIGKILL)
+        await process.ended()
+    break_off_in_mid_page(Path(f"{file_of(store_url)}-wal"))
+    async with running(settings_of(config)) as gateway:
+        (record,) = await gateway.usage(ada)
+        assert (record.state, record.amount) == ("final", 7 * INPUT + 5 * OUTPUT)
+        assert await gateway.nano(ada) == GRANTED - record.amount
+
+
 async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
     tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
@@ -91,6 +112,13 @@ async def test_killed_again_and_again_under_load_it_loses_and_doubles_nothing(
     assert sum(spent) == sum(record.amount for record in records)
     assert 11 - 8 + 29 - 8 <= len(finished) <= sum(received.finished for received in upstream.requests)
     assert await verified(config)
+
+
+def break_off_in_mid_page(log: Path) -> None:
+    """Add most of another page to the log, as a process leaves it that is killed while it writes."""
+    written = log.read_bytes()
+    assert len(written) > 10_000
+    log.write_bytes(written + written[32:3_000])
 
 
 def noted() -> Program[int]:
