@@ -23,8 +23,6 @@ import httpx2
 import pytest
 
 from penstock.config import Settings, StoreSettings
-from penstock.db.groups import WAIT_S
-from penstock.relay.hold import PATIENCE_S
 from tests import faults
 from tests.faults import Way
 from tests.postgres import Server
@@ -40,7 +38,8 @@ GRANTED = 10**9
 TOKENS = 20  # of the calls that end meanwhile, within what is set aside
 MANY = 1_000  # and of the stream that needs more
 SLICE = 256  # tokens that are set aside for a stream at first
-REFUSED_S = WAIT_S + 1  # a question to the store, at most, and a second
+REFUSED_S = 10.0 + 1.0  # a question to the store, at most, and a second
+STREAM_WAITS_S = 5.0  # for a store that is away, before it is cut off
 ANSWER_S = 6.0  # an answer that is complete waits for the store at most 5 s
 BACK_S = 2.0 + 1.0  # after the database; the second is for a machine that is busy
 
@@ -109,7 +108,7 @@ async def under_way(here: Site) -> AsyncIterator[tuple[Call, Call, Call]]:
 
 async def survive(here: Site, fault: AbstractAsyncContextManager[None], *, lasts_s: float) -> None:
     """The whole story. A stream that needs more money is cut off when the fault outlasts its patience."""
-    cut = lasts_s > PATIENCE_S
+    cut = lasts_s > STREAM_WAITS_S
     async with under_way(here) as calls:
         plain, short, long = calls
         async with fault:
@@ -155,7 +154,7 @@ async def are_refused(here: Site) -> None:
 
 async def is_cut_off(events: asyncio.Task[list[bytes]]) -> None:
     """The stream got what was set aside for it, and was told in order why there is no more."""
-    async with asyncio.timeout(PATIENCE_S + REFUSED_S):
+    async with asyncio.timeout(STREAM_WAITS_S + REFUSED_S):
         *words, error, done = await asyncio.shield(events)
     assert data(error)["error"]["code"] == "store_unavailable"
     assert (done, len(words)) == (DONE, SLICE - 1)
@@ -332,12 +331,32 @@ async def test_a_server_that_has_no_connection_left_is_used_again_when_it_has(tm
 
 
 @pytest.mark.postgres
-async def test_a_commit_that_is_in_doubt_is_given_back_and_no_other_is_begun_before(
+async def test_a_commit_that_is_in_doubt_is_refused_as_such_and_what_it_may_have_held_is_given_back(
     tmp_path: Path, own_server: Server
 ) -> None:
     """The server waits for a synchronous replica, so no COMMIT returns, and it cannot say what will become of it."""
-    async with by_a_way(tmp_path / "doubt", own_server) as (here, _, _):
-        await survive(here, faults.waiting_for_a_replica(own_server), lasts_s=10)
+
+    @asynccontextmanager
+    async def doubt() -> AsyncIterator[None]:
+        async with faults.waiting_for_a_replica(own_server):
+            question = asyncio.create_task(other.ask(ROUTER))
+            yield
+        answer = await question
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+        assert "not known" in answer.json()["error"]["message"]
+
+    async with (
+        by_a_way(tmp_path / "one", own_server) as (here, _, _),
+        by_a_way(tmp_path / "other", own_server) as (
+            other,
+            _,
+            _,
+        ),
+    ):
+        await survive(here, doubt(), lasts_s=10)
+        await is_back(other)
+        assert (await other.look("/v1/balance")).json()["credits"]["held"]["nano"] == 0
+        await ends(other, MANY)
 
 
 @pytest.mark.postgres
