@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 ARGS ?=
@@ -11,7 +12,7 @@ ARGS ?=
 .PHONY: help setup demo serve test check format bench torture fuzz lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/dev.stamp ## make the environment for development
 
@@ -37,6 +38,9 @@ format: $(VENV)/dev.stamp ## format the code and mend what the linter can mend
 bench: $(VENV)/dev.stamp ## measure throughput and latency on this machine
 	$(BIN)/python -m bench $(ARGS)
 
+bench-peers: $(VENV)/dev.stamp $(PEERS)/peers.stamp ## measure beside LiteLLM, installed in an environment of its own
+	$(BIN)/python -m bench --only plain,burst --peers $(PEERS) $(ARGS)
+
 torture: $(VENV)/dev.stamp ## flood, kill and cut real gateways, and hold them to what their upstream kept
 	$(BIN)/python -m torture $(ARGS)
 
@@ -61,6 +65,13 @@ $(VENV)/%.stamp: requirements/%.lock pyproject.toml | $(BIN)/pip
 # The fuzzer lies beside the environment, not in it: nothing that tests or users run can come to need it.
 $(VENV)/fuzz.stamp: requirements/fuzz.lock | $(BIN)/pip
 	@$(PIP) --upgrade --target $(VENV)/fuzz --require-hashes -r $<
+	@touch $@
+
+# What is measured beside the gateway is not part of it: pinned, but without a lock, and in no other environment.
+$(PEERS)/peers.stamp: bench/peers.txt | $(BIN)/pip
+	@echo "Installing $< into $(PEERS) (once; a minute or two)"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
 # bin/pip is the last thing that venv writes, so a half-made environment is made again.

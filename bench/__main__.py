@@ -12,166 +12,109 @@ import asyncio
 import json
 import os
 import platform
-import shutil
-import statistics
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from bench import load
-from bench.load import Target, Throughput
+import uvloop
 
-LOAD_CORE, OWN_CORE = 0, 1
-CONNECTIONS = 64
-START_S = 20.0
+from bench.measure import PARTS, Outcome, measure, process, soak
+from bench.processes import LOAD_CORE
+from bench.report import bars, judge, table
+from bench.subjects import LineUp, Upstream, Wanted, running
 
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Something to measure. `pids` are the processes whose time counts."""
-
-    name: str
-    target: Target
-    pids: tuple[int, ...]
+GROUPS = tuple(dict.fromkeys([part.name.partition("-")[0] for part in PARTS] + ["process"]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--synchronous", choices=("FULL", "NORMAL"), default="FULL")
-    parser.add_argument("--store", type=Path, help="folder for the database (default: a temporary one)")
-    given = parser.parse_args()
+    given = _parser().parse_args()
     os.sched_setaffinity(0, {LOAD_CORE})
-    with tempfile.TemporaryDirectory(dir=given.store) as folder, subjects(Path(folder), given.synchronous) as found:
-        print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores")
-        print(f"SQLite synchronous={given.synchronous}, {given.rounds} rounds of {given.seconds:g} s, medians\n")
-        asyncio.run(measure(found, given.seconds, given.rounds))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and what was started with it
+    parts = [part.name for part in PARTS if part.name.partition("-")[0] in given.only]
+    parts += ["process"] if "process" in given.only else []
+    wanted = Wanted(parts, given.store, given.synchronous, given.postgres, given.peers)
+    print(_head(given))
+    with (
+        tempfile.TemporaryDirectory(dir=given.store) as folder,
+        running(wanted, Path(folder)) as (upstream, line_up),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        outcomes = runner.run(_measure(parts, line_up, upstream, given))
+    verdicts = judge({name: outcome.figures for name, outcome in outcomes.items()})
+    print(bars(verdicts))
+    if given.json:
+        document = {"run": _run(given), "parts": {name: asdict(each) for name, each in outcomes.items()}}
+        document["bars"] = [asdict(each) for each in verdicts]
+        given.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 
-@contextmanager
-def subjects(folder: Path, synchronous: str) -> Iterator[list[Subject]]:
-    """The mock itself, nginx where it is installed, and the gateway; all stopped in the end."""
-    with started([sys.executable, "-m", "bench.mock"], LOAD_CORE) as (_, said):
-        upstream = said.strip()
-        direct = _target(upstream)
-        found = [Subject("no gateway", direct, ())]
-        command = [sys.executable, "-m", "bench.gateway", "--upstream", upstream, "--synchronous", synchronous]
-        with started([*command, "--database", str(folder / "bench.db")], OWN_CORE) as (gateway, told):
-            own = json.loads(told)
-            ours = _target(f"{own['url']}/api/openai")
-            ours = replace(ours, headers=(("authorization", f"Bearer {own['key']}"),))
-            found.append(Subject("penstock", ours, (gateway.pid,)))
-            nginx = shutil.which("nginx")
-            if nginx is None:
-                print("nginx is not installed; it is left out", file=sys.stderr)
-                yield found
-                return
-            with proxied(nginx, folder, direct) as subject:
-                yield [found[0], subject, found[1]]
+async def _measure(
+    parts: list[str], line_up: LineUp, upstream: Upstream, given: argparse.Namespace
+) -> dict[str, Outcome]:
+    """What was asked for, printed as it comes. Memory comes after every other load."""
+    outcomes: dict[str, Outcome] = {}
+    for part in PARTS:
+        if part.name in parts:
+            outcome = await measure(part, line_up[part.name], seconds=given.seconds, rounds=given.rounds)
+            outcomes[part.name] = outcome
+            print(table(part.title, outcome.figures, part.note), flush=True)
+    if given.soak:
+        outcomes["soak"] = await soak(line_up["soak"][0], seconds=given.soak)
+        print(table(f"soak of {given.soak:g} s, plain completions", outcomes["soak"].figures), flush=True)
+    if "process" in parts:
+        outcomes["process"] = await process(line_up, upstream, seconds=given.seconds, rounds=given.rounds)
+        print(table("process", outcomes["process"].figures), flush=True)
+    return outcomes
 
 
-@contextmanager
-def started(command: Sequence[str], core: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process on a core, and the line it prints when it is ready."""
-    process = subprocess.Popen(
-        ["taskset", "-c", str(core), *command], stdout=subprocess.PIPE, stderr=sys.stderr, text=True
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", type=_groups, default=GROUPS, metavar="PART,…", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--synchronous", choices=("FULL", "NORMAL"), default="FULL")
+    parser.add_argument("--store", type=Path, help="folder for the databases (default: a temporary one)")
+    parser.add_argument(
+        "--postgres", metavar="URL", help="a server to make a database on (default: one from the wheel)"
     )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(command)} did not start")
-        drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
-        try:
-            yield process, line
-        finally:
-            process.terminate()
-            process.wait(30)
-            drain.wait(5)
-    finally:
-        process.kill()
-
-
-@contextmanager
-def proxied(nginx: str, folder: Path, upstream: Target) -> Iterator[Subject]:
-    """nginx as a plain proxy: the limit of what a gateway that does none of the work reaches."""
-    port = upstream.port + 1
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;\n"
-        "events { worker_connections 4096; }\n"
-        "http { access_log off; keepalive_requests 100000000;\n"
-        f"  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;\n"
-        f"  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;\n"
-        f"  upstream mock {{ server {upstream.host}:{upstream.port}; keepalive 512; keepalive_requests 100000000; }}\n"
-        f"  server {{ listen 127.0.0.1:{port} backlog=2048; location / {{ proxy_pass http://mock;\n"
-        '    proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection ""; } } }\n'
+    parser.add_argument(
+        "--soak", type=float, default=0.0, metavar="SECONDS", help="watch memory under load for so long"
     )
-    process = subprocess.Popen(["taskset", "-c", str(OWN_CORE), nginx, "-c", str(config)], stderr=subprocess.DEVNULL)
-    try:
-        yield Subject("nginx", replace(upstream, port=port), (process.pid,))
-    finally:
-        process.terminate()
-        process.wait(10)
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="measure LiteLLM, from this virtual environment")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and every round")
+    return parser
 
 
-async def measure(found: list[Subject], seconds: float, rounds: int) -> None:
-    """All measurements, printed as they come."""
-    await _throughput("plain completions", found, seconds, rounds, load.closed_loop)
-    await _throughput("burst streams of 62 events", found, seconds, rounds, load.burst_streams)
-    print(f"{'open loop, 500 requests/s':34}{'p50 ms':>10}{'p99 ms':>10}{'added p50':>12}{'added p99':>12}")
-    base: load.Latency | None = None
-    for subject in found:
-        seen = [
-            await load.open_loop(subject.target, rate_per_s=500, seconds=seconds, pids=subject.pids)
-            for _ in range(rounds)
-        ]
-        median = sorted(seen, key=lambda each: each.p50_ms)[rounds // 2]
-        base = base or median
-        added = f"{median.p50_ms - base.p50_ms:12.2f}{median.p99_ms - base.p99_ms:12.2f}"
-        print(f"  {subject.name:32}{median.p50_ms:10.2f}{median.p99_ms:10.2f}{added}")
-    print(f"\n{'paced streams':34}{'events':>10}{'p50 ms':>10}{'p99 ms':>10}{'longest gap':>14}{'CPU µs/event':>14}")
-    for streams, model in ((100, "mock-stream-paced-5ms"), (512, "mock-stream-paced-20ms")):
-        for subject in found:
-            target = replace(subject.target, model=model)
-            delay = await load.paced_streams(target, streams=streams, seconds=seconds, pids=subject.pids)
-            cpu = f"{delay.cpu_s / max(1, delay.events) * 1e6:14.1f}" if subject.pids else f"{'':14}"
-            name = f"{streams} of {model[18:]} {subject.name}"
-            print(
-                f"  {name:32}{delay.events:10}{delay.p50_ms:10.2f}{delay.p99_ms:10.2f}{delay.longest_gap_ms:14.1f}{cpu}"
-            )
+def _groups(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in GROUPS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(GROUPS)}")
+    return names
 
 
-async def _throughput(
-    title: str, found: list[Subject], seconds: float, rounds: int, drive: Callable[..., object]
-) -> None:
-    taken: dict[str, list[Throughput]] = {subject.name: [] for subject in found}
-    for _ in range(rounds):
-        for subject in found:
-            result = await drive(  # type: ignore[misc]
-                subject.target, connections=CONNECTIONS, seconds=seconds, pids=subject.pids
-            )
-            taken[subject.name].append(result)
-    print(f"{title:34}{'per s':>10}{'per CPU-s':>12}{'failures':>10}{'of nginx':>10}")
-    reference = statistics.median(each.rate_per_s for each in taken.get("nginx", taken["no gateway"]))
-    for name, results in taken.items():
-        rate = statistics.median(each.rate_per_s for each in results)
-        busy = [each.answers / each.cpu_s for each in results if each.cpu_s]
-        per_cpu = f"{statistics.median(busy):12.0f}" if busy else f"{'':12}"
-        print(f"  {name:32}{rate:10.0f}{per_cpu}{sum(e.failures for e in results):10}{rate / reference:10.2f}")
-    print()
+def _run(given: argparse.Namespace) -> dict[str, str | float]:
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count() or 0,
+        "synchronous": given.synchronous,
+        "seconds": given.seconds,
+        "rounds": given.rounds,
+    }
 
 
-def _target(url: str) -> Target:
-    host, _, rest = url.removeprefix("http://").partition(":")
-    port, _, path = rest.partition("/")
-    return Target(host, int(port), f"/{path}/chat/completions")
+def _head(given: argparse.Namespace) -> str:
+    run = _run(given)
+    where = "is the server that was named" if given.postgres else "runs on core 0 too, with its own defaults"
+    return (
+        f"{run['platform']}, Python {run['python']}, {run['cores']} cores\n"
+        f"SQLite synchronous={given.synchronous}, {given.rounds} rounds of {given.seconds:g} s, medians\n"
+        "core 0: generator and mock upstream; core 1: what is measured, one at a time\n"
+        f"PostgreSQL {where}; its time is not in `per CPU-s`\n"
+    )
 
 
 if __name__ == "__main__":

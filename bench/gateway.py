@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from pathlib import Path
+from dataclasses import replace
 
 from penstock.app import Gateway, serve
 from penstock.config import (
@@ -27,20 +27,31 @@ from penstock.operations.balances import grant_balance
 from penstock.operations.keys import create_key
 from penstock.operations.users import create_user
 
-MODELS = ("mock", "mock-stream-paced-5ms", "mock-stream-paced-20ms")
 PER_MINUTE = 1_000_000_000  # the rate limit is on, and out of reach
+PRICE = PriceSettings(input=55_000_000, output=55_000_000)  # as of a small model
+FREE = PriceSettings(free=True)
+OFFERS = (  # model, provider, its name there, price
+    ("mock", "mock", "mock", PRICE),
+    ("mock-free", "mock", "mock", FREE),
+    ("mock-tls", "mock-tls", "mock", PRICE),
+    ("mock-stream-paced-5ms", "mock", "mock-stream-paced-5ms", PRICE),
+    ("mock-stream-paced-20ms", "mock", "mock-stream-paced-20ms", PRICE),
+)
 
 
-def settings(upstream: str, database: Path, synchronous: str) -> Settings:
-    """One upstream, the mock's models, prices as of a small model."""
-    price = PriceSettings(input=55_000_000, output=55_000_000)
+def settings(store: StoreSettings, upstream: str, tls_upstream: str, ca_file: str) -> Settings:
+    """The mock, over TCP and over TLS, and its models."""
+    common = ProviderSettings("mock", base_url=upstream, api_key="sk-bench-not-a-secret", max_connections=4096)
     return Settings(
         secrets=SecretSettings(os.urandom(32), os.urandom(32)),
         server=ServerSettings(port=0),
-        store=StoreSettings(f"sqlite:///{database}", "NORMAL" if synchronous == "NORMAL" else "FULL"),
+        store=store,
         limits=LimitSettings(requests_per_minute=PER_MINUTE),
-        providers=(ProviderSettings("mock", base_url=upstream, api_key="sk-bench-not-a-secret", max_connections=4096),),
-        models=tuple(ModelSettings(name, offers=(OfferSettings("mock", name),), price=price) for name in MODELS),
+        providers=(common, replace(common, name="mock-tls", base_url=tls_upstream, ca_file=ca_file)),
+        models=tuple(
+            ModelSettings(name, offers=(OfferSettings(provider, there),), price=price)
+            for name, provider, there, price in OFFERS
+        ),
     )
 
 
@@ -56,10 +67,13 @@ async def announce(gateway: Gateway, url: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.gateway", description=__doc__)
     parser.add_argument("--upstream", required=True, help="base URL of the mock")
-    parser.add_argument("--database", type=Path, required=True)
+    parser.add_argument("--tls-upstream", required=True, help="base URL of the mock, over TLS")
+    parser.add_argument("--ca-file", required=True, help="the mock's certificate")
+    parser.add_argument("--store", required=True, metavar="URL", help="sqlite:///… or postgresql://…")
     parser.add_argument("--synchronous", choices=("FULL", "NORMAL"), default="FULL")
     given = parser.parse_args()
-    chosen = settings(given.upstream, given.database, given.synchronous)
+    store = StoreSettings(given.store, given.synchronous)
+    chosen = settings(store, given.upstream, given.tls_upstream, given.ca_file)
     serve(chosen, reload=lambda: chosen, announce=announce)
 
 

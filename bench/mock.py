@@ -1,6 +1,6 @@
 """A mock upstream that is never the limit: canned OpenAI-shaped answers over HTTP/1.1, on uvloop.
 
-    python -m bench.mock --port 9000
+    python -m bench.mock --port 9000 --tls key-and-certificate.pem
 
 The request's body chooses the answer. Without `"stream":true` it is a `chat.completion` of 645 bytes with usage. With
 it, a stream of 62 events (role, 58 tokens, finish, usage, terminator): all at once, or with a model name that contains
@@ -16,6 +16,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import time
 from typing import cast
 
@@ -136,25 +137,42 @@ class _Connection(asyncio.Protocol):
         self._loop.call_at(due, self._pace, number + 1, began, interval_s)
 
 
-async def serve(*, port: int, host: str = "127.0.0.1") -> None:
-    """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the address is printed as one line."""
+async def serve(*, port: int, host: str = "127.0.0.1", tls: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the addresses, TLS last, are printed as one line."""
     loop = asyncio.get_running_loop()
     answers = Answers()
-    server = await loop.create_server(lambda: _Connection(answers, loop), host, port, backlog=2048)
-    print(f"http://{host}:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    wanted: list[tuple[str, int, ssl.SSLContext | None]] = [("http", port, None)]
+    if tls:
+        wanted.append(("https", 0, _context(tls)))
+    addresses = []
+    servers = []
+    for scheme, number, context in wanted:
+        server = await loop.create_server(lambda: _Connection(answers, loop), host, number, backlog=2048, ssl=context)
+        servers.append(server)
+        addresses.append(f"{scheme}://{host}:{server.sockets[0].getsockname()[1]}/v1")
+    print(*addresses, flush=True)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     await stopped.wait()
-    server.close()
+    for server in servers:
+        server.close()
+
+
+def _context(chain: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.mock", description="A mock upstream that is never the limit.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--tls", metavar="FILE", help="key and certificate (PEM) to speak TLS with, on a second port")
     arguments = parser.parse_args()
-    uvloop.run(serve(port=arguments.port, host=arguments.host))
+    uvloop.run(serve(port=arguments.port, host=arguments.host, tls=arguments.tls))
 
 
 if __name__ == "__main__":

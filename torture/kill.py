@@ -20,7 +20,7 @@ from tests.stories.process import Process
 from tests.upstream import Tally
 from torture.caller import Heard, call, request
 from torture.farm import Databases, Farm, Plan, Provider, Upstream, farm
-from torture.laws import Case, is_late, of_a_killed_call, of_every_call
+from torture.laws import Case, of_a_killed_call, of_every_call
 from torture.script import CHUNKS, Script, Told, body_of
 from torture.store import Key, Outcome, Till, Want, till
 from torture.table import Row
@@ -259,4 +259,3 @@ def _count(row: Row, case: Case) -> None:
     row.add("whole answers", sum(heard.answered for heard in case.heard))
     row.add("replayed", sum(heard.replayed for heard in case.heard))
     row.add("cut by a kill", sum(record.ended == "crash" for record in case.records))
-    row.add("answered and not charged", is_late(case))

@@ -14,11 +14,6 @@ from torture.caller import HUNG, Heard
 from torture.script import INPUT_NANO, OUTPUT_NANO, Script, Told
 from torture.store import Charge
 
-# Whether the last byte of an answer waits until its settlement is durable. Until the gateway keeps that order, a call
-# whose answer arrived whole may be found under review after a SIGKILL, not charged in full; with True that is a
-# violation like any other.
-SETTLED_BEFORE_THE_LAST_BYTE = False
-
 NOT_SERVED = frozenset({"timeout", "upstream_failed", "shutdown"})  # free when nothing came: not the caller's doing
 
 
@@ -97,12 +92,6 @@ def of_a_killed_call(case: Case) -> list[str]:
     return [case.say(words) for words in found]
 
 
-def is_late(case: Case) -> bool:
-    """Whether an answer arrived whole whose settlement the kill has swallowed."""
-    reviewed = {record.request for record in case.records if record.state == "review"}
-    return any(heard.answered and heard.request in reviewed for heard in case.heard)
-
-
 def of_a_cut_stream(case: Case, *, ended: Sequence[str], within_a_chunk: bool, full: bool = False) -> list[str]:
     """One record, ended as it was cut, charged what the upstream's truth is.
 
@@ -159,8 +148,7 @@ def _exact(case: Case, heard: Heard) -> list[str]:
     if record is None:
         return []  # `of_every_call` has said so
     if record.state != "final" or record.ended != "answer":
-        late = record.state == "review" and not SETTLED_BEFORE_THE_LAST_BYTE
-        return [] if late else [f"answered whole, and the record is {record.state}, {record.ended}"]
+        return [f"answered whole, and the record is {record.state}, {record.ended}"]
     served = [told for told in case.told if told.ended == "finished" and told.tokens == record.output_tokens]
     if not served:
         return [f"nothing that the upstream finished has the {record.output_tokens} tokens of the record"]
@@ -171,8 +159,7 @@ def _replayed(case: Case) -> list[str]:
     """After an idempotency key's first whole answer, every other one is that answer again."""
     answered = [heard for heard in case.heard if heard.answered]
     fresh = [heard.request for heard in answered[1:] if not heard.replayed]
-    late = is_late(case) and not SETTLED_BEFORE_THE_LAST_BYTE
-    return [f"answered anew as {fresh} after it had been answered"] if fresh and not late else []
+    return [f"answered anew as {fresh} after it had been answered"] if fresh else []
 
 
 def _counted(case: Case, record: UsageView, told: Told) -> list[str]:

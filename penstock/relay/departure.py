@@ -20,6 +20,7 @@ class Drains:
     def __init__(self, limits: LimitSettings) -> None:
         self.most = limits.draining_calls
         self.longest_s = limits.drain_s
+        self.loop = asyncio.get_running_loop()
         self.now = 0
 
     def __repr__(self) -> str:
@@ -33,7 +34,7 @@ class Departure:
 
     def __init__(self, drains: Drains) -> None:
         self._drains = drains
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(drains.loop)
         self._timer: asyncio.TimerHandle | None = None
         self.on_cancel: OnCancel = "stop"
         self.gone = False
@@ -49,7 +50,7 @@ class Departure:
             self._task.cancel()
         else:
             self._drains.now += 1
-            self._timer = asyncio.get_running_loop().call_later(self._drains.longest_s, self._task.cancel)
+            self._timer = self._drains.loop.call_later(self._drains.longest_s, self._task.cancel)
 
     def over(self) -> None:
         """The call has ended, one way or another: nobody is cancelled any more."""

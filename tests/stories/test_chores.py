@@ -52,7 +52,7 @@ class Looker:
 
 
 @pytest.fixture
-def looker(office: Office) -> Looker:
+async def looker(office: Office) -> Looker:
     """The chores are done when a test says so."""
     clock, redact, limits = HandClock(), Redactor(), office.settings.limits
     log = RequestLog(io.StringIO(), msgspec.json.encode)
