@@ -73,8 +73,8 @@ class AtGateway:
         self._gateway.log.truncate()
 
 
-def _database() -> Path:
-    return Path(tempfile.mkdtemp(prefix="penstock-fuzz-"))
+def _database() -> str:
+    return f"sqlite:///{tempfile.mkdtemp(prefix='penstock-fuzz-')}/penstock.db"
 
 
 def _chats() -> Iterator[bytes]:

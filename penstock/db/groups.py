@@ -6,8 +6,10 @@ group is whatever came meanwhile. Programs of the management side take their tur
 each in a transaction of its own.
 
 When the engine does not take a group, callers who wait are told (StoreUnavailable), and settlements stay queued: they
-are tried until they are written. When something in a group cannot be written, each operation is tried alone, so that
-one of them cannot spoil the others.
+are tried until they are written. Until then nothing else is begun: with each attempt that fails, all who wait are told.
+So what is kept never grows beyond the calls that were under way. Nobody waits longer than `WAIT_S`, whatever the engine
+does. When something in a group cannot be written, each operation is tried alone, so that one of them cannot spoil the
+others.
 """
 
 from __future__ import annotations
@@ -22,18 +24,20 @@ from penstock.clock import Clock
 from penstock.db.ledger import Operation, Outcome, Settlement, commit_group
 from penstock.db.program import Program
 from penstock.db.store import Decision
-from penstock.errors import StoreUnavailable
+from penstock.errors import OutcomeUnknown, StoreUnavailable
 
 T = TypeVar("T")
 
 GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
 RETRY_S = 0.05  # before settlements that were not taken are tried again
+WAIT_S = 10.0  # for a decision: twice what an engine gives a group, for the group before may be taking as long
+LOOK_S = 0.5  # between looks who has waited too long
 CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery settles what is left
 
 _logger = logging.getLogger("penstock.store")
 
-# Work, who waits for it, and whether it is tried until it is written.
-Job = tuple[Operation | Program[Any], asyncio.Future[Any], bool]
+# Work, who waits for it, whether it is tried until it is written, and since when it has waited.
+Job = tuple[Operation | Program[Any], asyncio.Future[Any], bool, float]
 Result = tuple[Job, Any, BaseException | None]
 Transact = Callable[[Program[Any]], Awaitable[Any]]
 
@@ -51,10 +55,15 @@ class Groups:
         self._commit = commit
         self._write = write
         self._waiting: list[Job] = []
+        self._under_way: list[Job] = []
+        self._owing = False  # settlements are waiting that the store has not taken
         self._closing = False
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
-        self._task = asyncio.create_task(self._write_forever(), name="store writer")
+        self._tasks = [
+            asyncio.create_task(self._write_forever(), name="store writer"),
+            asyncio.create_task(self._look_forever(), name="store watch"),
+        ]
 
     def __repr__(self) -> str:
         return f"Groups({len(self._waiting)} waiting)"
@@ -68,18 +77,17 @@ class Groups:
         if self._closing:
             decision.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
         else:
-            self.queue((work, decision, False))
+            self._queue(work, decision, until_written=False)
         return decision
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
         """Queue a settlement, to be tried until it is written. Nobody needs to wait for it."""
         future = self._loop.create_future()
-        self.queue((settlement, future, True))
+        self._queue(settlement, future, until_written=True)
         return future
 
-    def queue(self, job: Job) -> None:
-        """Queue a job as it is."""
-        self._waiting.append(job)
+    def _queue(self, work: Operation | Program[Any], future: asyncio.Future[Any], *, until_written: bool) -> None:
+        self._waiting.append((work, future, until_written, self._loop.time()))
         if not self._work.is_set():
             self._work.set()
 
@@ -90,8 +98,10 @@ class Groups:
         try:
             await asyncio.wait_for(self._idle.wait(), CLOSE_S)
         except TimeoutError:
-            _logger.error("%d settlements were not written; recovery will settle these calls", len(self._waiting))
-        self._task.cancel()
+            owed = sum(until_written for _, _, until_written, _ in (*self._under_way, *self._waiting))
+            _logger.error("%d settlements were not written; recovery will settle these calls", owed)
+        for task in self._tasks:
+            task.cancel()
 
     async def _write_forever(self) -> None:
         while True:
@@ -101,20 +111,52 @@ class Groups:
                     self._idle.set()
                 await self._work.wait()
                 continue
-            jobs, self._waiting = self._waiting[:GROUP_LIMIT], self._waiting[GROUP_LIMIT:]
-            again = _deliver(await self._carry_out(jobs))
+            self._under_way = self._take()
+            again = _deliver(await self._carry_out(self._under_way))
+            self._under_way = []
+            self._waiting[:0] = again
+            self._owing = bool(again)
             if again:
-                self._waiting[:0] = again
+                self._refuse(self._loop.time())
                 await asyncio.sleep(RETRY_S)
+
+    def _take(self) -> list[Job]:
+        """What is written next: whatever waits, or the settlements alone while some are owed."""
+        first, later = self._waiting, []
+        if self._owing:
+            first, later = [job for job in first if job[2]], [job for job in first if not job[2]]
+        self._waiting = first[GROUP_LIMIT:] + later
+        return first[:GROUP_LIMIT]
+
+    async def _look_forever(self) -> None:
+        """Tell those who have waited too long: what is still queued has not been begun, and will not be."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            late_s = self._loop.time() - WAIT_S
+            self._refuse(late_s)
+            for _, future, until_written, since_s in self._under_way:
+                if since_s <= late_s and not (until_written or future.done()):
+                    future.set_exception(OutcomeUnknown())
+
+    def _refuse(self, until_s: float) -> None:
+        """Drop what was queued until then and tell whoever waits for it; settlements stay."""
+        kept = []
+        for job in self._waiting:
+            _, future, until_written, since_s = job
+            if until_written or since_s > until_s:
+                kept.append(job)
+            else:
+                future.set_exception(StoreUnavailable())
+        self._waiting = kept
 
     async def _carry_out(self, jobs: list[Job]) -> list[Result]:
         operations = [job for job in jobs if type(job[0]) is not GeneratorType]
         results = await self._commit_together(operations) if operations else []
         if len(operations) == len(jobs):
             return results
-        down = next((error for _, _, error in results if isinstance(error, StoreUnavailable)), None)
         for job in jobs:
             if isinstance(job[0], GeneratorType):  # it must not overtake settlements that are still to be written
+                down = next((error for _, _, error in results if isinstance(error, StoreUnavailable)), None)
                 results.append((job, None, down) if down else await self._write_alone(job, job[0]))
         return results
 
@@ -144,6 +186,10 @@ class GroupedStore:
 
     _groups: Groups
 
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._away: set[str] = set()
+
     @property
     def backlog(self) -> int:
         return len(self._groups)
@@ -160,6 +206,16 @@ class GroupedStore:
     async def write(self, program: Program[T]) -> T:
         return cast(T, await self._groups.submit(program))
 
+    def _note(self, what: str, trouble: str | None) -> None:
+        """Log when the database goes away for reading or for writing, and when it is back; in between attempts are
+        many."""
+        if trouble and what not in self._away:
+            _logger.warning("the database %s is away for %s: %s", self._name, what, trouble)
+            self._away.add(what)
+        elif what in self._away and not trouble:
+            _logger.warning("the database %s is there for %s again", self._name, what)
+            self._away.remove(what)
+
 
 def _nothing() -> Program[None]:
     """A program that asks nothing: waiting for it is waiting for everything before it."""
@@ -170,10 +226,10 @@ def _deliver(results: list[Result]) -> list[Job]:
     """Tell whoever waits; the settlements to try again."""
     again = []
     for job, value, error in results:
-        _, future, until_written = job
+        _, future, until_written, _ = job
         if error is not None and until_written and isinstance(error, StoreUnavailable):
             again.append(job)
-        elif future.done():  # nobody waits any more
+        elif future.done():  # nobody waits any more, or has been told that it is not known
             continue
         elif error is None or until_written:
             future.set_result(value)

@@ -14,6 +14,10 @@ from penstock.db.ledger import EXPIRED, GRANTS, WRITE_TRANSFER
 from penstock.db.program import Program, Statement, fetch, run
 from penstock.db.schema import accounts, credentials, holds, lots, transfers, usage_records
 
+GRACE_MS = (
+    24 * 3_600_000
+)  # an expired lot is not spent from, and emptied only when no clock that is wrong by hours says so
+
 _lot_names = tuple(column.name for column in lots.columns)
 WRITE_LOT = Statement(lots.insert().values({name: bindparam(name) for name in _lot_names}), *_lot_names)
 ACCOUNT_EXISTS = Statement(select(accounts.c.id).where(accounts.c.id == bindparam("account")), "account")
@@ -89,8 +93,8 @@ def grant(
 
 
 def expire_lots(now_ms: int) -> Program[int]:
-    """Empty the lots whose time is over and which no open hold draws on; how many there were."""
-    rows = yield from fetch(EXPIRED_LOTS, now_ms, 0)
+    """Empty the lots whose time has been over for a while and which no open hold draws on; how many there were."""
+    rows = yield from fetch(EXPIRED_LOTS, now_ms - GRACE_MS, 0)
     for lot, asset, remaining in rows:
         yield from run(EMPTY_LOT, 0, lot)
         yield from run(WRITE_TRANSFER, f"lot:{lot}", EXPIRED, asset, remaining, "expiry", lot, now_ms)

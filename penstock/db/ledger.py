@@ -256,7 +256,11 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
 
 
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
-    """Load and lock what the operations touch: first holds, then keys, then lots, each in sorted order."""
+    """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order.
+
+    Holds come last: one that an earlier transaction is still about to write, whose outcome its process could not wait
+    for, is seen by its settlement, because both need the same keys.
+    """
     page = _Page(Books(now_ms))
     keys: set[str] = set()
     accounts: set[str] = set()
@@ -272,13 +276,13 @@ def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
             extending.append(operation.request_id)
         elif isinstance(operation, Admission) and operation.once:
             onces.append((need.keys[0], operation.once.key))
+    if onces:
+        yield from page.look_up_keys(onces)
+    yield from load_books(page.books, keys, accounts)
     if page.settlements:
         yield from page.close_holds(list(dict.fromkeys([each.request_id for each in page.settlements])))
     if extending:
         page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
-    if onces:
-        yield from page.look_up_keys(onces)
-    yield from load_books(page.books, keys, accounts)
     return page
 
 

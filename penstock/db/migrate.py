@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import ssl
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
@@ -183,6 +184,8 @@ async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
                 connection = await asyncpg.connect(url)
             except asyncpg.exceptions.ClientConfigurationError as error:
                 raise ConfigError([f"store.url: {error}"]) from error
+            except ssl.SSLError:  # which a wrong certificate makes a ValueError as well
+                raise
             except (ValueError, OverflowError):  # whose words may be a piece of the password
                 raise ConfigError(["store.url: is no address; write special characters in a password as %XX"]) from None
             try:

@@ -21,8 +21,8 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -40,23 +40,29 @@ from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
 from penstock.db.program import Fetch, Program, Row, Run, Statement, Value
-from penstock.errors import StoreUnavailable
+from penstock.db.store import READ_S
+from penstock.errors import OutcomeUnknown, StoreUnavailable
 
 T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
-READERS = 4  # connections for reads: a long one must not keep look-ups of keys waiting
-CONNECT_S = 5.0  # to connect, or to wait for a free connection
-WRITE_S = 15.0  # the work of one transaction that writes; each of its statements and locks has LOCK_S
-LOCK_S = 5.0
-READ_S = 60.0  # `ledger verify` reads every row there is
+READERS = 4  # connections for look-ups
+LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
+CONNECT_S = 2.0  # to connect, or to wait for a free connection: bounds how late it is noticed that the server is back
+GROUP_S = 5.0  # for a group as a whole, short of its COMMIT
+WRITE_S = 15.0  # for another program that writes
+STATEMENT_S = 4.0  # what the server gives one statement, and a lock: less than we do, so that it can still say so
+SILENCE_S = 5.0  # what we give the server for one statement, and for a COMMIT
 DOUBT_S = 5.0  # how long the server is asked what became of a commit
 DOUBT_PAUSE_S = 0.05
 ATTEMPTS = 3  # at a transaction that PostgreSQL has undone to resolve a conflict
 TEXTS = 512  # prepared statements a connection keeps: more than there are
 
-# Classes and codes of SQLSTATE that say the database is not there for us now, whatever the program.
-UNAVAILABLE = ("08", "28", "3D", "40", "53", "57", "58", "XX", "25006", "25P03", "25P04", "55P03")
+# Classes of SQLSTATE that say the program is at fault: values and constraints. Whatever else the server says (it goes
+# away, is full, read-only or busy, has no such table while somebody restores it) means that it is not there for us now.
+AT_FAULT = ("22", "23")
+LOST = ("08", "57P", "25006")  # of these, the ones that are about the connection or the whole server
+UNDONE = (asyncpg.TransactionRollbackError, asyncpg.InvalidCachedStatementError)  # and may be done again
 
 _logger = logging.getLogger("penstock.store")
 _dialect = postgres_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
@@ -67,25 +73,29 @@ class PostgresStore(GroupedStore):
     """The store in the PostgreSQL database at `url`, which has its tables already (`migrate.upgrade`)."""
 
     def __init__(self, url: str, *, clock: Clock) -> None:
-        self._name = server_name(url)
+        super().__init__(server_name(url))
         self._texts: dict[Statement, _Text] = {}
         self._writing = _pool(url, 1)
         self._reading = _pool(url, READERS)
-        self._group = _Kind("READ COMMITTED", "pg_advisory_xact_lock_shared", WRITE_S, LOCK_S)
-        self._alone = _Kind("READ COMMITTED", "pg_advisory_xact_lock", WRITE_S, LOCK_S)
-        self._read = _Kind("REPEATABLE READ", "", READ_S, READ_S)
-        self._down = False
+        self._reading_long = _pool(url, LONG_READERS)
+        self._group = _Kind("READ COMMITTED", "pg_advisory_xact_lock_shared", GROUP_S)
+        self._alone = _Kind("READ COMMITTED", "pg_advisory_xact_lock", WRITE_S)
         self._groups = Groups(clock, commit=self._commit, write=self._write)
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._name}, {self._groups!r})"
 
-    async def read(self, program: Program[T]) -> T:
-        return await self._transact(self._reading, self._read, program)
+    async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
+        pool = self._reading if within_s <= READ_S else self._reading_long
+        return await self._transact(pool, _Kind("REPEATABLE READ", "", within_s, within_s, within_s), program)
+
+    @property
+    def _pools(self) -> tuple[asyncpg.Pool, ...]:
+        return self._writing, self._reading, self._reading_long
 
     async def close(self) -> None:
         await self._groups.close()
-        for pool in (self._writing, self._reading):
+        for pool in self._pools:
             try:
                 await asyncio.wait_for((await pool).close(), CONNECT_S)
             except TimeoutError:
@@ -100,28 +110,29 @@ class PostgresStore(GroupedStore):
     async def _transact(self, pool: asyncpg.Pool, kind: _Kind, program: Program[T]) -> T:
         """A program as one transaction; one that asks nothing needs none."""
         work = _Work(program)
+        until_s = asyncio.get_running_loop().time() + kind.bound_s
         try:
             for attempt in range(ATTEMPTS):
                 try:
-                    await self._attempt(pool, kind, work)
-                except (asyncpg.TransactionRollbackError, asyncpg.InvalidCachedStatementError):
+                    await self._attempt(pool, kind, work, until_s)
+                except UNDONE:
                     if attempt == ATTEMPTS - 1:
                         raise
                 else:
                     break
         except Exception as error:
-            raise self._translated(error) from error
-        self._note(None)
+            raise await self._translated(kind, error) from error
+        self._note(kind.name, None)
         return work.value
 
-    async def _attempt(self, pool: asyncpg.Pool, kind: _Kind, work: _Work[Any]) -> None:
+    async def _attempt(self, pool: asyncpg.Pool, kind: _Kind, work: _Work[Any], until_s: float) -> None:
         if work.done:
             return
-        async with (await pool).acquire(timeout=CONNECT_S) as connection:
+        async with _connected(pool) as connection:
             try:
-                async with asyncio.timeout(kind.bound_s):
+                async with asyncio.timeout_at(until_s):
                     number = await kind.begin(connection)
-                    await work.carry_on(_Session(connection, self._texts))
+                    await work.carry_on(_Session(connection, self._texts, kind.silence_s))
             except BaseException as error:
                 await _roll_back(connection, error)
                 raise
@@ -129,7 +140,7 @@ class PostgresStore(GroupedStore):
                 await _roll_back(connection, None)
                 return
             try:
-                await connection.execute("COMMIT", timeout=LOCK_S)
+                await connection.execute("COMMIT", timeout=SILENCE_S)
                 return
             except Exception as error:
                 _logger.warning("asking what became of transaction %s: %s", number, error)
@@ -142,33 +153,26 @@ class PostgresStore(GroupedStore):
         with suppress(TimeoutError):
             async with asyncio.timeout(DOUBT_S):
                 while state not in ("committed", "aborted"):
-                    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                        async with pool.acquire(timeout=CONNECT_S) as connection:
+                    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, StoreUnavailable):
+                        async with _connected(pool) as connection:
                             state = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
                     if state not in ("committed", "aborted"):
                         await asyncio.sleep(DOUBT_PAUSE_S)
         if state == "aborted":
             raise StoreUnavailable
         if state != "committed":
-            raise StoreUnavailable("The ledger went away while it was writing; it is not known whether it has written.")
+            raise OutcomeUnknown
 
-    def _translated(self, error: Exception) -> Exception:
+    async def _translated(self, kind: _Kind, error: Exception) -> Exception:
         """What a driver's error means: the database is not there for us now, or the program is at fault."""
-        if isinstance(error, StoreUnavailable):
-            self._note(error.message)
+        if not _is_absence(error):
             return error
-        if _is_absence(error):
-            self._note(f"{type(error).__name__}: {error}")
-            return StoreUnavailable()
-        return error
-
-    def _note(self, trouble: str | None) -> None:
-        """Log when the database goes, and when it is back; while it is gone, attempts are many."""
-        if trouble and not self._down:
-            _logger.warning("the database %s did not take a transaction: %s", self._name, trouble)
-        elif self._down and not trouble:
-            _logger.warning("the database %s takes transactions again", self._name)
-        self._down = trouble is not None
+        cause = error.__cause__ or error
+        if _is_loss(cause):
+            for pool in self._pools:
+                await pool.expire_connections()  # before the next use they are made anew
+        self._note(kind.name, f"{type(cause).__name__}: {cause}")
+        return error if isinstance(error, StoreUnavailable) else StoreUnavailable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,12 @@ class _Kind:
     isolation: str
     gate: str
     bound_s: float
-    statement_s: float
+    statement_s: float = STATEMENT_S
+    silence_s: float = SILENCE_S
+
+    @property
+    def name(self) -> str:
+        return "writing" if self.gate else "reading"
 
     async def begin(self, connection: asyncpg.Connection) -> str | None:
         """Begin, and wait at the gate; the transaction's number when it may write.
@@ -188,7 +197,7 @@ class _Kind:
         limits = {
             "statement_timeout": self.statement_s,
             "lock_timeout": self.statement_s,
-            "idle_in_transaction_session_timeout": self.bound_s,
+            "idle_in_transaction_session_timeout": SILENCE_S,
         }
         words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
         await connection.execute(f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}")
@@ -242,6 +251,7 @@ class _Session:
 
     connection: asyncpg.Connection
     texts: dict[Statement, _Text]
+    silence_s: float
 
     async def execute(self, query: Fetch | Run) -> list[Row]:
         text = self.texts.get(query.statement)
@@ -249,11 +259,12 @@ class _Session:
             text = self.texts[query.statement] = _Text(query.statement)
         if isinstance(query, Run):
             for columns in text.columns(query.rows):
-                await self.connection.execute(text.many, *columns)
+                await self.connection.execute(text.many, *columns, timeout=self.silence_s)
             return []
         if query.statement is SEEN_KEYS:
             await self._look_up_alone(query.values[0])
-        return [tuple(row) for row in await self.connection.fetch(text.sql, *text.arrange(query.values))]
+        found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.silence_s)
+        return [tuple(row) for row in found]
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.
@@ -264,6 +275,7 @@ class _Session:
             "SELECT pg_advisory_xact_lock(1, id) FROM"
             " (SELECT DISTINCT hashtext(name) AS id FROM unnest($1::text[]) AS name ORDER BY id) AS credential",
             credentials,
+            timeout=self.silence_s,
         )
 
 
@@ -356,13 +368,26 @@ async def _keep_as_it_is(connection: asyncpg.Connection) -> None:
     """No transaction of ours leaves anything in the session, so nothing needs a round trip to be undone."""
 
 
+@asynccontextmanager
+async def _connected(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for a while. StoreUnavailable when there is none, whatever the reason: nothing was asked yet."""
+    try:
+        connection = await (await pool).acquire(timeout=CONNECT_S)
+    except Exception as error:
+        raise StoreUnavailable from error
+    try:
+        yield connection
+    finally:
+        await pool.release(connection)
+
+
 async def _roll_back(connection: asyncpg.Connection, error: BaseException | None) -> None:
     """End a transaction, with its connection when that may still be busy or is not answering."""
     if isinstance(error, OSError | asyncio.CancelledError):
         _terminate(connection)
         return
     try:
-        await connection.execute("ROLLBACK", timeout=LOCK_S)
+        await connection.execute("ROLLBACK", timeout=SILENCE_S)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         _terminate(connection)
 
@@ -374,7 +399,14 @@ def _terminate(connection: asyncpg.Connection) -> None:
 
 def _is_absence(error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
-        return str(error.sqlstate).startswith(UNAVAILABLE)
+        return not str(error.sqlstate).startswith(AT_FAULT)
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return not isinstance(error, ValueError)  # a value that does not fit its column is the program's
+    return isinstance(error, OSError | StoreUnavailable)
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether other connections are likely to be as dead, or to lead to a server that only reads from now on."""
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate).startswith(LOST)
     return isinstance(error, OSError)

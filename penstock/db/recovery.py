@@ -1,10 +1,13 @@
 """Processes that died: who is alive, and what becomes of the holds of who is not.
 
 Every serving process is an *owner* with a lease that it renews; holds name their owner, so one small row keeps any
-number of holds alive. When a lease has run out, the owner's holds are settled from their last recorded progress, in
-the ledger's own way, and the usage records are marked `review`: the charge is what is known to be owed, the operator
-sees that the outcome is not. Should the owner turn out to be alive after all (a machine that slept), its own
-settlement, when it comes, takes the place of the review.
+number of holds alive. When a lease is not renewed any more, the owner's holds are settled from their last recorded
+progress, in the ledger's own way, and the usage records are marked `review`: the charge is what is known to be owed,
+the operator sees that the outcome is not. Should the owner turn out to be alive after all (a machine that slept), its
+own settlement, when it comes, takes the place of the review.
+
+That a lease has run out is not read off a clock. Clocks of hosts differ, and jump. A lease is a value that changes when
+it is renewed, and it has run out for whoever has looked at it for `LEASE_MS` and has not seen it change (`Sightings`).
 
 Looking for the dead, and tidying up, is done by one process for all: the one that has the lease named `UPKEEP`. When
 two believe for a moment that they have it, no harm is done; all of this may be done twice.
@@ -12,14 +15,16 @@ two believe for a moment that they have it, no harm is done; all of this may be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
+from penstock.clock import Clock
 from penstock.db.ledger import Settlement, commit_group
-from penstock.db.program import Program, Row, Run, Statement, fetch, run
+from penstock.db.program import Program, Row, Run, Statement, any_of, fetch, run
 from penstock.db.records import UsageRecord
 from penstock.db.schema import holds, leases, owners
 from penstock.money.books import Need
@@ -34,6 +39,7 @@ RENEW_OWNER = Statement(
     _owner.on_conflict_do_update(index_elements=[owners.c.id], set_={"lease_until_ms": _owner.excluded.lease_until_ms}),
     *_owner_names,
 )
+REQUESTS_OF = Statement(select(holds.c.request_id).where(holds.c.owner_id == bindparam("owner")).distinct(), "owner")
 ALL_OWNERS = Statement(select(owners.c.id, owners.c.host, owners.c.pid, owners.c.lease_until_ms))
 LEASE_OF = Statement(
     select(owners.c.lease_until_ms).where(owners.c.id == bindparam("owner")).with_for_update(), "owner"
@@ -51,9 +57,15 @@ HOLDS_OF = Statement(
     .order_by(holds.c.request_id, holds.c.position),
     "owner",
 )
+HOLDS_FOR = Statement(
+    select(holds.c.request_id, holds.c.position, holds.c.progress, holds.c.progress_tokens, holds.c.context)
+    .where(any_of(holds.c.request_id, "requests"))
+    .order_by(holds.c.request_id, holds.c.position),
+    "requests",
+)
 OVERDUE = Statement(
     select(holds.c.request_id, holds.c.position, holds.c.progress, holds.c.progress_tokens, holds.c.context)
-    .where(holds.c.expires_ms <= bindparam("now"))
+    .where(holds.c.expires_ms <= bindparam("now"), holds.c.owner_id.not_in(select(owners.c.id)))
     .order_by(holds.c.request_id, holds.c.position),
     "now",
 )
@@ -81,10 +93,34 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Which owner has it, and until when."""
+    """Which owner has it, and until when by that owner's clock: for others a value that changes."""
 
     holder: str
     until_ms: int
+
+
+class Sightings:
+    """Leases as one process has seen them, timed by its own monotonic clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def __repr__(self) -> str:
+        return f"Sightings({len(self._seen)} leases)"
+
+    def silent(self, found: Mapping[str, object]) -> set[str]:
+        """Look at leases, by name: the names of those that were not renewed while this process was looking."""
+        now_s = self._clock.monotonic()
+        before, self._seen = self._seen, {}
+        for name, lease in found.items():
+            last, since_s = before.get(name, (None, now_s))
+            self._seen[name] = (lease, since_s if last == lease else now_s)
+        return {name for name, (_, since_s) in self._seen.items() if now_s - since_s >= LEASE_MS / 1000}
+
+    def forget(self) -> None:
+        """The store was away: nobody could renew, and silence meant nothing."""
+        self._seen.clear()
 
 
 def register(owner: Owner, now_ms: int) -> Program[None]:
@@ -129,17 +165,28 @@ def bury(owner: str, now_ms: int, *, lease_until_ms: int | None = None) -> Progr
     """
     if lease_until_ms is not None and (yield from fetch(LEASE_OF, owner)) != [(lease_until_ms,)]:
         return 0
-    rows = yield from fetch(HOLDS_OF, owner)
-    settlements = _last_words(rows, now_ms)
-    if settlements:
-        yield from commit_group(settlements, now_ms)
+    settled = yield from _settle((yield from fetch(HOLDS_OF, owner)), now_ms)
     yield from run(DROP_OWNER, owner)
-    return len(settlements)
+    return settled
+
+
+def requests_of(owner: str) -> Program[set[str]]:
+    """The requests that a process holds something for."""
+    return {row[0] for row in (yield from fetch(REQUESTS_OF, owner))}
+
+
+def settle_forgotten(requests: list[str], now_ms: int) -> Program[int]:
+    """Settle holds that their own process knows nothing of; how many of them were still there."""
+    return (yield from _settle((yield from fetch(HOLDS_FOR, sorted(requests))), now_ms))
 
 
 def settle_overdue(now_ms: int) -> Program[int]:
-    """Settle holds past their latest possible end, whoever owns them; how many there were. Finding one is a defect."""
-    settlements = _last_words((yield from fetch(OVERDUE, now_ms)), now_ms)
+    """Settle holds past their latest possible end whose process is not known; how many. Finding one is a defect."""
+    return (yield from _settle((yield from fetch(OVERDUE, now_ms)), now_ms))
+
+
+def _settle(rows: list[Row], now_ms: int) -> Program[int]:
+    settlements = _last_words(rows, now_ms)
     if settlements:
         yield from commit_group(settlements, now_ms)
     return len(settlements)

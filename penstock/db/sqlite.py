@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
@@ -31,6 +31,7 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.migrate import create_in_memory
 from penstock.db.program import Fetch, Program, Row, Run, Statement, Value, each_of
+from penstock.db.store import READ_S
 from penstock.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ BUSY_MS = 5_000  # how long another process may keep the write lock before the s
 BUSY_PAUSE_S = 0.001  # between looks whether it has let go
 CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer fsyncs of the main file than the default 1,000
 
-_logger = logging.getLogger("penstock.store")
+AT_FAULT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
+
 _dialect = sqlite_dialect(paramstyle="qmark")
 
 
@@ -47,10 +49,11 @@ class SqliteStore(GroupedStore):
     """The store in one SQLite file, or in memory (`path=None`) where reads share the writer's connection."""
 
     def __init__(self, path: str | None, *, clock: Clock, synchronous: str = "FULL") -> None:
+        super().__init__(path or "in memory")
         self.path = path
         self._loop = asyncio.get_running_loop()
         self._writer = _Connection(path, synchronous)
-        self._reader = self._writer if path is None else _Connection(path, synchronous)
+        self._reader = self._writer if path is None else _Connection(path, synchronous, busy_s=READ_S)
         if path is None:
             create_in_memory(self._writer.driver)
         self._writing = _Worker(self._loop, "penstock-writer")
@@ -60,10 +63,10 @@ class SqliteStore(GroupedStore):
     def __repr__(self) -> str:
         return f"SqliteStore({self.path or 'in memory'}, {self._groups!r})"
 
-    async def read(self, program: Program[T]) -> T:
+    async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
         if self.path is None:
             return await self.write(program)
-        return cast(T, await self._reading.do(self._reader.read, program))
+        return await self._noted("reading", self._read(self.path, program, within_s))
 
     async def close(self) -> None:
         await self._groups.close()
@@ -72,19 +75,43 @@ class SqliteStore(GroupedStore):
             worker.end()
 
     async def _commit(self, program: Program[T]) -> T:
-        """A group: begun and decided here, made durable in the thread."""
+        return await self._noted("writing", self._commit_group(program))
+
+    async def _write(self, program: Program[T]) -> T:
+        return await self._noted("writing", self._writing.do(self._writer.transact, program))
+
+    async def _commit_group(self, program: Program[T]) -> T:
+        """Begun and decided here, made durable in the thread."""
+        self._writer.find()
         try:
             if not self._writer.begin():
                 await self._writing.do(self._writer.begin_patiently)
             value = self._writer.drive(program)
             await self._writing.do(self._writer.commit)
-        except BaseException as error:
+        except BaseException:
             self._writer.roll_back()
-            raise _translated(error) from error
+            raise
         return value
 
-    async def _write(self, program: Program[T]) -> T:
-        return cast(T, await self._writing.do(self._writer.transact, program))
+    async def _read(self, path: str, program: Program[T], within_s: float) -> T:
+        self._reader.find()
+        async with asyncio.timeout(within_s):
+            if within_s > READ_S:
+                return await asyncio.to_thread(_read_apart, path, program)
+            return cast(T, await self._reading.do(self._reader.read, program))
+
+    async def _noted(self, what: str, work: Awaitable[T]) -> T:
+        """What a driver's error means: the database is not there for us now (it is locked, full, damaged, gone:
+        StoreUnavailable), or the program is at fault."""
+        try:
+            value = await work
+        except AT_FAULT:
+            raise
+        except (sqlite3.DatabaseError, OSError) as error:
+            self._note(what, str(error) or "it does not answer")
+            raise StoreUnavailable from error
+        self._note(what, None)
+        return value
 
 
 class _Worker:
@@ -128,15 +155,22 @@ def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | Non
 class _Connection:
     """A connection, and programs run on it. Used by one thread at a time."""
 
-    def __init__(self, path: str | None, synchronous: str) -> None:
-        self.driver = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=0)
+    def __init__(self, path: str | None, synchronous: str, *, busy_s: float = 0) -> None:
+        self._path = os.path.abspath(path) if path is not None else None
+        self.driver = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=busy_s)
         self._texts: dict[Statement, _Text] = {}
         self._patiently("PRAGMA journal_mode = WAL")
         self.driver.execute(f"PRAGMA synchronous = {synchronous}")
         self.driver.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        self._file = _identity(path)
 
     def __repr__(self) -> str:
         return f"_Connection(in_transaction={self.driver.in_transaction})"
+
+    def find(self) -> None:
+        """FileNotFoundError when our file has lost its name: what is written into it now would be lost with it."""
+        if _identity(self._path) != self._file:
+            raise FileNotFoundError("the file is gone, or another one has its name; put it back, or restart")
 
     def begin(self) -> bool:
         """Begin to write, if nobody else is writing."""
@@ -165,27 +199,28 @@ class _Connection:
         self.driver.execute("COMMIT")
 
     def roll_back(self) -> None:
+        """Leave the transaction. When even that fails, the next one fails too, and tries this again."""
         if self.driver.in_transaction:
-            self.driver.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                self.driver.execute("ROLLBACK")
 
     def transact(self, program: Program[T]) -> T:
-        """A program as one transaction. StoreUnavailable when the database does not take it."""
+        """A program as one transaction."""
+        self.find()
         try:
             self.begin_patiently()
             value = self.drive(program)
             self.commit()
-        except BaseException as error:
+        except BaseException:
             self.roll_back()
-            raise _translated(error) from error
+            raise
         return value
 
     def read(self, program: Program[T]) -> T:
-        """A program that does not write, on one snapshot. StoreUnavailable when the database cannot be read."""
+        """A program that does not write, on one snapshot."""
         try:
-            self._patiently("BEGIN")
+            self.driver.execute("BEGIN")
             return self.drive(program)
-        except sqlite3.OperationalError as error:
-            raise _translated(error) from error
         finally:
             self.roll_back()
 
@@ -211,16 +246,26 @@ class _Connection:
         return []
 
 
+def _read_apart(path: str, program: Program[T]) -> T:
+    """A read on a connection of its own, for one that takes long."""
+    connection = _Connection(path, "OFF", busy_s=READ_S)
+    try:
+        return connection.read(program)
+    finally:
+        connection.driver.close()
+
+
+def _identity(path: str | None) -> tuple[int, int] | None:
+    """Which file has this name now; None for none."""
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return found and (found.st_dev, found.st_ino)
+
+
 def _is_busy(error: sqlite3.OperationalError) -> bool:
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def _translated(error: BaseException) -> BaseException:
-    """What a driver's error means: the database is not there for us now, or the program is at fault."""
-    if isinstance(error, sqlite3.OperationalError):
-        _logger.warning("the database did not take a transaction: %s", error)
-        return StoreUnavailable()
-    return error
 
 
 class _Text:

@@ -15,17 +15,23 @@ from penstock.db.program import Program
 T = TypeVar("T")
 
 
+READ_S = 5.0  # to look something up
+LONG_READ_S = 600.0  # to go through whole tables
+
+
 class Decision(asyncio.Future[T]):
     """What the store will have decided. It cannot be cancelled: a task that is told to stop while it waits stops when
-    the
-    decision is here, so that nothing is granted to nobody."""
+    the decision is here, so that nothing is granted to nobody."""
 
     def cancel(self, msg: object = None) -> bool:
         return False
 
 
 class Store(Protocol):
-    """What an engine does. `StoreUnavailable` means that nothing was written."""
+    """What an engine does. `StoreUnavailable` means that nothing was written, unless it is an `OutcomeUnknown`.
+
+    Nobody waits for ever: a read is bounded by what its caller gives it, everything else by `groups.WAIT_S`.
+    """
 
     @property
     def backlog(self) -> int:
@@ -45,8 +51,8 @@ class Store(Protocol):
         """Wait until everything posted so far is written: reads that follow see it."""
         ...
 
-    async def read(self, program: Program[T]) -> T:
-        """Run a program that does not write, on one snapshot."""
+    async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
+        """Run a program that does not write, on one snapshot. Given more than `READ_S`, it is in nobody's way."""
         ...
 
     async def write(self, program: Program[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.db.journal import Difference, verify
+from penstock.db.store import LONG_READ_S
 from penstock.operations.actor import Actor
 from penstock.operations.office import Office
 
@@ -20,5 +21,5 @@ class Verification:
 async def verify_ledger(office: Office, actor: Actor) -> Verification:
     """Compute every balance anew from the journal, the open holds and the usage records, and compare."""
     await office.store.settled()
-    differences = await office.store.read(verify())
+    differences = await office.store.read(verify(), within_s=LONG_READ_S)
     return Verification(not differences, tuple(differences))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.db.records import UsageRecord
+from penstock.db.store import LONG_READ_S
 from penstock.db.usage import UsageFilter, UsageTotal, usage_page, usage_totals
 from penstock.operations.actor import Actor
 from penstock.operations.choices import Lane, State
@@ -128,7 +129,7 @@ async def summarize_usage(
     """Add up all calls that match, by model and lane."""
     wanted = _filter(actor, account=account, key=key, model=model, lane=lane, state=state, since=since, until=until)
     await office.store.settled()
-    sums = tuple(map(_sum, await office.store.read(usage_totals(wanted))))
+    sums = tuple(map(_sum, await office.store.read(usage_totals(wanted), within_s=LONG_READ_S)))
     return UsageSummary(
         requests=sum(each.requests for each in sums),
         total_tokens=sum(each.total_tokens for each in sums),

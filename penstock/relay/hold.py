@@ -35,7 +35,7 @@ from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.recovery import context_of
 from penstock.db.store import Store
 from penstock.dialects import Wish
-from penstock.errors import UpstreamError, WrongState
+from penstock.errors import OutcomeUnknown, StoreUnavailable, UpstreamError, WrongState
 from penstock.money.books import BOUNDLESS, Granted, Need, Refusal, Refused
 from penstock.money.prices import value
 from penstock.money.units import LARGEST
@@ -55,6 +55,8 @@ UNSERVED = frozenset(Ending) - {
 }  # not the caller's doing: free, if nothing came
 SLICE_GROWTH = 2
 LARGEST_SLICE = 8_192  # tokens: what one extension sets aside at most
+PATIENCE_S = 5.0  # a stream that needs more while the store is away is not cut off before: restarts take less
+PAUSE_S = 0.1  # between its questions
 
 
 class Holds:
@@ -98,6 +100,10 @@ class Holds:
         for future, since_s in self.writing.items():
             if since_s < late_s and not future.done():
                 future.set_result(None)
+
+    def requests(self) -> set[str]:
+        """The requests of every open hold."""
+        return set(self._open)
 
     def progress(self) -> list[tuple[int, int, str]]:
         """`(owed, output tokens, request id)` of every open hold that owes something."""
@@ -206,6 +212,10 @@ class Hold:
         )
         try:
             return await future
+        except OutcomeUnknown as error:  # give back what may have been granted: settling twice is impossible
+            self.ending, self.status = ending_of(error, caller_gone=self._departure.gone)
+            self._close()
+            raise
         except asyncio.CancelledError:  # by now the store has decided (`store.Decision`): give back what it granted
             if not future.exception() and isinstance(future.result(), Granted):
                 self.ending, self.status = ending_of(asyncio.CancelledError(), caller_gone=self._departure.gone)
@@ -274,12 +284,25 @@ class Hold:
         return value(self.owed(), self._plan.tariff.value_rate)
 
     async def cover(self, output: int) -> bool:
-        """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended."""
+        """Whether the hold pays for `output` tokens, extending it if need be. False when the money has ended.
+
+        A store that is away is asked again for a while. StoreUnavailable, also when it has closed the hold.
+        """
+        give_up_s = self._holds.clock.monotonic() + PATIENCE_S
         while output > self.covered_output:
             extending = self._extending or self._extend()
-            outcome = await extending
+            try:
+                outcome = await extending
+            except StoreUnavailable as error:
+                self._extended(extending)
+                if self._holds.clock.monotonic() >= give_up_s:
+                    raise StoreUnavailable("The ledger cannot be reached; what came so far is charged.") from error
+                await asyncio.sleep(PAUSE_S)
+                continue
             self._extended(extending)  # waiting for what is done lets nothing else run, not even its own callback
             if isinstance(outcome, Refused):
+                if outcome.why is Refusal.GONE:
+                    raise StoreUnavailable("This process was taken for dead, and the call has been settled.")
                 return False
         return True
 
@@ -315,10 +338,10 @@ class Hold:
 
     def _next_output(self) -> int:
         """Output tokens that the next extension is to cover: a slice twice the last, and no more than may come."""
-        self._slice = min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
+        step = self._next_slice()
         covered = max(self.covered_output, self.meter.output)
         most = BOUNDLESS if self.output_limit is None else self.output_limit * self._choices
-        return min(covered + self._slice, most) if covered < most else covered + self._slice
+        return min(covered + step, most) if covered < most else covered + step
 
     def _extended(self, future: asyncio.Future[Outcome]) -> None:
         """Count what an extension has brought, once."""
@@ -330,8 +353,12 @@ class Hold:
         outcome = future.result()
         if isinstance(outcome, Granted):
             self._add(outcome)
+            self._slice = self._next_slice()
         else:
             self._exhausted = True
+
+    def _next_slice(self) -> int:
+        return min(self._slice * SLICE_GROWTH, LARGEST_SLICE)
 
     # Leaving.
 

@@ -101,9 +101,12 @@ class LiveStream:
                 return True
             if step.produced:
                 output = self._output_after(step)
-                if output > hold.covered_output and not await hold.cover(output):
-                    self._end_of_money(out, answer)
-                    return True
+                if output > hold.covered_output:
+                    self._send(b"".join(out))  # it is paid, and need not wait for the store nor fail with it
+                    out.clear()
+                    if not await hold.cover(output):
+                        self._end_of_money(out, answer)
+                        return True
             self._count(step)
             out.append(step.out)
         self._send(b"".join(out))

@@ -114,7 +114,9 @@ def _files() -> Iterator[Path]:
     """The files of the tree; not what tools leave in dotted or cache directories."""
     for path in ROOT.rglob("*"):
         directories = path.relative_to(ROOT).parts[:-1]
-        made_by_tools = any(part == "__pycache__" or (part.startswith(".") and part != ".ci") for part in directories)
+        made_by_tools = path.name == ".git" or any(
+            part == "__pycache__" or (part.startswith(".") and part != ".ci") for part in directories
+        )
         if path.is_file() and not made_by_tools:
             yield path
 

@@ -26,6 +26,7 @@ from penstock.api.wire import Wire
 from penstock.cli.main import program
 from penstock.config import Settings
 from penstock.config_file import load
+from tests.engines import SECRETS, is_postgres
 from tests.stories.gateway import ROUTER_V1, TRUST, Running, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,19 +41,27 @@ PRELUDE = 'set -euo pipefail\ncurl() { command curl -sS --fail-with-body "$@"; }
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """The built-in configuration, with the database where `penstock` looks when it is run in the folder."""
-    settings = load(None, {"PENSTOCK_DATABASE_URL": f"sqlite:///{tmp_path}/penstock.db"})
+def variables(store_url: str) -> dict[str, str]:
+    """What names the database and the secrets; SQLite's are where `penstock` looks when it is run in the folder."""
+    return SECRETS | {"PENSTOCK_DATABASE_URL": store_url} if is_postgres(store_url) else {}
+
+
+@pytest.fixture
+def settings(store_url: str, variables: dict[str, str]) -> Settings:
+    """The built-in configuration with this database."""
+    settings = load(None, {"PENSTOCK_DATABASE_URL": store_url} | variables)
     return replace(settings, server=replace(settings.server, port=0, grace_s=1.0))
 
 
 @pytest.mark.parametrize("page", RUN)
-async def test_every_command_on_the_page_works(page: str, settings: Settings, tmp_path: Path) -> None:
+async def test_every_command_on_the_page_works(
+    page: str, settings: Settings, variables: dict[str, str], tmp_path: Path
+) -> None:
     async with running(settings) as gateway:
         person = await gateway.person(usd="1")
         script = PRELUDE + "".join(_runnable((ROOT / page).read_text())).replace(WRITTEN_ADDRESS, gateway.url)
         process = await asyncio.create_subprocess_exec(
-            "bash", "-c", script, cwd=tmp_path, env=_environment(tmp_path, KEY=person.personal_key.key),
+            "bash", "-c", script, cwd=tmp_path, env=_environment(tmp_path, KEY=person.personal_key.key, **variables),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, errors = await process.communicate()

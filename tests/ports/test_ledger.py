@@ -16,7 +16,7 @@ from msgspec import structs
 
 from penstock.db import sqlite
 from penstock.db.credentials import insert_credential, revoke
-from penstock.db.journal import expire_lots, grant, verify
+from penstock.db.journal import GRACE_MS, expire_lots, grant, verify
 from penstock.db.ledger import Once, Operation, Outcome, Replay, forget_answers
 from penstock.db.records import KeptAnswer
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
@@ -170,9 +170,11 @@ async def test_a_lot_that_expires_during_a_call_pays_for_it_and_then_is_emptied(
     await store.write(lot("lot_1", 100, expires_ms=NOON_MS + 10))
     await store.commit(admission("a", need(60)))
     clock.now += 10
-    assert await store.write(expire_lots(clock.now)) == 0
+    assert await store.write(expire_lots(clock.now + GRACE_MS)) == 0
     await store.commit(settlement("a", need(0), 80))
     assert (await only(store, usage_records))["uncollected"] == 20
+    assert await store.write(expire_lots(clock.now + GRACE_MS - 1)) == 0
+    clock.now += GRACE_MS
     assert await store.write(expire_lots(clock.now)) == 1
     assert (await only(store, lots))["remaining"] == 0
     assert [entry["amount"] for entry in await rows(store, transfers) if entry["kind"] == "expiry"] == [40]
@@ -431,9 +433,9 @@ async def test_waiting_for_what_was_posted_does_not_end_before_it_is_written(
 ) -> None:
     """The lock is let go between the group's attempt, which fails, and the waiter's turn behind it."""
     monkeypatch.setattr(sqlite, "BUSY_MS", 20)
-    async with on_file(file, clock) as store:
-        await store.commit(admission("a", need(100)))
-        with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+    with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other:
+        async with on_file(file, clock) as store:
+            await store.commit(admission("a", need(100)))
             other.execute("BEGIN IMMEDIATE")
             let_go = logging.Handler()
             monkeypatch.setattr(let_go, "emit", lambda _: other.in_transaction and other.execute("ROLLBACK"))
@@ -441,4 +443,4 @@ async def test_waiting_for_what_was_posted_does_not_end_before_it_is_written(
             waiter = asyncio.create_task(store.settled())  # its turn comes before the group is handed over
             store.post(settlement("a", need(0), 70))
             (outcome,) = await asyncio.gather(waiter, return_exceptions=True)
-        assert isinstance(outcome, StoreUnavailable) or await rows(store, usage_records)
+            assert isinstance(outcome, StoreUnavailable) or await rows(store, usage_records)

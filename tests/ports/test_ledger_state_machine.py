@@ -17,11 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
 from penstock.db.credentials import revoke
-from penstock.db.journal import expire_lots, verify
+from penstock.db.journal import GRACE_MS, expire_lots, verify
 from penstock.db.ledger import Admission, Extension, Once, Outcome, Replay, Settlement, forget_answers
 from penstock.db.program import Program
 from penstock.db.records import KeptAnswer
-from penstock.db.recovery import bury, renew, settle_overdue
+from penstock.db.recovery import bury, renew, requests_of, settle_forgotten, settle_overdue
 from penstock.db.schema import credentials, holds, lots, transfers, usage_records
 from penstock.db.sqlite import SqliteStore
 from penstock.money.books import Granted, Need, Refused, Settled
@@ -105,6 +105,7 @@ class Model:
     now: int
     lots: dict[str, dict[str, Any]] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0))
+    owners: set[str] = field(default_factory=lambda: set(OWNERS))
     revoked: set[str] = field(default_factory=set)
     requests: dict[str, Request] = field(default_factory=dict)
     records: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # state, collected, uncollected
@@ -323,11 +324,13 @@ class LedgerMachine(RuleBasedStateMachine):
         open_here = {id: r for id, r in self.model.requests.items() if r.parts is not None and r.owner == owner}
         for request in open_here.values():
             request.progress += more
+        self.model.owners.add(owner)
         self.write(renew(owner, [(r.progress, 1, id) for id, r in open_here.items()], self.clock.now))
 
     @rule(owner=st.sampled_from(OWNERS), more=st.integers(0, 40))
     def crash(self, owner: str, more: int) -> None:
         self.note_progress(owner, more)
+        self.model.owners.remove(owner)
         left = sorted(id for id, r in self.model.requests.items() if r.parts is not None and r.owner == owner)
         assert self.write(bury(owner, self.clock.now)) == self.model.last_words(left)
 
@@ -341,10 +344,18 @@ class LedgerMachine(RuleBasedStateMachine):
             self.commit([Settle(ages[pick % len(ages)], owed, kept=True)])
 
     @rule()
-    def settle_forgotten_holds(self) -> None:
-        now = self.clock.now
-        late = sorted(id for id, r in self.model.requests.items() if r.parts is not None and r.ends_ms <= now)
+    def settle_holds_of_nobody(self) -> None:
+        now, known = self.clock.now, self.model.owners
+        left = sorted(id for id, r in self.model.requests.items() if r.parts is not None and r.owner not in known)
+        late = [id for id in left if self.model.requests[id].ends_ms <= now]
         assert self.write(settle_overdue(now)) == self.model.last_words(late)
+
+    @rule(owner=st.sampled_from(OWNERS), every=st.integers(1, 3))
+    def settle_forgotten_holds(self, owner: str, every: int) -> None:
+        """Every so-manieth of a process's holds was granted to nobody."""
+        left = sorted(id for id, r in self.model.requests.items() if r.parts is not None and r.owner == owner)
+        assert self.write(requests_of(owner)) == set(left)
+        assert self.write(settle_forgotten(left[::every], self.clock.now)) == self.model.last_words(left[::every])
 
     @rule(ticks=st.integers(-3, 4) | st.sampled_from([-DAY_TICKS, DAY_TICKS]))
     def jump(self, ticks: int) -> None:
@@ -355,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def empty_expired_lots(self) -> None:
         emptied = 0
         for id, each in self.model.lots.items():
-            over = each["ends"] is not None and each["ends"] <= self.clock.now
+            over = each["ends"] is not None and each["ends"] + GRACE_MS <= self.clock.now
             if over and each["remaining"] and not self.model.held_of_lot(id):
                 each["remaining"], emptied = 0, emptied + 1
         assert self.write(expire_lots(self.clock.now)) == emptied

@@ -8,16 +8,24 @@ from __future__ import annotations
 import asyncio
 import importlib
 import pkgutil
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import Insert, bindparam, update
@@ -26,7 +34,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 import penstock.db
 from penstock.config import Settings, StoreSettings
-from penstock.db import migrate, postgres
+from penstock.db import migrate
 from penstock.db.journal import grant, verify
 from penstock.db.ledger import CLOSE_HOLDS, SAVE_LOT, WRITE_HOLD, Once
 from penstock.db.postgres import PostgresStore, _Text
@@ -123,6 +131,40 @@ def test_a_server_that_is_not_there_is_reported_without_the_password() -> None:
     for broken in ("ada:hid#den@h/d", "ada:hid/den@h/d", "ada:hid[den@h/d", "127.0.0.1:99999/d"):
         with pytest.raises(ConfigError, match="%XX"):
             migrate.upgrade(f"postgresql://{broken}")
+
+
+async def test_a_certificate_that_is_not_right_is_reported_as_such(tmp_path: Path) -> None:
+    """The server's is for another name, and nobody has signed it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path, "elsewhere.example"))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # the request for TLS
+        writer.write(b"S")
+        with suppress(OSError):
+            await writer.start_tls(context)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        url = f"postgresql://ada:hidden@127.0.0.1:{port}/books?sslmode=verify-full&sslrootcert={tmp_path}/other.pem"
+        self_signed(tmp_path, "other")
+        with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+            await asyncio.to_thread(migrate.upgrade, url)
+
+
+def self_signed(folder: Path, name: str) -> Path:
+    """A certificate for a name and its key, in one file."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    made = builder.not_valid_before(now).not_valid_after(now + timedelta(hours=1)).sign(key, hashes.SHA256())
+    path = folder / f"{name.partition('.')[0]}.pem"
+    path.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
+    )
+    return path
 
 
 def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,26 +394,6 @@ async def rows_when_back(store: Any) -> list[Any]:
         return await rows(store, usage_records)
     except StoreUnavailable:
         return []
-
-
-async def test_rows_that_somebody_keeps_locked_are_waited_for_within_a_bound(
-    pg: Any, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres, "LOCK_S", 0.05)
-    async with on(database) as store:
-        await store.commit(admission("a", need(100)))
-        other = await asyncpg.connect(database)
-        begun = other.transaction()
-        await begun.start()
-        await other.execute("SELECT 1 FROM lots FOR UPDATE")
-        store.post(settlement("a", need(0), 70))
-        with pytest.raises(StoreUnavailable):
-            await store.commit(admission("b", need(100)))
-        await begun.rollback()
-        await other.close()
-        while not await rows_when_back(store):
-            pass
-        assert [(row["remaining"], row["held"]) for row in await rows(store, lots)] == [(930, 0)]
 
 
 async def test_a_transaction_undone_to_end_a_deadlock_is_carried_on_in_another(

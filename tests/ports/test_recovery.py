@@ -18,10 +18,13 @@ from penstock.db.recovery import (
     LEASE_MS,
     UPKEEP,
     Lease,
+    Sightings,
     all_owners,
     bury,
     lease_named,
     renew,
+    requests_of,
+    settle_forgotten,
     settle_overdue,
     take_lease,
 )
@@ -141,11 +144,23 @@ async def test_the_idempotency_key_of_a_buried_request_may_be_used_again(store: 
     assert granted(await store.commit(admission("c", need(10), once=once))) == 10
 
 
-async def test_a_hold_past_its_latest_end_is_settled_whoever_owns_it(store: SqliteStore) -> None:
+async def test_a_hold_past_its_latest_end_is_settled_when_its_process_is_not_known(store: SqliteStore) -> None:
     await left_open(store, owed=120)
+    assert await store.write(settle_overdue(NOON_MS + 2 * HOUR_MS)) == 0  # it lives, and knows
+    await store.write(bury(OWNER, NOON_MS))
+    await store.commit(admission("b", need(50)))
     assert await store.write(settle_overdue(NOON_MS + HOUR_MS - 1)) == 0
     assert await store.write(settle_overdue(NOON_MS + HOUR_MS)) == 1
-    assert await used(store) == ("review", "crash", 120, 0)
+    assert (await balance(store), await rows(store, holds)) == ((880, 0), [])
+
+
+async def test_a_hold_that_its_own_process_knows_nothing_of_is_settled_and_no_other(store: SqliteStore) -> None:
+    await left_open(store, owed=120)
+    await store.commit(admission("b", need(50)))
+    assert await store.read(requests_of(OWNER)) == {"a", "b"}
+    assert await store.write(settle_forgotten(["a", "c"], NOON_MS)) == 1
+    assert (await used(store), await balance(store)) == (("review", "crash", 120, 0), (880, 50))
+    assert await store.read(requests_of(OWNER)) == {"b"}
 
 
 # Buried alive: the process slept, or a clock jumped.
@@ -287,3 +302,43 @@ async def test_a_lease_that_was_renewed_meanwhile_is_not_taken_from_its_holder(s
     assert not await store.write(take_lease(UPKEEP, "own_2", seen=first, now_ms=NOON_MS + 9))
     assert await store.write(take_lease(UPKEEP, "own_2", seen=renewed, now_ms=NOON_MS + 9))
     assert await store.read(lease_named(UPKEEP)) == Lease("own_2", NOON_MS + 9 + LEASE_MS)
+
+
+# Who has fallen silent: timed by whoever looks, whatever the clocks say.
+
+
+def seen(sightings: Sightings, **leases: int) -> set[str]:
+    return sightings.silent(leases)
+
+
+def test_a_lease_that_does_not_change_while_it_is_looked_at_has_run_out(clock: HandClock) -> None:
+    sightings = Sightings(clock)
+    assert seen(sightings, a=1, b=1) == set()
+    clock.seconds += LEASE_MS / 2000
+    assert seen(sightings, a=1, b=2, late=7) == set()
+    clock.seconds += LEASE_MS / 2000
+    assert seen(sightings, a=1, b=2, late=7) == {"a"}
+    assert seen(sightings, a=2, b=2, late=7) == set()
+    clock.seconds += LEASE_MS / 2000
+    assert seen(sightings, a=2, b=1, late=7) == {"late"}
+
+
+@pytest.mark.parametrize("jump_ms", [-366 * 24 * HOUR_MS, -HOUR_MS, HOUR_MS, 366 * 24 * HOUR_MS])
+def test_a_clock_that_jumps_makes_nobody_silent(clock: HandClock, jump_ms: int) -> None:
+    sightings = Sightings(clock)
+    assert seen(sightings, a=clock.now + LEASE_MS) == set()
+    clock.now += jump_ms
+    clock.seconds += 5
+    assert seen(sightings, a=clock.now - jump_ms + LEASE_MS) == set()
+    clock.seconds += LEASE_MS / 1000 - 1
+    assert seen(sightings, a=clock.now + LEASE_MS) == set()
+
+
+def test_while_the_store_is_away_nobody_falls_silent(clock: HandClock) -> None:
+    sightings = Sightings(clock)
+    assert seen(sightings, a=1) == set()
+    clock.seconds += 600
+    sightings.forget()
+    assert seen(sightings, a=1) == set()
+    clock.seconds += LEASE_MS / 1000
+    assert seen(sightings, a=1) == {"a"}

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from penstock.access import Access, Surface
-from penstock.app import open_office
-from penstock.config_file import load
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, PenstockError, WrongState
 from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import OPERATIONS, operation_named, perform
 from penstock.operations.office import Office
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
-
-
-@pytest.fixture
-async def office() -> AsyncIterator[Office]:
-    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as opened:
-        yield opened
 
 
 async def do(office: Office, operation: str, /, actor: Actor = LOCAL, **arguments: Any) -> Any:

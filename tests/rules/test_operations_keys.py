@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from penstock.access import Access, Surface
-from penstock.app import open_office
-from penstock.config_file import load
 from penstock.db.credentials import DEEPEST, identify
 from penstock.db.ledger import Admission
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, WrongState
@@ -20,12 +17,6 @@ from penstock.operations.office import Office
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
 MODEL = "penstock/demo"
-
-
-@pytest.fixture
-async def office() -> AsyncIterator[Office]:
-    async with open_office(load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})) as opened:
-        yield opened
 
 
 @pytest.fixture

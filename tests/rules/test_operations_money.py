@@ -9,14 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import bindparam
 
 from penstock.app import open_office
 from penstock.clock import Clock, iso
+from penstock.config import Settings
 from penstock.config_file import load
 from penstock.db.ledger import Admission, Settlement
-from penstock.db.program import Program, Run, Statement
+from penstock.db.program import Program, Statement, run
 from penstock.db.records import UsageRecord
 from penstock.db.schema import lots
 from penstock.errors import InvalidRequest, NotFound
@@ -27,20 +29,13 @@ from penstock.operations.index import operation_named, perform
 from penstock.operations.office import Office
 from penstock.operations.values import LARGEST_AMOUNT
 
-SETTINGS = load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})
-CONTRACT = SETTINGS.contracts[0]
-
-
-@pytest.fixture
-async def office() -> AsyncIterator[Office]:
-    async with open_office(SETTINGS) as opened:
-        yield opened
+(CONTRACT,) = load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"}).contracts
 
 
 @asynccontextmanager
-async def team() -> AsyncIterator[tuple[Office, str]]:
+async def team(settings: Settings) -> AsyncIterator[tuple[Office, str]]:
     """An office and an account, for examples that must not share one."""
-    async with open_office(SETTINGS) as office:
+    async with open_office(settings) as office:
         yield office, (await do(office, "accounts.create", name="Team")).id
 
 
@@ -150,11 +145,11 @@ async def test_an_unknown_account_gets_nothing(office: Office) -> None:
     assert (await do(office, "ledger.verify")).ok
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, LARGEST_AMOUNT)), min_size=1, max_size=6))
-def test_any_grants_add_up_exactly(grants: list[tuple[bool, int]]) -> None:
+def test_any_grants_add_up_exactly(plain_settings: Settings, grants: list[tuple[bool, int]]) -> None:
     async def story() -> None:
-        async with team() as (office, account):
+        async with team(plain_settings) as (office, account):
             for in_tokens, size in grants:
                 money = {"contract": CONTRACT.id, "tokens": size} if in_tokens else {"usd": dollars(size)}
                 await do(office, "balances.grant", account=account, **money)
@@ -166,11 +161,11 @@ def test_any_grants_add_up_exactly(grants: list[tuple[bool, int]]) -> None:
     asyncio.run(story())
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(max_size=12), st.decimals().map(str), st.integers().map(str), st.floats().map(str)))
-def test_any_text_is_an_exact_amount_or_refused(written: str) -> None:
+def test_any_text_is_an_exact_amount_or_refused(plain_settings: Settings, written: str) -> None:
     async def story() -> None:
-        async with team() as (office, account):
+        async with team(plain_settings) as (office, account):
             try:
                 granted = await do(office, "balances.grant", account=account, usd=written)
             except InvalidRequest:
@@ -275,9 +270,9 @@ async def test_models_are_listed_with_prices_names_and_contract(office: Office) 
     assert (model.contract.id, model.contract.price.usd) == (CONTRACT.id, "0.20")
 
 
-async def test_a_contract_model_without_a_price_is_shown_without_one() -> None:
-    (model,) = SETTINGS.models
-    async with open_office(replace(SETTINGS, models=(replace(model, price=None),))) as office:
+async def test_a_contract_model_without_a_price_is_shown_without_one(plain_settings: Settings) -> None:
+    (model,) = plain_settings.models
+    async with open_office(replace(plain_settings, models=(replace(model, price=None),))) as office:
         assert (await do(office, "models.list")).data[0].offers[0].price is None
 
 
@@ -286,7 +281,7 @@ async def test_a_balance_that_was_tampered_with_is_found(office: Office) -> None
     lot = (await do(office, "balances.grant", account=account, usd="1")).lot
 
     def tamper() -> Program[None]:
-        yield Run(Statement(lots.update().values(remaining=5)), [()])
+        yield from run(Statement(lots.update().where(lots.c.id == bindparam("lot")).values(remaining=5), "lot"), lot)
 
     await office.store.write(tamper())
     (difference,) = (await do(office, "ledger.verify")).differences

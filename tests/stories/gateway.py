@@ -1,6 +1,6 @@
-"""A whole gateway inside the test's own event loop: real sockets, a SQLite file, upstreams that follow a script.
+"""A whole gateway inside the test's own event loop: real sockets, a real database, upstreams that follow a script.
 
-    async with running(settings_for(tmp_path, upstream=upstream.base_url)) as gateway:
+    async with running(settings_for(store_url, upstream=upstream.base_url)) as gateway:
         ada = await gateway.person(usd="1", tokens=10_000)      # a user with money and a key for every surface
         upstream.script(Plain(tokens=3))
         answer = await gateway.chat(ROUTER, ada)                # an httpx2 response
@@ -18,7 +18,6 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -85,12 +84,12 @@ CONTRACTS = (
 )
 
 
-def settings_for(folder: Path, *, upstream: str = NOWHERE, spare: str = NOWHERE) -> Settings:
-    """Settings with the database in `folder` and two providers, `main` and `spare`, at these base URLs."""
+def settings_for(store_url: str, *, upstream: str = NOWHERE, spare: str = NOWHERE) -> Settings:
+    """Settings with the database at a URL and two providers, `main` and `spare`, at these base URLs."""
     return Settings(
         secrets=SecretSettings(PEPPER, AUTH_SECRET),
         server=ServerSettings(port=0, environment="test", grace_s=1.0),
-        store=StoreSettings(f"sqlite:///{folder}/penstock.db", "NORMAL"),
+        store=StoreSettings(store_url, "NORMAL"),
         providers=(
             ProviderSettings("main", base_url=upstream, api_key=UPSTREAM_KEY),
             ProviderSettings("spare", base_url=spare, api_key=SPARE_KEY),

@@ -1,14 +1,12 @@
 """The gateway as a process of its own, started as an operator starts it: `penstock serve` and a configuration file.
 
-config = configuration(tmp_path, upstream.base_url)
-async with running(load(config, {})) as gateway:        # the same database, in the test's own process
+config = configuration(tmp_path, upstream.base_url, store=store_url)
+async with running(settings_of(config)) as gateway:     # the same database, in the test's own process
     ada = await gateway.person(usd="1")
 async with serving_process(config) as process:
     ...                                                 # call process.url
     process.signal(signal.SIGTERM)
     assert await process.ended() == 0
-
-Where several of them share a store of either engine, they are given `SECRETS`, and so is `load`.
 """
 
 from __future__ import annotations
@@ -21,11 +19,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from penstock.config import Settings
+from penstock.config_file import load
+from tests.engines import SECRETS
 from tests.stories.caller import PATIENCE_S, eventually
-from tests.stories.gateway import AUTH_SECRET, PEPPER
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-SECRETS = {"PENSTOCK_KEY_PEPPER": PEPPER.decode(), "PENSTOCK_AUTH_SECRET": AUTH_SECRET.decode()}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | SECRETS
 MODEL = """
 [[models]]
 id = "{id}"
@@ -38,13 +37,13 @@ def configuration(
     folder: Path,
     upstream: str,
     *,
+    store: str | None = None,
     models: tuple[str, ...] = ("metered",),
     grace_s: float = 1.0,
     workers: int = 1,
-    store: str | None = None,
 ) -> Path:
-    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and a database in `folder`
-    unless `store` is another."""
+    """Write a file with these models at one upstream, for $0.10 and $2 a million tokens, and this database, or a SQLite
+    one in `folder`."""
     path = folder / "penstock.toml"
     head = f"""
 [server]
@@ -58,6 +57,11 @@ base_url = "{upstream}"
 """
     path.write_text(head + "".join(MODEL.format(id=id) for id in models))
     return path
+
+
+def settings_of(config: Path) -> Settings:
+    """What a process with this file would run with."""
+    return load(config, SECRETS)
 
 
 class Process:

@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.config_file import load
 from tests.stories.gateway import Person, running
-from tests.stories.process import Process, configuration, serving_process, verified
+from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import ScriptedUpstream
 
 
@@ -42,7 +41,7 @@ class Served:
 async def served(folder: Path, upstream: ScriptedUpstream, *, people: int = 1) -> AsyncIterator[Served]:
     """A process that takes calls, and afterwards books that add up."""
     config = configuration(folder, upstream.base_url)
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         some = [await gateway.person(usd="1") for _ in range(people)]
     async with serving_process(config) as process:
         yield Served(process, config, some)

@@ -6,7 +6,6 @@ import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 
@@ -57,8 +56,8 @@ class Boulder:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, upstream: ScriptedUpstream) -> Settings:
-    settings = settings_for(tmp_path, upstream=upstream.base_url)
+def settings(store_url: str, upstream: ScriptedUpstream) -> Settings:
+    settings = settings_for(store_url, upstream=upstream.base_url)
     return replace(settings, server=replace(settings.server, keepalive_comment_s=0.05))
 
 

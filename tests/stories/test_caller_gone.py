@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.config import Settings
 from penstock.providers.openai_compatible import OpenAICompatible
+from tests.faults import kept_by_another
 from tests.stories.caller import Caller, calling, eventually, the_record
 from tests.stories.gateway import LLAMA, ROUTER, Person, Running, running, settings_for, with_provider
 from tests.upstream import Plain, ScriptedUpstream, Stream
@@ -140,18 +139,16 @@ async def test_a_plain_call_that_is_left_is_cancelled(gateway: Running, upstream
 
 
 async def test_while_the_store_decides_nothing_is_charged_and_no_upstream_is_called(
-    gateway: Running, settings: Settings, upstream: ScriptedUpstream
+    gateway: Running, store_url: str, upstream: ScriptedUpstream
 ) -> None:
     ada = await gateway.person(usd="1")
-    other = sqlite3.connect(settings.store.url.removeprefix("sqlite:///"), isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    blocked = asyncio.create_task(gateway.grant(ada, usd="1"))  # keeps the writer busy until the database is free
     async with calling(gateway.url) as caller:
-        await caller.ask(ROUTER, ada, stream=True)
-        await eventually(lambda: waiting(gateway))
-        caller.hang_up()
-        await eventually(lambda: nobody_is_connected(gateway))
-        other.close()
+        async with kept_by_another(store_url):
+            blocked = asyncio.create_task(gateway.grant(ada, usd="1"))  # keeps the writer busy until the end
+            await caller.ask(ROUTER, ada, stream=True)
+            await eventually(lambda: waiting(gateway))
+            caller.hang_up()
+            await eventually(lambda: nobody_is_connected(gateway))
         await blocked
         record = await the_record(gateway, ada)
     assert (record.ended, record.status, record.amount) == ("caller_gone", 499, 0)
@@ -178,10 +175,10 @@ async def test_an_upstream_that_bills_to_the_end_is_read_to_the_end(
 @pytest.mark.parametrize("limits", [{"draining_calls": 0}, {"drain_s": 0.05}], ids=["no room", "no time"])
 @pytest.mark.parametrize(("on_cancel", "output"), [("drain", 5), ("full", 40)])
 async def test_what_cannot_be_drained_is_charged_as_its_upstream_bills(
-    tmp_path: Path, upstream: ScriptedUpstream, limits: dict[str, Any], on_cancel: str, output: int
+    store_url: str, upstream: ScriptedUpstream, limits: dict[str, Any], on_cancel: str, output: int
 ) -> None:
     """A stream that runs on unseen is billed in full, so all that its hold covers is charged: 40 tokens asked for."""
-    settings = with_provider(settings_for(tmp_path, upstream=upstream.base_url), "main", on_cancel=on_cancel)
+    settings = with_provider(settings_for(store_url, upstream=upstream.base_url), "main", on_cancel=on_cancel)
     async with running(replace(settings, limits=replace(settings.limits, **limits))) as gateway:
         ada = await gateway.person(usd="1")
         async with streaming(gateway, ada, upstream, events=5, max_tokens=40) as (caller, _):

@@ -18,13 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from sqlalchemy import Table
 
 from penstock.app import open_office
 from penstock.config_file import load
+from penstock.db.schema import metadata
 from penstock.operations.actor import LOCAL
 from penstock.operations.child_keys import create_child_key
 from penstock.operations.keys import revoke_key
+from penstock.operations.office import Office
 from penstock.operations.sessions import issue_session
+from tests.engines import is_postgres
+from tests.ledger import rows_of
 from tests.stories.gateway import FORWARD, HELLO, ROUTER, TRUST, plain_client, running
 from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
 
@@ -43,7 +48,7 @@ CONFIG = """
 port = 0
 grace_s = 1
 [store]
-url = "sqlite:///{folder}/penstock.db"
+url = "{store_url}"
 [providers.main]
 base_url = "{upstream}"
 first_byte_timeout_s = 0.2
@@ -107,11 +112,10 @@ class Visitor:
 
 
 async def test_no_secret_turns_up_in_anything_that_is_written_or_said(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
-    folder, config = tmp_path / "data", tmp_path / "penstock.toml"
-    folder.mkdir()
-    config.write_text(CONFIG.format(folder=folder, upstream=upstream.base_url))
+    config = tmp_path / "penstock.toml"
+    config.write_text(CONFIG.format(store_url=store_url, upstream=upstream.base_url))
     settings = load(config, VARIABLES)
     async with running(settings) as gateway:
         ada = await gateway.person(usd="1", tokens=1_000, contract="TOKENS")
@@ -142,11 +146,14 @@ async def test_no_secret_turns_up_in_anything_that_is_written_or_said(
             await visitor.send("GET", path, ada.account_key.key)
         async with open_office(settings) as office:
             await revoke_key(office, LOCAL, key=child.id)
-        await visitor.chat(ROUTER, child.key)
-        written = files(folder)
+            await visitor.chat(ROUTER, child.key)
+            written = files(tmp_path) | {
+                table.name: await contents(office, table) for table in metadata.tables.values()
+            }
     assert len(upstream.requests) == 3 + len(bad_stream)
-    assert any(name.endswith("-wal") for name in written)
-    written |= {f"{name} afterwards": content for name, content in files(folder).items()}
+    assert any(name.endswith("-wal") for name in written) == (not is_postgres(store_url))
+    assert len(written["usage_records"]) > 1_000
+    written |= {f"{name} afterwards": content for name, content in files(tmp_path).items()}
     written |= {"the log": b"".join(said), "what callers saw": "\n".join(visitor.seen).encode()}
     assert b'"event":"call"' in written["the log"]
     assert b"[redacted]" in written["the log"]
@@ -178,6 +185,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+async def contents(office: Office, table: Table) -> bytes:
+    """Every row of a table."""
+    return repr(await office.store.read(rows_of(table))).encode()
+
+
 def holds(content: bytes, secret: str) -> bool:
     """Whether a secret is in there, as it is, in hexadecimal or in base 64."""
     plain = secret.encode()
@@ -185,9 +197,11 @@ def holds(content: bytes, secret: str) -> bool:
     return any(form in content for form in forms)
 
 
-async def test_no_object_shows_a_secret_when_it_is_printed(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_no_object_shows_a_secret_when_it_is_printed(
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
+) -> None:
     config = tmp_path / "penstock.toml"
-    config.write_text(CONFIG.format(folder=tmp_path, upstream=upstream.base_url))
+    config.write_text(CONFIG.format(store_url=store_url, upstream=upstream.base_url))
     settings = load(config, VARIABLES)
     async with running(settings) as gateway:
         ada = await gateway.person(usd="1")

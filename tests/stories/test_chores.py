@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+import pytest
+
+from penstock.access import Access
 from penstock.app import open_office
 from penstock.config import Settings
-from penstock.config_file import load
-from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, all_owners, lease_named, register, take_lease
+from penstock.db.recovery import UPKEEP, Lease, Owner, all_owners, lease_named, register, renew, take_lease
+from penstock.db.store import Store
+from penstock.log import Redactor, RequestLog
 from penstock.operations.actor import LOCAL
+from penstock.operations.office import Office
 from penstock.operations.usage import UsageView, list_usage
-from penstock.upkeep import host_identity
+from penstock.relay.attempt import Attempts
+from penstock.relay.hold import Holds
+from penstock.relay.observe import Observer
+from penstock.relay.relay import Relay
+from penstock.upkeep import Upkeep, host_identity
+from tests.ledger import HandClock
 from tests.stories.caller import calling, eventually
-from tests.stories.gateway import ROUTER, Running, running
-from tests.stories.process import SECRETS, Process, configuration, serving_process, verified
+from tests.stories.gateway import ROUTER, running
+from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream
 
 TAKEN, BURIED = "does the common chores now", "is gone; settled 1 of its calls"
 BOUND_S = 30  # promised; on one host it is the five seconds between two looks
 
 
+@dataclass(frozen=True)
+class Looker:
+    """The chores of a process whose seconds are set by hand, on a store where nobody else does any."""
+
+    store: Store
+    clock: HandClock
+    upkeep: Upkeep
+
+    async def leave_them_to(self, owner: str) -> None:
+        """Let an owner take the common chores, or keep them."""
+        seen = await self.store.read(lease_named(UPKEEP))
+        assert await self.store.write(take_lease(UPKEEP, owner, seen=seen, now_ms=int(self.clock.seconds)))
+
+
+@pytest.fixture
+async def looker(office: Office) -> Looker:
+    """The chores are done when a test says so."""
+    clock, redact, limits = HandClock(), Redactor(), office.settings.limits
+    log = RequestLog(io.StringIO(), msgspec.json.encode)
+    observer = Observer(log, clock, redact)
+    holds = Holds(office.store, clock, limits, owner="own_looking", observe=observer)
+    access = Access(office.store, office.keyring, office.sessions, clock, 1)
+    attempts = Attempts({}, 1, redact)
+    relay = Relay(access=access, holds=holds, attempts=attempts, catalogue=office.catalogue, clock=clock, limits=limits)
+    upkeep = Upkeep(
+        store=office.store,
+        clock=clock,
+        owner="own_looking",
+        holds=holds,
+        relay=relay,
+        observer=observer,
+        log=log,
+        quiet_s=60,
+    )
+    return Looker(office.store, clock, upkeep)
+
+
 async def test_one_process_does_them_and_when_it_is_killed_another_settles_what_it_left(
-    tmp_path: Path, upstream: ScriptedUpstream, shared_store: str
+    tmp_path: Path, upstream: ScriptedUpstream, store_url: str
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url, store=shared_store)
-    async with running(load(config, SECRETS)) as gateway:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
+    async with running(settings_of(config)) as gateway:
         ada = await gateway.person(usd="1")
     held = [Plain(hold=True) for _ in range(3)]
     upstream.script(*held)
     async with AsyncExitStack() as stack:
-        processes = [await stack.enter_async_context(serving_process(config, environ=SECRETS)) for _ in held]
+        processes = [await stack.enter_async_context(serving_process(config)) for _ in held]
         for number, process in enumerate(processes, 1):
             caller = await stack.enter_async_context(calling(process.url))
             await caller.ask(ROUTER, ada, model="metered")
@@ -42,7 +92,7 @@ async def test_one_process_does_them_and_when_it_is_killed_another_settles_what_
         killed_s = time.monotonic()
         on_duty.signal(signal.SIGKILL)
         await on_duty.ended()
-        async with open_office(load(config, SECRETS)) as office:
+        async with open_office(settings_of(config)) as office:
 
             async def record() -> tuple[UsageView, ...]:
                 return (await list_usage(office, LOCAL, account=ada.account)).data
@@ -57,49 +107,64 @@ async def test_one_process_does_them_and_when_it_is_killed_another_settles_what_
         for process in others:
             process.signal(signal.SIGTERM)
         assert [await process.ended() for process in others] == [0, 0]
-    async with running(load(config, SECRETS)) as gateway:
+    async with running(settings_of(config)) as gateway:
         assert sorted(record.ended for record in await gateway.usage(ada)) == ["answer", "answer", "crash"]
-    assert await verified(config, SECRETS)
+    assert await verified(config)
 
 
-async def test_they_are_left_to_a_process_on_another_host_until_its_lease_has_run_out(gateway: Running) -> None:
-    store, clock = gateway.office.store, gateway.office.clock
-    mine, now_ms = await on_duty_at(gateway), clock.now_ms()
-    await store.write(register(Owner("own_elsewhere", "elsewhere", os.getpid(), now_ms + LEASE_MS), now_ms))
-    await store.write(register(Owner("own_dead", host_identity(), unused_pid(), now_ms + LEASE_MS), now_ms))
-    assert await store.write(take_lease(UPKEEP, "own_elsewhere", seen=mine, now_ms=now_ms))
+async def test_they_are_left_to_a_process_on_another_host_as_long_as_it_is_heard_of(looker: Looker) -> None:
+    """Its death is found out within a lease and the time between two looks, by the seconds of whoever looks."""
+    await looker.store.write(register(Owner("own_elsewhere", "elsewhere", os.getpid(), 0), 0))
+    await looker.store.write(register(Owner("own_dead", host_identity(), unused_pid(), 0), 0))
+    await looker.leave_them_to("own_elsewhere")
     found = []
-    for passed_ms in (0, LEASE_MS - 1_000, 2_000):
-        clock.offset_ms += passed_ms
-        await look_for_the_dead(gateway)
-        found.append({owner.id for owner in await store.read(all_owners())} - {mine.holder})
+    for passed_s, heard_of in ((0, True), (14, True), (14, True), (14, False), (2, False)):
+        looker.clock.seconds += passed_s
+        if heard_of:
+            await looker.store.write(renew("own_elsewhere", [], int(looker.clock.seconds)))
+            await looker.leave_them_to("own_elsewhere")
+        await look_for_the_dead(looker.upkeep)
+        found.append({owner.id for owner in await looker.store.read(all_owners())})
     both = {"own_elsewhere", "own_dead"}
-    assert found == [both, both, set()]
-    assert (await on_duty_at(gateway)).holder == mine.holder
+    assert found == [both, both, both, both, set()]
+    assert (await on_duty_at(looker.store)).holder == "own_looking"
+
+
+async def test_they_are_not_left_to_a_process_that_lives_and_does_not_do_them(looker: Looker) -> None:
+    await looker.store.write(register(Owner("own_elsewhere", "elsewhere", os.getpid(), 0), 0))
+    await looker.leave_them_to("own_elsewhere")
+    holders = []
+    for passed_s in (0, 14, 2):
+        looker.clock.seconds += passed_s
+        await looker.store.write(renew("own_elsewhere", [], int(looker.clock.seconds)))
+        await look_for_the_dead(looker.upkeep)
+        holders.append((await on_duty_at(looker.store)).holder)
+    assert holders == ["own_elsewhere", "own_elsewhere", "own_looking"]
+    assert "own_elsewhere" in {owner.id for owner in await looker.store.read(all_owners())}
 
 
 async def test_a_process_that_ends_in_order_leaves_them_to_whoever_looks_next(settings: Settings) -> None:
     async with AsyncExitStack() as first:
         await first.enter_async_context(running(settings))
         async with running(settings) as second:
-            before = await on_duty_at(second)
-            await look_for_the_dead(second)
-            assert (await on_duty_at(second)).holder == before.holder
+            before = await on_duty_at(second.gateway.office.store)
+            await look_for_the_dead(second.gateway.upkeep)
+            assert (await on_duty_at(second.gateway.office.store)).holder == before.holder
             await first.aclose()
-            await look_for_the_dead(second)
-            assert (await on_duty_at(second)).holder != before.holder
+            await look_for_the_dead(second.gateway.upkeep)
+            assert (await on_duty_at(second.gateway.office.store)).holder != before.holder
 
 
-async def on_duty_at(gateway: Running) -> Lease:
+async def on_duty_at(store: Store) -> Lease:
     """Who does the common chores."""
-    lease = await gateway.office.store.read(lease_named(UPKEEP))
+    lease = await store.read(lease_named(UPKEEP))
     assert lease is not None
     return lease
 
 
-async def look_for_the_dead(gateway: Running) -> None:
+async def look_for_the_dead(upkeep: Upkeep) -> None:
     """Do that chore now, without waiting for its turn."""
-    await next(chore for chore in gateway.gateway.upkeep.chores if chore.name == "settle for dead processes").do()
+    await next(chore for chore in upkeep.chores if chore.name == "settle for dead processes").do()
 
 
 def said(process: Process, words: str) -> int:

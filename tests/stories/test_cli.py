@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,14 @@ from typer.testing import CliRunner, Result
 
 from penstock.cli.main import program
 from penstock.db.migrate import HEAD
+from tests.engines import SECRETS, is_postgres, only_on_sqlite, tell
 
 
 class Terminal:
-    """Runs commands as an operator would, in a directory that holds nothing but the test's database."""
+    """Runs commands as an operator would, on the test's database."""
 
-    def __init__(self, directory: Path) -> None:
-        self._database = ("--database-url", f"sqlite:///{directory}/penstock.db")
+    def __init__(self, store_url: str) -> None:
+        self._database = ("--database-url", store_url)
 
     def run(self, *words: str) -> Result:
         return CliRunner().invoke(program(), [*words, *self._database], env={"COLUMNS": "200"})
@@ -34,11 +33,14 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
         monkeypatch.delenv(name)
-    return Terminal(tmp_path)
+    if is_postgres(store_url):
+        for name, secret in SECRETS.items():
+            monkeypatch.setenv(name, secret)
+    return Terminal(store_url)
 
 
 def test_from_nothing_to_a_key_with_money(terminal: Terminal) -> None:
@@ -105,7 +107,8 @@ def test_a_session_token_is_all_that_is_printed(terminal: Terminal) -> None:
     assert terminal.ask("sessions", "token", user)["user"] == user
 
 
-def test_migrating_says_what_it_did(terminal: Terminal) -> None:
+def test_migrating_says_what_it_did(terminal: Terminal, new_store_url: str) -> None:
+    terminal = Terminal(new_store_url)
     assert terminal.ask("migrate") == {"before": None, "revision": HEAD}
     assert terminal.ask("migrate") == {"before": HEAD, "revision": HEAD}
 
@@ -155,6 +158,7 @@ def test_a_sound_configuration_is_summed_up(terminal: Terminal, tmp_path: Path) 
     }  # fmt: skip
 
 
+@only_on_sqlite
 def test_a_database_that_cannot_be_opened_ends_with_4(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "penstock.db").write_text("this is no database at all" * 100)
     broken = terminal.run("users", "list")
@@ -162,12 +166,19 @@ def test_a_database_that_cannot_be_opened_ends_with_4(terminal: Terminal, tmp_pa
     assert "penstock.db" in broken.stderr
 
 
-def test_books_that_do_not_add_up_end_with_5(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_ends_with_4(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    absent = Terminal("postgresql://ada:hidden@127.0.0.1:9/books").run("users", "list")
+    assert absent.exit_code == 4
+    assert "books at 127.0.0.1" in absent.stderr
+    assert "hidden" not in absent.stderr
+
+
+def test_books_that_do_not_add_up_end_with_5(terminal: Terminal, store_url: str) -> None:
     account = terminal.ask("users", "create", "Ada")["account"]
     lot = terminal.ask("grant", account, "--usd", "1")["lot"]
-    with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
-        connection.execute("UPDATE lots SET remaining = 7")
-        connection.commit()
+    tell(store_url, "UPDATE lots SET remaining = 7")
     assert lot in terminal.run("ledger", "verify").stdout
     wrong = terminal.run("ledger", "verify", "--json")
     assert wrong.exit_code == 5

@@ -18,8 +18,7 @@ from typer.testing import CliRunner, Result
 from penstock.api.server import serving
 from penstock.app import open_gateway
 from penstock.cli.main import program
-from penstock.config import ServerSettings
-from penstock.config_file import load
+from penstock.config import ServerSettings, Settings
 from penstock.operations.actor import LOCAL
 from penstock.operations.index import OPERATIONS, operation_named, perform
 from penstock.operations.office import Office
@@ -59,11 +58,10 @@ class Gateway:
 
 
 @pytest.fixture
-async def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+async def gateway(plain_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     monkeypatch.chdir(tmp_path)
-    settings = load(None, {"PENSTOCK_DATABASE_URL": "sqlite://"})
     async with (
-        open_gateway(settings, io.StringIO()) as gateway,
+        open_gateway(plain_settings, io.StringIO()) as gateway,
         serving(gateway.door, ServerSettings(port=0)) as server,
     ):
         made = Gateway(gateway.office, server.url)

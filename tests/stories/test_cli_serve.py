@@ -10,18 +10,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
+
+from tests.engines import SECRETS, is_postgres
 
 START_S = 20  # a bound for a crowded machine; it takes well under one
 
 
 @contextmanager
-def serving(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`penstock serve` on a free port with a database in `directory`."""
+def serving(store_url: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`penstock serve` on a free port with this database."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    words = ("serve", "--port", "0", "--database-url", f"sqlite:///{directory}/penstock.db", *words)
+    if is_postgres(store_url):
+        environment |= SECRETS
+    words = ("serve", "--port", "0", "--database-url", store_url, *words)
     process = subprocess.Popen(
         [sys.executable, "-m", "penstock", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
     )
@@ -43,8 +46,8 @@ def told(process: subprocess.Popen[bytes], pattern: bytes) -> bytes:
     return said
 
 
-def test_a_gateway_says_where_it_is_and_makes_no_key_unasked(tmp_path: Path) -> None:
-    with serving(tmp_path) as process:
+def test_a_gateway_says_where_it_is_and_makes_no_key_unasked(store_url: str) -> None:
+    with serving(store_url) as process:
         said = told(process, rb"serves at .*\n")
         (url,) = re.findall(r"serves at (\S+)", said.decode())
         assert httpx2.get(f"{url}/health").json()["status"] == "ok"
@@ -55,8 +58,8 @@ def test_a_gateway_says_where_it_is_and_makes_no_key_unasked(tmp_path: Path) -> 
         assert b"user." not in said + rest
 
 
-def test_a_sample_account_comes_with_a_command_that_works(tmp_path: Path) -> None:
-    with serving(tmp_path, "--sample") as process:
+def test_a_sample_account_comes_with_a_command_that_works(store_url: str) -> None:
+    with serving(store_url, "--sample") as process:
         said = told(process, rb"curl .*\n")
         words = shlex.split(re.findall(r"curl (.*)", said.decode())[0])
         headers = dict(word.split(": ", 1) for word in words if ": " in word and not word.startswith("{"))

@@ -1,12 +1,9 @@
-"""Upstreams break, and so does the store: callers are told in order, what came is charged, and nothing else is."""
+"""Upstreams break: callers are told in order, what came is charged, and nothing else is."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator
-from time import perf_counter
 
 import pytest
 
@@ -170,70 +167,3 @@ async def test_a_plain_answer_that_is_none_is_a_bad_gateway_and_free(
     (record,) = await gateway.usage(ada)
     assert (record.ended, record.amount) == ("upstream_failed", 0)
     assert await gateway.nano(ada) == GRANTED
-
-
-class TestStore:
-    """Another process keeps the database to itself for a while."""
-
-    @pytest.fixture
-    async def gateway(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-        monkeypatch.setattr("penstock.db.sqlite.BUSY_MS", 50)  # in place of 5 s
-        async with running(settings) as gateway:
-            yield gateway
-
-    @pytest.fixture
-    def other(self, gateway: Running, settings: Settings) -> sqlite3.Connection:
-        return sqlite3.connect(settings.store.url.removeprefix("sqlite:///"), isolation_level=None)
-
-    async def test_calls_are_refused_quickly_and_served_again_afterwards(
-        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
-    ) -> None:
-        ada = await gateway.person(usd="1")
-        other.execute("BEGIN EXCLUSIVE")
-        began = perf_counter()
-        refused = await asyncio.gather(*(gateway.chat(ROUTER, ada, stream=bool(n % 2)) for n in range(10)))
-        assert perf_counter() - began < 5
-        assert {answer.status_code for answer in refused} == {503}
-        assert {answer.json()["error"]["code"] for answer in refused} == {"store_unavailable"}
-        assert upstream.requests == []
-        other.close()
-        assert (await gateway.chat(ROUTER, ada)).status_code == 200
-        assert len(await gateway.usage(ada)) == 1
-
-    async def test_settlements_wait_for_the_database_and_arrive(
-        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
-    ) -> None:
-        ada = await gateway.person(usd="1")
-        streams = [Stream(tokens=20, hold_after=1) for _ in range(5)]
-        upstream.script(*streams)
-        answers = [asyncio.create_task(gateway.chat(ROUTER, ada, stream=True)) for _ in streams]
-        await upstream.arrival(5)
-        other.execute("BEGIN EXCLUSIVE")
-        for stream in streams:
-            stream.resume.set()
-        assert [(await answer).text.endswith("data: [DONE]\n\n") for answer in answers] == [True] * 5
-        assert (await gateway.chat(ROUTER, ada)).status_code == 503
-        other.close()
-        assert await gateway.nano(ada) == GRANTED - 5 * (7 * INPUT + 20 * OUTPUT)
-        assert [record.ended for record in await gateway.usage(ada)] == ["answer"] * 5
-
-    async def test_a_stream_that_needs_more_money_ends_in_an_error_and_is_charged(
-        self, gateway: Running, upstream: ScriptedUpstream, other: sqlite3.Connection
-    ) -> None:
-        ada = await gateway.person(usd="1")
-        held = Stream(tokens=1000, hold_after=1)
-        upstream.script(held)
-        async with calling(gateway.url) as caller:
-            await caller.ask(ROUTER, ada, stream=True)
-            await caller.head()
-            await caller.event()
-            other.execute("BEGIN EXCLUSIVE")
-            held.resume.set()
-            *words, error, done = await caller.events()
-        other.close()
-        assert data(error)["error"]["code"] == "store_unavailable"
-        assert done == DONE
-        (record,) = await gateway.usage(ada)
-        assert (record.ended, record.status, record.output_tokens) == ("fault", 503, 1 + len(words))
-        assert await gateway.nano(ada) == GRANTED - INPUT_ESTIMATE * INPUT - (1 + len(words)) * OUTPUT
-        assert len(words) >= 255

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import replace
-from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock import __version__
 from penstock.config import Settings
 from penstock.operations.index import OPERATIONS
+from tests.engines import tell
 from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Running, running
 from tests.upstream import Refusal, ScriptedUpstream
 
@@ -46,14 +45,12 @@ async def test_health_says_what_is_running_to_anybody(gateway: Running) -> None:
 
 
 async def test_health_of_the_database_is_degraded_while_it_cannot_be_read_and_good_again_after(
-    gateway: Running, tmp_path: Path
+    gateway: Running, store_url: str
 ) -> None:
     statements = ("ALTER TABLE accounts RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO accounts")
     seen = []
     for statement in statements:
-        with sqlite3.connect(tmp_path / "penstock.db") as database:
-            database.execute(statement)
-        database.close()
+        tell(store_url, statement)
         answer = await gateway.http.get("/health/db")
         seen.append((answer.status_code, answer.json()["status"], answer.json()["database"]))
         assert (await gateway.http.get("/health")).status_code == 200  # the process itself is well

@@ -20,13 +20,12 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from penstock.config_file import load
 from penstock.money.units import nano_usd
 from penstock.operations.actor import LOCAL
 from penstock.operations.key_views import MintedKey
 from penstock.operations.keys import list_keys
 from tests.stories.gateway import FORWARD, HELLO, ROUTER, Person, Running, plain_client, running
-from tests.stories.process import SECRETS, Process, serving_process, verified
+from tests.stories.process import Process, serving_process, settings_of, verified
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -91,7 +90,7 @@ class Gateways:
 @asynccontextmanager
 async def in_order(config: Path) -> AsyncIterator[Process]:
     """A serving process that ends in order."""
-    async with serving_process(config, environ=SECRETS) as process:
+    async with serving_process(config) as process:
         yield process
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
@@ -112,10 +111,10 @@ async def gateways(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         if engine == "postgres":
             store = stack.enter_context(request.getfixturevalue("server").database())
         config.write_text(CONFIG.format(workers=workers, store=store))
-        here = await stack.enter_async_context(running(load(config, SECRETS)))
+        here = await stack.enter_async_context(running(settings_of(config)))
         started = [stack.enter_async_context(in_order(config)) for _ in range(processes)]
         yield Gateways([process.url for process in await asyncio.gather(*started)], here)
-        assert await verified(config, SECRETS)
+        assert await verified(config)
 
 
 def cost(answers: Sequence[httpx2.Response]) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 
 import pytest
 
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, Settings
 from penstock.operations.key_views import MintedKey
+from tests.faults import kept_by_another
 from tests.stories.caller import Caller, calling, data, eventually
 from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Person, Running, running, settings_for
 from tests.upstream import Plain, ScriptedUpstream, Stream
@@ -25,8 +24,8 @@ PROMPT_BOUND = 200  # bytes, more than any request here has
 
 
 @pytest.fixture
-def settings(tmp_path: Path, upstream: ScriptedUpstream) -> Settings:
-    settings = settings_for(tmp_path, upstream=upstream.base_url)
+def settings(store_url: str, upstream: ScriptedUpstream) -> Settings:
+    settings = settings_for(store_url, upstream=upstream.base_url)
     offers = (OfferSettings("main", "upstream-name"),)
     models = (
         ModelSettings(METERED, offers=offers, price=PriceSettings(100_000_000, OUTPUT_NANO * 10**6)),
@@ -205,19 +204,17 @@ async def test_more_is_set_aside_before_it_is_needed(gateway: Running, upstream:
 
 
 async def test_a_stream_runs_on_what_is_set_aside_while_the_store_is_busy(
-    gateway: Running, settings: Settings, upstream: ScriptedUpstream
+    gateway: Running, store_url: str, upstream: ScriptedUpstream
 ) -> None:
     ada = await gateway.person(usd="1")
     held = Stream(tokens=250, hold_after=1)
     upstream.script(held)
-    other = sqlite3.connect(settings.store.url.removeprefix("sqlite:///"), isolation_level=None)
     async with calling(gateway.url) as caller:
         await caller.ask(ROUTER, ada, model=BY_OUTPUT, stream=True)
         await caller.head()
-        other.execute("BEGIN EXCLUSIVE")
-        held.resume.set()
-        await take(caller, 250)
-        other.close()
+        async with kept_by_another(store_url):
+            held.resume.set()
+            await take(caller, 250)
         assert (await caller.events())[-1] == DONE
     assert await gateway.nano(ada) == 10**9 - 250_000
 

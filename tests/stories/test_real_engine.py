@@ -205,8 +205,8 @@ class TestBehindTheGateway:
     INPUT, OUTPUT = 100, 2_000  # nano-USD a token
 
     @pytest.fixture
-    async def gateway(self, tmp_path: Path, model: Path) -> AsyncIterator[Running]:
-        settings = settings_for(tmp_path)
+    async def gateway(self, store_url: str, model: Path) -> AsyncIterator[Running]:
+        settings = settings_for(store_url)
         engine = ProviderSettings("engine", kind="llamacpp", model_path=str(model), threads=1)
         tiny = ModelSettings(
             "tiny",

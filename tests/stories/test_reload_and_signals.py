@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.config_file import load
 from tests.stories.caller import Caller, calling, data, eventually
 from tests.stories.gateway import ROUTER, Person, running
-from tests.stories.process import configuration, serving_process, verified
+from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"
@@ -20,15 +19,15 @@ GRANTED = 10**9
 
 
 async def person_of(config: Path) -> Person:
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         return await gateway.person(usd="1")
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_calls_that_end_within_the_grace_time_end_well(
-    tmp_path: Path, upstream: ScriptedUpstream, how: signal.Signals
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream, how: signal.Signals
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url, grace_s=20)
+    config = configuration(tmp_path, upstream.base_url, store=store_url, grace_s=20)
     ada = await person_of(config)
     stream, plain = Stream(tokens=20, hold_after=3), Plain(tokens=20, hold=True)
     upstream.script(stream, plain)
@@ -46,13 +45,15 @@ async def test_calls_that_end_within_the_grace_time_end_well(
         assert (await other.head()).status == 200
         assert b'"completion_tokens":20' in (await other.body()).replace(b" ", b"")
         assert await process.ended() == 0
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         assert [record.ended for record in await gateway.usage(ada)] == ["answer"] * 2
         assert await gateway.nano(ada) == GRANTED - 2 * (7 * INPUT + 20 * OUTPUT)
 
 
-async def test_calls_that_do_not_are_cut_in_order_and_settled(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    config = configuration(tmp_path, upstream.base_url, grace_s=1)
+async def test_calls_that_do_not_are_cut_in_order_and_settled(
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
+) -> None:
+    config = configuration(tmp_path, upstream.base_url, store=store_url, grace_s=1)
     ada = await person_of(config)
     upstream.script(Stream(tokens=20, hold_after=3), Stream(tokens=20, hold_after=0), Plain(hold=True))
     async with (
@@ -79,7 +80,7 @@ async def test_calls_that_do_not_are_cut_in_order_and_settled(tmp_path: Path, up
         await received.over.wait()
     assert all(received.aborted_at for received in upstream.requests)
     assert await verified(config)
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         records = await gateway.usage(ada)
         assert {(record.ended, record.status, record.state) for record in records} == {("shutdown", 503, "final")}
         assert sorted(record.output_tokens for record in records) == [0, 0, len(words)]
@@ -87,16 +88,16 @@ async def test_calls_that_do_not_are_cut_in_order_and_settled(tmp_path: Path, up
 
 
 async def test_a_new_configuration_is_taken_without_touching_what_runs(
-    tmp_path: Path, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url, models=("old", "kept"))
+    config = configuration(tmp_path, upstream.base_url, store=store_url, models=("old", "kept"))
     ada = await person_of(config)
     held = Stream(tokens=20, hold_after=3)
     upstream.script(held)
     async with serving_process(config) as process, calling(process.url) as caller:
         await caller.ask(ROUTER, ada, model="old", stream=True)
         await caller.head()
-        configuration(tmp_path, upstream.base_url, models=("kept", "new"))
+        configuration(tmp_path, upstream.base_url, store=store_url, models=("kept", "new"))
         process.signal(signal.SIGHUP)
         await process.said("has been read again")
         assert await statuses(process.url, ada, "old", "kept", "new") == [404, 200, 200]
@@ -111,15 +112,15 @@ async def test_a_new_configuration_is_taken_without_touching_what_runs(
         assert await process.ended() == 0
 
 
-async def test_a_reload_can_take_another_upstream(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    config = configuration(tmp_path, upstream.base_url)
+async def test_a_reload_can_take_another_upstream(tmp_path: Path, store_url: str, upstream: ScriptedUpstream) -> None:
+    config = configuration(tmp_path, upstream.base_url, store=store_url)
     ada = await person_of(config)
     held = Stream(tokens=20, hold_after=3)
     upstream.script(held)
     async with ScriptedUpstream() as successor, serving_process(config) as process, calling(process.url) as caller:
         await caller.ask(ROUTER, ada, model="metered", stream=True)
         await caller.head()
-        configuration(tmp_path, successor.base_url)
+        configuration(tmp_path, successor.base_url, store=store_url)
         process.signal(signal.SIGHUP)
         await process.said("has been read again")
         assert await statuses(process.url, ada, "metered") == [200]

@@ -328,8 +328,8 @@ async def test_curl_with_x_trust_works(gateway: Running) -> None:
     assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 
-async def test_a_gateway_without_any_provider_in_reach_still_lists_and_refuses_in_good_order(tmp_path: Any) -> None:
-    async with running(settings_for(tmp_path)) as gateway:
+async def test_a_gateway_without_any_provider_in_reach_still_lists_and_refuses_in_good_order(store_url: str) -> None:
+    async with running(settings_for(store_url)) as gateway:
         ada = await gateway.person(usd="1")
         async with gateway.sdk(ROUTER, ada) as client:
             assert [model.id async for model in client.models.list()]

@@ -15,17 +15,16 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
-from penstock.config_file import load
 from tests.stories.caller import Caller, calling, data, request
 from tests.stories.gateway import HELLO, ROUTER, ROUTER_V1, Person, running
-from tests.stories.process import Process, serving_process
+from tests.stories.process import Process, serving_process, settings_of
 
 DEMO: dict[str, Any] = {"model": "penstock/demo", "max_tokens": 8}
 CONFIG = """
 [server]
 port = 0
 [store]
-url = "sqlite:///{folder}/penstock.db"
+url = "{store_url}"
 [providers.demo]
 kind = "demo"
 [[models]]
@@ -36,15 +35,15 @@ price = {{ input = 0.10, output = 0.40 }}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, store_url: str) -> Path:
     path = tmp_path / "penstock.toml"
-    path.write_text(CONFIG.format(folder=tmp_path))
+    path.write_text(CONFIG.format(store_url=store_url))
     return path
 
 
 @pytest.fixture
 async def ada(config: Path) -> Person:
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         return await gateway.person(usd="1")
 
 
@@ -130,7 +129,7 @@ async def test_a_burst_of_the_official_sdk_is_served_and_charged_to_the_last_tok
             return int(answer.usage.total_tokens)
 
         totals = await asyncio.gather(*(call() for _ in range(20) for call in (streamed, plain)))
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         records = await gateway.usage(ada)
         assert sorted(record.total_tokens for record in records) == sorted(totals)
         assert await gateway.nano(ada) == 10**9 - sum(record.amount for record in records)

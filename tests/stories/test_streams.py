@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,8 +197,8 @@ async def test_every_choice_passes_and_is_charged(gateway: Running, upstream: Sc
     assert (record.output_tokens, record.estimated) == (6, True)
 
 
-async def test_a_quiet_stream_is_kept_alive_with_comments(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    settings = settings_for(tmp_path, upstream=upstream.base_url)
+async def test_a_quiet_stream_is_kept_alive_with_comments(store_url: str, upstream: ScriptedUpstream) -> None:
+    settings = settings_for(store_url, upstream=upstream.base_url)
     settings = replace(settings, server=replace(settings.server, keepalive_comment_s=0.05))
     async with running(settings) as gateway, calling(gateway.url) as caller:
         ada = await gateway.person(usd="1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import pytest
@@ -25,20 +26,20 @@ HALF_AN_ANSWER = Wire(
 @pytest.mark.parametrize(
     ("limit", "script", "streamed"),
     [
-        ("first_byte_timeout_s", Hang(), True),
-        ("first_byte_timeout_s", Hang(), False),
-        ("idle_timeout_s", HALF_AN_ANSWER, False),
-        ("total_timeout_s", Plain(hold=True), False),
-        ("total_timeout_s", Stream(hold_after=0), True),
+        ("first_byte_timeout_s", Hang, True),
+        ("first_byte_timeout_s", Hang, False),
+        ("idle_timeout_s", lambda: HALF_AN_ANSWER, False),
+        ("total_timeout_s", lambda: Plain(hold=True), False),
+        ("total_timeout_s", lambda: Stream(hold_after=0), True),
     ],
     ids=["no stream", "no answer", "half an answer", "in all", "no event in all"],
 )
 async def test_an_answer_that_does_not_come_in_time_is_a_time_out(
-    settings: Settings, upstream: ScriptedUpstream, limit: str, script: Script, streamed: bool
+    settings: Settings, upstream: ScriptedUpstream, limit: str, script: Callable[[], Script], streamed: bool
 ) -> None:
     async with running(with_provider(settings, "main", **{limit: LIMIT_S})) as gateway:
         ada = await gateway.person(usd="1")
-        upstream.script(script)
+        upstream.script(script())
         began = perf_counter()
         answer = await gateway.chat(ROUTER, ada, stream=streamed)
         assert LIMIT_S <= perf_counter() - began < SOON_S
@@ -56,15 +57,18 @@ async def test_an_answer_that_does_not_come_in_time_is_a_time_out(
 
 @pytest.mark.parametrize(
     ("limit", "script"),
-    [("idle_timeout_s", Stream(hold_after=3)), ("total_timeout_s", Stream(tokens=10**6, gap_s=0.005))],
+    [
+        ("idle_timeout_s", lambda: Stream(hold_after=3)),
+        ("total_timeout_s", lambda: Stream(tokens=10**6, gap_s=0.005)),
+    ],
     ids=["silent", "endless"],
 )
 async def test_a_stream_over_its_time_ends_in_an_error_and_costs_what_came(
-    settings: Settings, upstream: ScriptedUpstream, limit: str, script: Script
+    settings: Settings, upstream: ScriptedUpstream, limit: str, script: Callable[[], Script]
 ) -> None:
     async with running(with_provider(settings, "main", **{limit: LIMIT_S})) as gateway:
         ada = await gateway.person(usd="1")
-        upstream.script(script)
+        upstream.script(script())
         began = perf_counter()
         async with calling(gateway.url) as caller:
             await caller.ask(ROUTER, ada, stream=True)

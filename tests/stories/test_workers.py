@@ -15,10 +15,9 @@ from pathlib import Path
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.config_file import load
 from tests.stories.caller import Caller, calling, eventually
 from tests.stories.gateway import HELLO, ROUTER, Person, plain_client, running
-from tests.stories.process import Process, configuration, serving_process, verified
+from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Exchange, Plain, ScriptedUpstream, Stream
 
 COST_NANO = 7 * 100 + 5 * 2_000  # of the usual answer
@@ -28,7 +27,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: gateway\r\n\r\n"
 
 async def person_of(config: Path) -> Person:
     """Somebody with $10 and a key that may call as often as it likes."""
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         person = await gateway.person(usd="10")
         return replace(person, personal_key=await gateway.key("personal", user=person.user, requests_per_minute=10**6))
 
@@ -218,7 +217,7 @@ async def ends_in_order(folder: Path, upstream: ScriptedUpstream, how: signal.Si
         assert sum(b'"shutting_down"' in end[0] for end in ends) == 8
         assert await process.ended() == (0 if how is signal.SIGTERM else -how)
         await eventually(lambda: all_gone(workers))
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         records = await gateway.usage(ada)
         assert sorted(record.ended for record in records) == ["answer"] * 8 + ["shutdown"] * 8
         assert await gateway.nano(ada) == 10 * 10**9 - sum(record.amount for record in records)
@@ -348,7 +347,7 @@ async def test_a_rolling_restart_under_load_fails_no_call_and_refuses_no_connect
         async with plain_client(base_url=process.url) as client:
             found = await scrape(client)
         assert found[frozenset(SERVED)] == load_.calls
-    async with running(load(config, {})) as gateway:
+    async with running(settings_of(config)) as gateway:
         records = await gateway.usage(ada)
         assert len(records) == min(load_.calls, 1000)
         assert {record.ended for record in records} == {"answer"}
