@@ -173,7 +173,7 @@ def serve(
 
 
 def _allow_connections() -> None:
-    """Take as many open files as the system grants: with the usual 1,024 a thousand idle callers shut out all others."""
+    """Take as many open files as the system grants: with the usual 1,024, idle callers could soon shut out all."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 CONNECTION = "penstock.connection"  # where a scope holds its connection
@@ -59,6 +60,7 @@ class WatchedProtocol(HttpToolsProtocol):
     _in_head = _in_body = False
     _bare = 0  # bytes received since the last piece of a body
     _deaf = False  # what comes is no request any more: requests before it are answered, then the connection is closed
+    _answered: RequestResponseCycle | None = None  # the request whose turn it is, or was last
     _deadline: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
 
@@ -73,6 +75,7 @@ class WatchedProtocol(HttpToolsProtocol):
         return cycle is not None and not cycle.response_complete
 
     def drop(self) -> None:
+        self._forget_callers()
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -128,13 +131,19 @@ class WatchedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse and close. Never in the midst of another answer, nor in the place of one that is yet to come."""
         if self._in_body and (self.cycle.response_started or self.pipeline):
+            self._forget_callers()
             self.transport.close()
         elif self._answering and not self._in_body:
             self.cycle.keep_alive = self._reading = False
             self._deaf = True
         else:
             self.transport.write(cast(Refusing, self.config.app).unreadable(msg))
+            self._forget_callers()
             self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -151,6 +160,9 @@ class WatchedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self._hang_up()
+
+    def eof_received(self) -> None:
+        self._forget_callers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -197,6 +209,7 @@ class WatchedProtocol(HttpToolsProtocol):
 
     def _hang_up(self) -> None:
         """Close, and do not wait for what the caller has left unread."""
+        self._forget_callers()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -215,7 +228,14 @@ class WatchedProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < before:
             self._watch_writing()
         else:
-            self.transport.abort()
+            self.drop()
+
+    def _forget_callers(self) -> None:
+        """Nothing can be sent any more. The loop says so a moment later, and until then sending would be a fault."""
+        for cycle in (self._answered, self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
 
 def mistake_of_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
