@@ -221,6 +221,32 @@ async def test_half_closed_and_reset_connections_leave_nothing_behind(
     assert (await gateway.chat(ROUTER, ada)).status_code == 200
 
 
+async def test_who_hangs_up_in_the_midst_of_an_answer_is_gone_and_no_fault(
+    gateway: Running, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.usual = Stream(tokens=40)
+    for number in range(90):
+        async with line(gateway) as caller:
+            if number % 3:
+                await caller.ask(ROUTER, ada, stream=True)
+            else:
+                await caller.send(b"GET /docs/nothing HTTP/1.1\r\nHost: a\r\n\r\n")
+            for _ in range(number // 3):  # turns of the loop: each finds the gateway at another step
+                await asyncio.sleep(0)
+            caller.writer.write_eof()
+            await caller.reader.read(-1)
+
+    async def over() -> bool:
+        held = (await gateway.balance(ada)).credits.held.nano
+        return not held and all(each.over.is_set() for each in upstream.requests)
+
+    await eventually(over)
+    assert await gateway.nano(ada) > 0
+    assert {record.ended for record in await gateway.usage(ada)} <= {"answer", "caller_gone"}
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def _reset(caller: Caller) -> None:
     plug: socket.socket = caller.writer.get_extra_info("socket")
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
