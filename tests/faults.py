@@ -189,11 +189,11 @@ class Way:
 
     async def _carry(self, from_store: asyncio.StreamReader, to_store: asyncio.StreamWriter) -> None:
         await self._whole.wait()
-        _, place, port = self.server.place()
-        if place.startswith("/"):
-            from_server, to_server = await asyncio.open_unix_connection(f"{place}/.s.PGSQL.{port}")
-        else:
-            from_server, to_server = await asyncio.open_connection(place, port)
+        try:
+            from_server, to_server = await self._go_on()
+        except OSError:  # nobody is there
+            to_store.transport.abort()
+            return
         both = {to_store, to_server}
         self._open |= both
         ways = [self._pass(from_store, to_server), self._pass(from_server, to_store)]
@@ -203,6 +203,13 @@ class Way:
         self._open -= both
         for writer in both:
             writer.transport.abort()
+
+    async def _go_on(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the server itself."""
+        _, place, port = self.server.place()
+        if place.startswith("/"):
+            return await asyncio.open_unix_connection(f"{place}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(place, port)
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
