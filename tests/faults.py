@@ -293,10 +293,15 @@ async def crowded(server: Server, database: str, way: Way) -> AsyncIterator[None
 
 
 @asynccontextmanager
-async def waiting_for_a_replica(server: Server) -> AsyncIterator[None]:
+async def waiting_for_a_replica(server: Server, database: str) -> AsyncIterator[None]:
     """No COMMIT returns: the server waits for a synchronous replica that is not there."""
     await tell(server, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await tell(server, "SELECT pg_reload_conf()")
+    probe = await asyncpg.connect(database)
+    with suppress(TimeoutError):  # it takes the server a moment to know
+        while True:
+            await probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')", timeout=0.2)
+    probe.terminate()
     try:
         yield
     finally:
