@@ -116,10 +116,14 @@ async def survive(here: Site, fault: AbstractAsyncContextManager[None], *, lasts
             for call in calls:
                 call.script.resume.set()
             events = asyncio.create_task(long.caller.events())
-            await asyncio.gather(is_answered(plain, short), are_refused(here), *([is_cut_off(events)] if cut else []))
+            answered = asyncio.create_task(is_answered(plain, short))
+            await are_refused(here)
+            if cut:
+                await asyncio.gather(answered, is_cut_off(events))
             assert await here.metric("penstock_store_backlog") <= len(calls) + 2  # and what chores ask
             await asyncio.sleep(max(0.0, lasts_s - (perf_counter() - began_s)))
         await is_back(here)
+        await answered
         words = 1 + sum(b'"content"' in event for event in await events)
     await ends(here, words if cut else MANY)
 
