@@ -136,9 +136,9 @@ class Connection(asyncio.Protocol):
 
     def check(self, now_s: float) -> None:
         """Hang up when a request takes too long to arrive, none has come for long, or an answer is not taken."""
-        if now_s - self._since_s > self._longest_s():
-            self.transport.abort()
         unread = self.transport.get_write_buffer_size()
+        if now_s - self._since_s > self._longest_s():
+            self.transport.abort() if unread else self.transport.close()
         if unread < self._unread or not self._unread:
             self._unread_since_s = now_s
         elif now_s - self._unread_since_s > LONGEST_STALL_S:

@@ -39,15 +39,22 @@ async def line(gateway: Running) -> AsyncIterator[Caller]:
 
 async def drip(gateway: Running, begin: bytes, drop: bytes) -> bytes:
     """Say `begin`, then `drop` again and again until the other side has had enough; what it said."""
+    heard = bytearray()
+
+    async def listen(reader: asyncio.StreamReader) -> None:
+        with suppress(ConnectionError):  # whoever still speaks when the other side hangs up is reset
+            while piece := await reader.read(65_536):
+                heard.extend(piece)
+
     async with line(gateway) as caller:
+        listening = asyncio.ensure_future(listen(caller.reader))
         with suppress(ConnectionError):
             await caller.send(begin)
-            listening = asyncio.ensure_future(caller.reader.read(-1))
             while not listening.done():
                 await caller.send(drop)
                 await asyncio.sleep(0.05)  # a drop at a time is what this caller is about
-            return listening.result()
-    return b""
+        await listening
+    return bytes(heard)
 
 
 def begun(person: Person) -> list[tuple[bytes, bytes]]:
