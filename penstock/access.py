@@ -251,9 +251,11 @@ class Sessions:
 
         try:
             decoded = jwt.decode(token, OctKey.import_key(self._secret), algorithms=["HS256"])
-            claims = {name: claim for name, claim in decoded.claims.items() if name != "iat"}  # a clock may be set back
+            claims, now_s = decoded.claims, self._clock.now_ms() // 1000
+            if type(issued_s := claims.get("iat")) is int:
+                claims["iat"] = min(issued_s, now_s)  # it may lie ahead, for a clock may be set back
             jwt.JWTClaimsRegistry(
-                now=self._clock.now_ms() // 1000,
+                now=now_s,
                 iss={"essential": True, "value": self._settings.issuer},
                 aud={"essential": True, "value": self._settings.audience},
                 sub={"essential": True},
