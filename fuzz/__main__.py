@@ -45,7 +45,7 @@ def main() -> int:
         print(f"{name:20}{run.executions:>12,}{rate:>10,}{run.edges:>8,}{run.kept:>8,}{len(run.broke):>10}", flush=True)
         found += len(run.broke)
         if options.pack:
-            pack(name, HOME / name)
+            pack(name, HOME / name, TARGETS[name].open())
     return 1 if found else 0
 
 

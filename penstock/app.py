@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -171,12 +172,20 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
     redact = _redactor(settings)
     configure(sys.stderr, redact)
     _spare_the_collector()
+    _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if post is None:
             runner.run(_serve_alone(settings, redact, reload, announce))
         else:
             runner.run(_serve_supervised(settings, redact, reload, announce, post))
     return 0
+
+
+def _allow_connections() -> None:
+    """Take as many open files as there may be: with the usual 1,024, a thousand idle callers lock all others out."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve_alone(

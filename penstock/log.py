@@ -27,7 +27,8 @@ class Redactor:
     def __init__(self, secrets: Iterable[str] = (), prefixes: Iterable[str] = ()) -> None:
         self._secrets: set[str] = set()
         self._shapes = [re.escape(prefix) + r"[0-9A-Za-z]{16,}" for prefix in prefixes]
-        self._shapes += [r"eyJ[\w-]+\.[\w-]+\.[\w-]+", r"\bsk-[\w-]{16,}"]
+        # A token begins where a word does and no step is taken twice: whoever writes the text may be hostile.
+        self._shapes += [r"(?<![\w-])eyJ[\w-]++\.[\w-]++\.[\w-]+", r"\bsk-[\w-]{16,}"]
         self.learn(secrets)
 
     def __repr__(self) -> str:

@@ -66,7 +66,7 @@ class Cut:
     leave: Leave | None = None
     purse: int | None = None
     by_limit: bool = False
-    within_a_chunk: bool = True
+    chunks: int | None = 1  # that may be under way at the cut; None where both run freely
     in_order: bool = False  # the caller gets a last event and a terminator
     reported: bool = False  # the upstream comes to its end and its count arrives
 
@@ -114,7 +114,7 @@ def _before(rng: random.Random, script: Script, *, reset: bool) -> Cut:
 def _anywhere(rng: random.Random, script: Script, *, reset: bool) -> Cut:
     script = structs.replace(script, gap_ms=rng.choice((2, 5)), burst=1, chunk=1)
     leave = Leave(after_s=rng.uniform(0.05, 0.3), reset=reset)
-    return Cut("caller", script, "stop", ("caller_gone", "answer"), leave=leave, within_a_chunk=False)
+    return Cut("caller", script, "stop", ("caller_gone", "answer"), leave=leave, chunks=None)
 
 
 def _after(rng: random.Random, script: Script, *, reset: bool) -> Cut:
@@ -140,21 +140,20 @@ def _drained(rng: random.Random, marker: str) -> Cut:
         leave = Leave(after_s=rng.uniform(0.05, 0.45))
     if rng.random() < 0.25:
         script = structs.replace(script, stop_after=rng.randint(3, tokens // script.chunk), then=_break(rng))
-        free = script.then == "slam"
-        return Cut("drained", script, model, (*ended, "upstream_failed"), leave=leave, within_a_chunk=not free)
+        chunks = None if script.then == "slam" else 0
+        return Cut("drained", script, model, (*ended, "upstream_failed"), leave=leave, chunks=chunks)
     reported = script.usage != "never"
     script = structs.replace(script, extra=rng.randint(0, 9) if reported else 0)
-    return Cut("drained", script, model, ended, leave=leave, reported=reported)
+    return Cut("drained", script, model, ended, leave=leave, chunks=0, reported=reported)
 
 
 def _upstream(rng: random.Random, marker: str) -> Cut:
     """Breaks off, at any point."""
     script = _script(rng, marker)
     script = structs.replace(script, stop_after=rng.randint(0, LIMIT // script.chunk - 1), then=_break(rng))
-    free = script.then == "slam"
-    begun = script.stop_after > 0 and not free
-    model = rng.choice(ON_CANCEL)
-    return Cut("upstream", script, model, ("upstream_failed",), in_order=begun, within_a_chunk=not free)
+    chunks = None if script.then == "slam" else 0
+    begun = script.stop_after > 0 and chunks == 0
+    return Cut("upstream", script, rng.choice(ON_CANCEL), ("upstream_failed",), in_order=begun, chunks=chunks)
 
 
 def _break(rng: random.Random) -> Then:
@@ -167,7 +166,7 @@ def _time_out(rng: random.Random, marker: str) -> Cut:
     script = _script(rng, marker)
     events = 0 if then == "mute" else rng.randint(0, LIMIT // script.chunk - 1)
     script = structs.replace(script, stop_after=events, then=then, gap_ms=0, burst=LIMIT)
-    return Cut("time-out", script, f"{rng.choice(ON_CANCEL)}-hasty", ("timeout",), in_order=events > 0)
+    return Cut("time-out", script, f"{rng.choice(ON_CANCEL)}-hasty", ("timeout",), in_order=events > 0, chunks=0)
 
 
 def _money(rng: random.Random, marker: str) -> Cut:
@@ -177,7 +176,7 @@ def _money(rng: random.Random, marker: str) -> Cut:
     tokens = rng.randint(1, LIMIT - 10)
     if rng.random() < 0.2:  # runs on until it notices
         free = structs.replace(script, gap_ms=2, burst=1)
-        return _funded(replace(cut, script=free, within_a_chunk=False), tokens, rng)
+        return _funded(replace(cut, script=free, chunks=None), tokens, rng)
     # Where not even the first slice fits, the upstream is given a lower limit, and that must be an end of a chunk.
     tokens += script.chunk - tokens % script.chunk if lane == "contract" or tokens < PLAN.slice_tokens else 0
     held = structs.replace(script, stop_after=tokens // script.chunk + 1)
@@ -197,10 +196,9 @@ def _shutdown(rng: random.Random, marker: str) -> Cut:
     script = _script(rng, marker)
     cut = Cut("shutdown", script, rng.choice(ON_CANCEL), ("shutdown",), in_order=True, limit=ENDLESS)
     if rng.random() < 0.3:
-        return replace(cut, script=structs.replace(script, tokens=ENDLESS, gap_ms=50, burst=1), within_a_chunk=False)
-    return replace(
-        cut, script=structs.replace(script, stop_after=rng.randint(1, LIMIT // script.chunk - 1), then="comment")
-    )
+        return replace(cut, script=structs.replace(script, tokens=ENDLESS, gap_ms=50, burst=1), chunks=None)
+    silent = structs.replace(script, stop_after=rng.randint(1, LIMIT // script.chunk - 1), then="comment")
+    return replace(cut, script=silent, chunks=0)
 
 
 DRAW: dict[str, Callable[[random.Random, str], Cut]] = {
@@ -342,7 +340,7 @@ def _case(cut: Cut, key: Key, heard: Heard, told: Sequence[Told], outcome: Outco
 def _judge(row: Row, cut: Cut, case: Case, seed: int) -> None:
     row.calls += 1
     found = of_every_call(case)
-    found += of_a_cut_stream(case, ended=cut.ended, within_a_chunk=cut.within_a_chunk, full=cut.full)
+    found += of_a_cut_stream(case, ended=cut.ended, chunks=cut.chunks, full=cut.full)
     if cut.reported:
         found += of_a_reported_call(case)
     if cut.in_order:

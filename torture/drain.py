@@ -154,7 +154,7 @@ def _judge(
 
 def _of_a_stream(live: Live, case: Case) -> list[str]:
     """Finished, and charged as reported; or cut, with an error event that says so and the terminator."""
-    found = of_a_cut_stream(case, ended=("answer", "shutdown"), within_a_chunk=live.held)
+    found = of_a_cut_stream(case, ended=("answer", "shutdown"), chunks=0 if live.held else None)
     (heard,) = case.heard
     ended = case.records[0].ended if case.records else ""
     if ended == "answer":

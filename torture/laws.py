@@ -92,12 +92,12 @@ def of_a_killed_call(case: Case) -> list[str]:
     return [case.say(words) for words in found]
 
 
-def of_a_cut_stream(case: Case, *, ended: Sequence[str], within_a_chunk: bool, full: bool = False) -> list[str]:
+def of_a_cut_stream(case: Case, *, ended: Sequence[str], chunks: int | None, full: bool = False) -> list[str]:
     """One record, ended as it was cut, charged what the upstream's truth is.
 
-    What is charged lies between what the caller heard and what the upstream wrote, and at most one chunk below the
-    latter when the script saw to it that no more could be under way. `full`: where the upstream's count did not come,
-    all that was held may be charged.
+    What is charged lies between what the caller heard and what the upstream wrote, and at most `chunks` below the
+    latter: as many as the script lets be under way at the cut; None where it does not bound them. `full`: where the
+    upstream's count did not come, all that was held may be charged.
     """
     if not case.requests:  # the caller left before anything was sent on
         return [case.say("charged without a request") for record in case.records if record.amount]
@@ -108,8 +108,8 @@ def of_a_cut_stream(case: Case, *, ended: Sequence[str], within_a_chunk: bool, f
     wrote = sum(told.tokens for told in case.told)
     if not heard.tokens <= record.output_tokens <= wrote:
         found.append(f"heard {heard.tokens}, charged {record.output_tokens}, written {wrote}")
-    if within_a_chunk and wrote - record.output_tokens > case.script.chunk:
-        found.append(f"charged {record.output_tokens} of {wrote}, more than a chunk of {case.script.chunk} below")
+    if chunks is not None and wrote - record.output_tokens > chunks * case.script.chunk:
+        found.append(f"charged {record.output_tokens} of {wrote}, more than {chunks} of {case.script.chunk} below")
     if heard.whole and not record.estimated and not heard.left and record.output_tokens != heard.tokens:
         found.append(f"heard {heard.tokens} whole, charged {record.output_tokens}")
     return [case.say(words) for words in found]

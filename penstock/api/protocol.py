@@ -13,6 +13,7 @@ for late ones.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import deque
 from collections.abc import Awaitable
@@ -25,10 +26,11 @@ from penstock.api.http import Exchange
 from penstock.ids import IdMaker
 
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
+LONGEST_HEAD_S = 20.0  # for the part before the body, or to go on after an answer that did not wait for the body
 LONGEST_IDLE_S = 75.0  # between two requests: longer than most proxies keep theirs, so that they close first
 LONGEST_STALL_S = 90.0  # without a byte of an answer taken; a stream gives up on its caller earlier
 LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chunk extensions, trailers
-MOST_QUEUED = 64  # requests sent ahead that wait for their turn
+MOST_QUEUED = 64  # requests behind one that is being answered; a packet holds thousands, each a hundred times its size
 
 _HOST = re.compile(rb"[0-9A-Za-z.~!$&'()*+,;=:%\[\]_-]*")
 _ONCE = frozenset([b"host", b"transfer-encoding", b"content-length"])  # twice, they could mean two things
@@ -134,8 +136,7 @@ class Connection(asyncio.Protocol):
 
     def check(self, now_s: float) -> None:
         """Hang up when a request takes too long to arrive, none has come for long, or an answer is not taken."""
-        quiet_s = now_s - self._since_s
-        if quiet_s > LONGEST_READ_S if self._reading else (self._current is None and quiet_s > LONGEST_IDLE_S):
+        if now_s - self._since_s > self._longest_s():
             self.transport.abort()
         unread = self.transport.get_write_buffer_size()
         if unread < self._unread or not unread:
@@ -143,6 +144,13 @@ class Connection(asyncio.Protocol):
         elif now_s - self._unread_since_s > LONGEST_STALL_S:
             self.transport.abort()
         self._unread = unread
+
+    def _longest_s(self) -> float:
+        """How long what is going on now may take."""
+        if self._reading:
+            in_body = self._arriving is not None and not self._arriving.complete
+            return LONGEST_READ_S if in_body else min(LONGEST_HEAD_S, LONGEST_READ_S)
+        return LONGEST_IDLE_S if self._current is None else math.inf
 
     # What an exchange calls.
 
@@ -294,7 +302,7 @@ class Connection(asyncio.Protocol):
         else:
             self._queue.append(exchange)
             if len(self._queue) > MOST_QUEUED:
-                raise _Refused("Too many requests were sent ahead.")
+                raise _Refused("Too many requests at once on one connection.")
             self.transport.pause_reading()
 
     def on_body(self, piece: bytes) -> None:

@@ -24,7 +24,7 @@ from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
 from penstock.ids import IdMaker
 
-SWEEP_TICKS = 10  # a tenth of a second each: connections are looked at once a second
+SWEEP_TICKS = 5  # a tenth of a second each: connections are looked at twice a second
 CUT_S = 5.0  # for cut calls to end their streams and settle
 LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
 LOOK_S = 0.05  # between looks whether connections have ended

@@ -17,7 +17,7 @@ written down.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from msgspec import Struct
 from sqlalchemy import bindparam, delete, literal_column, null, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Run, Statement, any_of, each_of, fetch, run
+from penstock.db.program import Program, Row, Run, Statement, Together, any_of, each_of, fetch, run
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
 from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
@@ -226,15 +226,8 @@ KEEP_ANSWER = Statement(
 )  # fmt: skip
 FORGET_KEY = Statement(delete(idempotency).where(idempotency.c.request_id == bindparam("request")), "request")
 FORGET_ANSWERS = Statement(delete(idempotency).where(idempotency.c.expires_ms <= bindparam("now")), "now")
-WRITES = (  # in this order: a reviewed record makes room for the final one
-    WRITE_HOLD,
-    WRITE_TRANSFER,
-    DROP_REVIEWED,
-    WRITE_USAGE,
-    REMEMBER_KEY,
-    KEEP_ANSWER,
-    FORGET_KEY,
-)
+WRITES = (WRITE_HOLD, WRITE_TRANSFER, WRITE_USAGE)
+IDEMPOTENT_WRITES = (REMEMBER_KEY, KEEP_ANSWER, FORGET_KEY)
 
 
 def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[Outcome]]:
@@ -299,16 +292,13 @@ def forget_answers(now_ms: int) -> Program[None]:
     yield from run(FORGET_ANSWERS, now_ms)
 
 
-def save_books(books: Books) -> Generator[Run, list[Row], None]:
-    """Write the keys and lots that a decision has changed."""
+def changed_books(books: Books) -> list[Run]:
+    """What writes the keys and lots that a decision has changed."""
     keys = [
         (key.spent_nano, key.held_nano, key.tat_us, books.now_ms, key.id) for key in books.keys.values() if key.changed
     ]
     changed = [(lot.remaining, lot.held, lot.id) for lot in books.lots.values() if lot.changed]
-    if keys:
-        yield Run(SAVE_KEY, keys)
-    if changed:
-        yield Run(SAVE_LOT, changed)
+    return [Run(statement, rows) for statement, rows in ((SAVE_KEY, keys), (SAVE_LOT, changed)) if rows]
 
 
 @dataclass(slots=True)
@@ -323,9 +313,12 @@ class _Page:
     remembered: dict[tuple[str, str], Replay] = field(default_factory=dict)
     rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
 
-    def write(self) -> Generator[Run, list[Row], None]:
-        yield from save_books(self.books)
-        for statement in WRITES:
+    def write(self) -> Program[None]:
+        if DROP_REVIEWED in self.rows:  # a reviewed record makes room for the final one
+            yield Run(DROP_REVIEWED, self.rows[DROP_REVIEWED])
+        changed = changed_books(self.books)
+        yield Together(changed + [Run(each, self.rows[each]) for each in WRITES if each in self.rows])
+        for statement in IDEMPOTENT_WRITES:
             if statement in self.rows:
                 yield Run(statement, self.rows[statement])
 

@@ -39,7 +39,7 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
-from penstock.db.program import Fetch, Program, Row, Run, Statement, Value
+from penstock.db.program import Program, Query, Row, Run, Statement, Together, Value
 from penstock.db.store import READ_S
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
@@ -216,8 +216,8 @@ class _Work(Generic[T]):
 
     def __init__(self, program: Program[T]) -> None:
         self._program = program
-        self._told: list[tuple[Fetch | Run, list[Row]]] = []
-        self._asks: Fetch | Run | None = None
+        self._told: list[tuple[Query, list[Row]]] = []
+        self._asks: Query | None = None
         self.value: T
         self._tell(None)
 
@@ -253,10 +253,11 @@ class _Session:
     texts: dict[Statement, _Text]
     silence_s: float
 
-    async def execute(self, query: Fetch | Run) -> list[Row]:
-        text = self.texts.get(query.statement)
-        if text is None:
-            text = self.texts[query.statement] = _Text(query.statement)
+    async def execute(self, query: Query) -> list[Row]:
+        if isinstance(query, Together):
+            await self._run_together(query.runs)
+            return []
+        text = self._text(query.statement)
         if isinstance(query, Run):
             for columns in text.columns(query.rows):
                 await self.connection.execute(text.many, *columns, timeout=self.silence_s)
@@ -265,6 +266,27 @@ class _Session:
             await self._look_up_alone(query.values[0])
         found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.silence_s)
         return [tuple(row) for row in found]
+
+    def _text(self, statement: Statement) -> _Text:
+        text = self.texts.get(statement)
+        if text is None:
+            text = self.texts[statement] = _Text(statement)
+        return text
+
+    async def _run_together(self, runs: Sequence[Run]) -> None:
+        """Runs as parts of one statement, but for those that need several, because their rows mean the same row."""
+        parts: list[str] = []
+        values: list[tuple[Any, ...]] = []
+        for run in runs:
+            text = self._text(run.statement)
+            first, *others = text.columns(run.rows)
+            if others:
+                await self.execute(run)
+                continue
+            parts.append(f"part{len(parts)} AS ({text.shifted(len(values))})")
+            values += first
+        if parts:
+            await self.connection.execute(f"WITH {', '.join(parts)} SELECT", *values, timeout=self.silence_s)
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.
@@ -313,6 +335,10 @@ class _Text:
             rounds[seen[same]].append(self.arrange(row))
             seen[same] += 1
         return [list(zip(*each, strict=True)) for each in rounds]
+
+    def shifted(self, by: int) -> str:
+        """`many`, for values that stand behind `by` others."""
+        return re.sub(r"\$(\d+)", lambda place: f"${int(place[1]) + by}", self.many)
 
     def _for_many(self, construct: Insert | Update | Delete) -> str:
         """The same statement with its parameters taken from arrays."""

@@ -1,9 +1,9 @@
 """Programs: what to ask the database, apart from how it is asked.
 
-A `Program` is a generator. It yields `Fetch` (rows come back) or `Run` (rows are written, nothing comes back),
-decides, and returns a result. It does no I/O, so the same text runs in a thread on SQLite and on a connection of
-PostgreSQL, and can be tested by feeding it rows. Parameters are int, str, bytes, None, or a list of str for `any_of`;
-no type of ours ever meets a driver's idea of it.
+A `Program` is a generator. It yields `Fetch` (rows come back), `Run` (rows are written, nothing comes back) or several
+runs `Together`, decides, and returns a result. It does no I/O, so the same text runs in a thread on SQLite and on a
+connection of PostgreSQL, and can be tested by feeding it rows. Parameters are int, str, bytes, None, or a list of str
+for `any_of`; no type of ours ever meets a driver's idea of it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,15 @@ class Run:
     rows: Sequence[Sequence[Value]]
 
 
-Program = Generator[Fetch | Run, list[Row], T]
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Runs on different tables, whose order does not matter: one round trip where a round trip counts."""
+
+    runs: Sequence[Run]
+
+
+Query = Fetch | Run | Together
+Program = Generator[Query, list[Row], T]
 
 
 def fetch(statement: Statement, *values: Value) -> Generator[Fetch, list[Row], list[Row]]:

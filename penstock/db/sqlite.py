@@ -30,7 +30,7 @@ from sqlalchemy.sql.visitors import iterate
 from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.migrate import create_in_memory
-from penstock.db.program import Fetch, Program, Row, Run, Statement, Value, each_of
+from penstock.db.program import Fetch, Program, Query, Row, Statement, Together, Value, each_of
 from penstock.db.store import READ_S
 from penstock.errors import StoreUnavailable
 
@@ -236,7 +236,11 @@ class _Connection:
             else:
                 return
 
-    def _execute(self, query: Fetch | Run) -> list[Row]:
+    def _execute(self, query: Query) -> list[Row]:
+        if isinstance(query, Together):
+            for run in query.runs:
+                self._execute(run)
+            return []
         text = self._texts.get(query.statement)
         if text is None:
             text = self._texts[query.statement] = _Text(query.statement)

@@ -22,6 +22,8 @@ from penstock.relay.route import Plan
 
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
 LARGEST_ERROR = 64 * 1024
+LONGEST_SECRET = 4_096
+LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
 OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
 WORTH_ANOTHER = frozenset({408, 409, 425, 429})
 
@@ -51,10 +53,17 @@ class Attempts:
     def __init__(self, providers: Mapping[str, Provider], most: int, redact: Callable[[str], str]) -> None:
         self.providers = providers
         self._most = most
-        self.redact = redact
+        self._redact = redact
 
     def __repr__(self) -> str:
         return f"Attempts({', '.join(self.providers)})"
+
+    def redact(self, words: str) -> str:
+        """An upstream's words as they may be repeated: without secrets, and not too many."""
+        if len(words) <= LONGEST_WORDS:
+            return self._redact(words)
+        # At the end there may be half a secret, which is not known for one; so as much as a whole one goes as well.
+        return self._redact(words[: LONGEST_WORDS + LONGEST_SECRET])[:-LONGEST_SECRET]
 
     async def first_answer(
         self, plan: Plan, dialect: Dialect, wish: Wish, hold: Hold, *, id_prefix: str | None

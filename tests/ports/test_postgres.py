@@ -34,13 +34,14 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 import penstock.db
 from penstock.config import Settings, StoreSettings
-from penstock.db import migrate
-from penstock.db.journal import grant, verify
+from penstock.db import migrate, postgres
+from penstock.db.journal import grant, ping, verify
 from penstock.db.ledger import CLOSE_HOLDS, SAVE_LOT, WRITE_HOLD, Once
 from penstock.db.postgres import PostgresStore, _Text
 from penstock.db.program import Program, Statement, fetch, run
 from penstock.db.records import KeptAnswer
-from penstock.db.schema import credentials, holds, lots, metadata, transfers, usage_records
+from penstock.db.schema import credentials, holds, lots, metadata, prices, transfers, usage_records
+from penstock.db.store import LONG_READ_S
 from penstock.db.usage import UsageFilter, usage_page, usage_totals
 from penstock.errors import ConfigError, StoreUnavailable
 from penstock.money.books import Granted, Part, Settled
@@ -65,6 +66,7 @@ from tests.upstream import Plain, ScriptedUpstream, Stream
 BALANCE = Statement(
     update(lots).where(lots.c.id == bindparam("lot")).values(remaining=bindparam("left")), "left", "lot"
 )
+WAITING = "SELECT 1 FROM pg_locks WHERE NOT granted"
 CATALOGUE = (
     "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
     " WHERE table_schema = 'public' ORDER BY table_name, ordinal_position",
@@ -368,6 +370,27 @@ async def cut_all(server: Server, database: str) -> None:
     name = urlsplit(database).path[1:]
     cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
     await asyncio.to_thread(server.tell, cut)
+
+
+async def test_look_ups_that_find_no_connection_free_are_refused_and_long_reads_take_none_of_theirs(
+    pg: Any, database: str
+) -> None:
+    """Somebody keeps a table to himself, and reads of it wait."""
+    prices_known = Statement(prices.select().with_only_columns(prices.c.version))
+    other = await asyncpg.connect(database)
+    async with other.transaction():
+        await other.execute("LOCK TABLE prices IN ACCESS EXCLUSIVE MODE")
+        long = [asyncio.create_task(pg.read(fetch(prices_known), within_s=LONG_READ_S)) for _ in range(4)]
+        await pg.read(ping())
+        short = [asyncio.create_task(pg.read(fetch(prices_known))) for _ in range(postgres.READERS)]
+        while len(await ask(database, WAITING)) < postgres.READERS + postgres.LONG_READERS:
+            pass
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(pg.read(ping()), postgres.CONNECT_S + 2)
+    await other.close()
+    outcomes = await asyncio.gather(*long, *short, return_exceptions=True)
+    assert [outcome for outcome in outcomes if outcome == []] == [[]] * (postgres.READERS + postgres.LONG_READERS)
+    await pg.read(ping())
 
 
 async def test_a_server_that_only_reads_is_unavailable_until_it_writes_again(

@@ -69,7 +69,7 @@ def cut(**changes: Any) -> Case:
 
 
 def of_a_caller_gone(given: Case) -> list[str]:
-    return of_a_cut_stream(given, ended=("caller_gone",), within_a_chunk=True)
+    return of_a_cut_stream(given, ended=("caller_gone",), chunks=1)
 
 
 def test_a_call_of_which_all_is_true_breaks_no_law() -> None:

@@ -187,11 +187,17 @@ class Got:
         return json.loads(self.body)["error"]
 
 
+class CutOffError(ValueError):
+    """An answer is not complete."""
+
+
 def answers(raw: bytes) -> list[Got]:
     """Every answer in what came back, in order; ValueError when there is anything else between, before or after."""
     found = []
     while raw:
-        start, _, rest = raw.partition(b"\r\n\r\n")
+        start, end, rest = raw.partition(b"\r\n\r\n")
+        if not end:
+            raise CutOffError
         match = re.match(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]*(?:\r\n|$)", start)
         if match is None:
             raise ValueError(f"no answer begins with {raw[:100]!r}")
@@ -208,11 +214,13 @@ def _body(status: int, headers: dict[str, str], rest: bytes) -> tuple[bytes, byt
     if "content-length" in headers:
         length = int(headers["content-length"])
         if len(rest) < length:
-            raise ValueError("an answer is cut off")
+            raise CutOffError
         return rest[:length], rest[length:]
     body = b""
     while True:
         size, _, rest = rest.partition(b"\r\n")
+        if not size:
+            raise CutOffError
         length = int(size, 16)
         body, rest = body + rest[:length], rest[length:].removeprefix(b"\r\n")
         if not length:

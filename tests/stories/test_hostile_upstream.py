@@ -337,10 +337,25 @@ def leaks(secret: str) -> list[tuple[Script, bool]]:
         (Wire(f"HTTP/1.1 {secret}\r\n\r\n".encode()), False),
         (Wire(secret.encode()), False),
         (streamed(b"data: " + whole + b"\n\n"), True),
+        *((Raw(json.dumps({"error": "x" * (4_000 - n) + secret * 300}).encode()), False) for n in range(0, 60, 7)),
         (streamed(DELTA % (b"m", b""), b"data: " + whole + b"\n\n"), True),
         (streamed(DELTA % (b"m", b""), b"data: " + whole[:-1] + b',"choices":[{"index":0,"delta":{}}]}\n\n'), True),
         (streamed(DELTA % (b"m", b""), f'event: error\ndata: {{"error":"{spelt}"}}\n\n'.encode()), True),
     ]
+
+
+@pytest.mark.parametrize("word", ["eyJ", "eyJ.", "eyJ_", "sk-", "user.", "eyJa.b-", "a"])
+async def test_an_error_of_megabytes_is_cut_short_and_holds_nobody_up(
+    gateway: Running, upstream: ScriptedUpstream, word: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    long = json.dumps({"error": {"message": word * (7_000_000 // len(word))}}).encode()
+    upstream.script(streamed(DELTA % (b"m", b""), b"data: " + long + b"\n\n"), streamed(b"data: " + long + b"\n\n"))
+    upstream.script(Raw(long), Raw(long, status=400), Raw(long[:60_000] + b'"}}', status=400))
+    async with asyncio.timeout(20):
+        said = [await gateway.chat(ROUTER, ada, stream=stream) for stream in (True, True, False, False, False)]
+    assert [answer.status_code for answer in said] == [200, 502, 502, 502, 400]
+    assert all(len(answer.content) < 10_000 for answer in said)
 
 
 QUOTED = 'secret"with\\marks-0123456789'

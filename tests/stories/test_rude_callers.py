@@ -26,7 +26,8 @@ SMALL_BUFFER = 8 * 1024
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", HASTE_S)
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_HEAD_S", HASTE_S)
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_READ_S", 2 * HASTE_S)
     monkeypatch.setattr("penstock.api.protocol.LONGEST_STALL_S", HASTE_S)
 
 
@@ -86,6 +87,20 @@ async def test_a_crowd_that_drips_is_hung_up_on_while_ordinary_calls_go_on(
     assert await gateway.nano(ada) == 1_000_000_000
 
 
+async def test_who_shows_no_key_gets_no_time_for_a_body(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.api.protocol.LONGEST_HEAD_S", HASTE_S)  # and two minutes for the whole, as ever
+    ada = await gateway.person(usd="1")
+    known = request(ROUTER, ada)
+    unknown = known.replace(ada.personal_key.key.encode(), b"nobody")
+    patient = asyncio.ensure_future(drip(gateway, known[:-80], b" "))
+    impatient = asyncio.gather(drip(gateway, unknown[:-40], b" "), drip(gateway, known[:30], b"x"))
+    refused, silent = await impatient
+    assert b"HTTP/1.1 401" in refused
+    assert silent == b""
+    assert not patient.done()
+    patient.cancel()
+
+
 @pytest.mark.parametrize(
     ("begin", "more"),
     [
@@ -129,6 +144,14 @@ async def test_who_never_reads_an_answer_is_not_waited_for(
         assert await eventually(gone)
     assert (await gateway.http.get("/health")).status_code == 200
     assert await gateway.nano(ada) < 1_000_000_000
+
+
+async def test_of_a_flood_of_requests_in_one_packet_the_first_are_answered(gateway: Running) -> None:
+    async with line(gateway) as caller:
+        await caller.send(HEALTH * 2_000)
+        got = answers(await caller.reader.read(-1))
+    assert {answer.status for answer in got} == {200}
+    assert 1 < len(got) < 100
 
 
 async def test_nonsense_behind_a_question_does_not_spoil_its_answer(
@@ -196,6 +219,32 @@ async def test_half_closed_and_reset_connections_leave_nothing_behind(
     assert await eventually(settled)
     assert len(await gateway.usage(ada)) <= 2  # of the two that were whole
     assert (await gateway.chat(ROUTER, ada)).status_code == 200
+
+
+async def test_who_hangs_up_in_the_midst_of_an_answer_is_gone_and_no_fault(
+    gateway: Running, upstream: ScriptedUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.usual = Stream(tokens=40)
+    for number in range(90):
+        async with line(gateway) as caller:
+            if number % 3:
+                await caller.ask(ROUTER, ada, stream=True)
+            else:
+                await caller.send(b"GET /docs/nothing HTTP/1.1\r\nHost: a\r\n\r\n")
+            for _ in range(number // 3):  # turns of the loop: each finds the gateway at another step
+                await asyncio.sleep(0)
+            caller.writer.write_eof()
+            await caller.reader.read(-1)
+
+    async def over() -> bool:
+        held = (await gateway.balance(ada)).credits.held.nano
+        return not held and all(each.over.is_set() for each in upstream.requests)
+
+    await eventually(over)
+    assert await gateway.nano(ada) > 0
+    assert {record.ended for record in await gateway.usage(ada)} <= {"answer", "caller_gone"}
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def _reset(caller: Caller) -> None:
