@@ -189,11 +189,11 @@ class Way:
 
     async def _carry(self, from_store: asyncio.StreamReader, to_store: asyncio.StreamWriter) -> None:
         await self._whole.wait()
-        _, place, port = self.server.place()
-        if place.startswith("/"):
-            from_server, to_server = await asyncio.open_unix_connection(f"{place}/.s.PGSQL.{port}")
-        else:
-            from_server, to_server = await asyncio.open_connection(place, port)
+        try:
+            from_server, to_server = await self._go_on()
+        except OSError:  # nobody is there
+            to_store.transport.abort()
+            return
         both = {to_store, to_server}
         self._open |= both
         ways = [self._pass(from_store, to_server), self._pass(from_server, to_store)]
@@ -203,6 +203,13 @@ class Way:
         self._open -= both
         for writer in both:
             writer.transport.abort()
+
+    async def _go_on(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the server itself."""
+        _, place, port = self.server.place()
+        if place.startswith("/"):
+            return await asyncio.open_unix_connection(f"{place}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(place, port)
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -286,10 +293,15 @@ async def crowded(server: Server, database: str, way: Way) -> AsyncIterator[None
 
 
 @asynccontextmanager
-async def waiting_for_a_replica(server: Server) -> AsyncIterator[None]:
+async def waiting_for_a_replica(server: Server, database: str) -> AsyncIterator[None]:
     """No COMMIT returns: the server waits for a synchronous replica that is not there."""
     await tell(server, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await tell(server, "SELECT pg_reload_conf()")
+    probe = await asyncpg.connect(database)
+    with suppress(TimeoutError):  # it takes the server a moment to know
+        while True:
+            await probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')", timeout=0.2)
+    probe.terminate()
     try:
         yield
     finally:

@@ -137,6 +137,9 @@ class Wire:
         unknown = sorted(filters.keys() - USAGE_FILTERS)
         if unknown:
             raise InvalidRequest(f"Unknown filter '{unknown[0][:50]}'.", param=unknown[0][:50])
+        for name, value in filters.items():
+            if not value.isprintable():
+                raise InvalidRequest(f"'{name}' has characters that cannot be printed.", param=name)
         for name, choices in USAGE_CHOICES.items():
             if filters.get(name, choices[0]) not in choices:
                 raise InvalidRequest(f"'{name}' must be one of {', '.join(choices)}.", param=name)

@@ -117,7 +117,8 @@ async def a_call_without_a_length_is_served(caller: Caller, ada: Person) -> None
 async def test_a_burst_of_the_official_sdk_is_served_and_charged_to_the_last_token(
     process: Process, config: Path, ada: Person
 ) -> None:
-    async with AsyncOpenAI(base_url=process.url + ROUTER_V1, api_key=ada.personal_key.key, max_retries=0) as client:
+    url, key = process.url + ROUTER_V1, ada.personal_key.key
+    async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=60) as client:
 
         async def streamed() -> int:
             wish = DEMO | {"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}

@@ -129,6 +129,8 @@ async def test_a_filter_that_makes_no_sense_is_refused_by_name(gateway: Running)
         ("state", "done"),
         ("account", "acc_other"),
         ("sql", "1"),
+        ("key", "\x00"),
+        ("cursor", "req_\n"),
     ):
         answer = await gateway.get(f"{TRUST}/usage", ada, query={name: value})
         assert answer.status_code == 400
