@@ -251,16 +251,16 @@ class Sessions:
 
         try:
             decoded = jwt.decode(token, OctKey.import_key(self._secret), algorithms=["HS256"])
-            claims, now_s = decoded.claims, self._clock.now_ms() // 1000
-            if type(issued_s := claims.get("iat")) is int:
-                claims["iat"] = min(issued_s, now_s)  # it may lie ahead, for a clock may be set back
+            issued = decoded.claims.pop("iat", 0)  # it need not be past: a clock may have been set back
+            if not isinstance(issued, int):
+                return None
             jwt.JWTClaimsRegistry(
-                now=now_s,
+                now=self._clock.now_ms() // 1000,
                 iss={"essential": True, "value": self._settings.issuer},
                 aud={"essential": True, "value": self._settings.audience},
                 sub={"essential": True},
                 exp={"essential": True},
-            ).validate(claims)
+            ).validate(decoded.claims)
         except (JoseError, ValueError, TypeError, RecursionError):
             return None
         subject = decoded.claims["sub"]

@@ -1,7 +1,7 @@
 """An exchange as ASGI: how the door hands a request on to an application of the usual kind.
 
-The request is read as a whole first, and an answer in one piece leaves in one piece. For the paths where a call more or
-less does not matter; the hot ones never come here.
+The request is read as a whole first, and an answer that says how long it is leaves in one piece. For the paths where a
+call more or less does not matter; the hot ones never come here.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class _Bridge:
     def __init__(self, exchange: Exchange, body: bytes) -> None:
         self._exchange = exchange
         self._body: bytes | None = body
+        self._announced = False  # how long the answer is: then it leaves in one piece, however it comes
+        self._pieces: list[bytes] = []
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
@@ -50,13 +52,17 @@ class _Bridge:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """A head, or a piece of the answer."""
         if message["type"] == "http.response.start":
-            self._exchange.start(message["status"], _own(message.get("headers", ())))
-        elif message.get("more_body"):
-            self._exchange.send(message.get("body", b""))
-            await self._exchange.drained()
-        else:
-            self._exchange.finish(message.get("body", b""))
+            headers = message.get("headers", ())
+            self._announced = any(name.lower() == b"content-length" for name, _ in headers)
+            self._exchange.start(message["status"], _own(headers))
+            return
+        self._pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            self._exchange.finish(b"".join(self._pieces))
             self._leave()
+        elif not self._announced:
+            self._exchange.send(self._pieces.pop())
+            await self._exchange.drained()
 
     def _leave(self) -> None:
         if not self._left.done():

@@ -165,27 +165,27 @@ class Exchange:
     def send(self, data: bytes) -> None:
         if self.gone:
             return
+        head = b""
         if self._head is not None:
             self._chunked = self.version != "1.0"  # which knows no chunks: there the body ends with the connection
             self.keep = self.keep and self._chunked
             head = self._rendered(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
-            self._connection.transport.write(head + (b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data))
-        elif self._chunked:
-            self._connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            self._connection.transport.write(data)
+        self._write(head, b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data)
 
     def finish(self, data: bytes) -> None:
         self._departure = None
         if self.gone or self.complete:
             return
         self.complete = True
+        head = b""
         if self._head is not None:
             head = self._rendered(b"content-length: %d\r\n" % len(data))
-            data = head if self.method == "HEAD" else head + data
         elif self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-        self._connection.transport.write(data)
+        self._write(head, data)
+
+    def _write(self, head: bytes, body: bytes) -> None:
+        self._connection.transport.write(head if self.method == "HEAD" else head + body)
 
     async def drained(self) -> None:
         await self._connection.drained()

@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
         if now_s - self._since_s > self._longest_s():
             self.transport.abort()
         unread = self.transport.get_write_buffer_size()
-        if unread < self._unread or not unread:
+        if unread < self._unread or not self._unread:
             self._unread_since_s = now_s
         elif now_s - self._unread_since_s > LONGEST_STALL_S:
             self.transport.abort()
@@ -258,6 +258,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.writable = True
+        self._unread = 0  # much has been taken, whatever is there at the next look
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)

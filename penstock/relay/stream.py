@@ -158,5 +158,6 @@ class LiveStream:
         try:
             async with asyncio.timeout(LONGEST_STALL_S):
                 await self._reply.drained()
+                self._sent_s = self._clock.monotonic()
         except TimeoutError:
             raise CallerStalled from None
