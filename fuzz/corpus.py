@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "tests" / "corpus"
 MOST, LONGEST = 150, 1_500  # inputs and bytes: enough to go everywhere, little enough to read and to replay
-WATCHED = ("/penstock/", "/uvicorn/protocols/", "/joserfc/")
+WATCHED = ("/penstock/", "/joserfc/")
 
 Step = tuple[str, int, int]
 

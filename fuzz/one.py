@@ -17,7 +17,7 @@ INSTRUMENTED = {  # by target; not in `targets.py`, which imports what has to be
     "plain_answer": ("penstock.dialects",),
     "stream": ("penstock.dialects",),
     "upstream": ("penstock.providers.http1",),
-    "wire": ("penstock.api", "uvicorn.protocols.http.httptools_impl"),
+    "wire": ("penstock.api",),
     "credential": ("penstock.access", "joserfc"),
     "configuration": ("penstock.config", "penstock.config_file", "penstock.config_tables", "penstock.config_value",
                       "penstock.config_checks", "penstock.toml_lines", "tomllib"),

@@ -216,6 +216,8 @@ def _body(status: int, headers: dict[str, str], rest: bytes) -> tuple[bytes, byt
         if len(rest) < length:
             raise CutOffError
         return rest[:length], rest[length:]
+    if "transfer-encoding" not in headers:
+        return rest, b""  # as long as the connection
     body = b""
     while True:
         size, _, rest = rest.partition(b"\r\n")
