@@ -67,6 +67,16 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     assert found == []
 
 
+def test_every_test_and_file_of_tests_that_a_paper_names_is_there() -> None:
+    papers = [ROOT / "ARCHITECTURE.md", *(ROOT / "docs").rglob("*.md")]
+    text = "\n".join(path.read_text() for path in papers)
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named - set(re.findall(r"def (test_\w+)", sources)) == set()
+    files = set(re.findall(r"`(tests/[\w/.]+)`", text))
+    assert {name for name in files if not (ROOT / name).exists()} == set()
+
+
 def _pyproject() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
