@@ -166,7 +166,10 @@ def stream(pieces: list[bytes]) -> None:
     assert b"".join([*events, rest]) == whole
     assert _split([whole]) == (events, rest)
     for model, prefix, usage in ((None, None, True), ("ours", None, False), ("ours", "cmpl-", True)):
-        _feed(openai_chat.open_stream(model=model, id_prefix=prefix, include_usage=usage), events)
+        singly, together = (
+            openai_chat.open_stream(model=model, id_prefix=prefix, include_usage=usage) for _ in range(2)
+        )
+        assert _feed(singly, events) == in_runs(together, b"".join(events))
 
 
 def _split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
@@ -174,9 +177,27 @@ def _split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     return [event for piece in pieces for event in sse.events(splitter.feed(piece))], splitter.rest()
 
 
-def _feed(reader: openai_chat.ChatStream, events: list[bytes]) -> None:
+def in_runs(reader: openai_chat.ChatStream, block: bytes) -> tuple[bytes, int]:
+    """What a block comes to when runs of text in it go at once, as they do on their way: what is sent, and tokens."""
+    sent, produced, start = [], 0, 0
+    while start < len(block):
+        out, tokens, end = reader.run(block, start)
+        if end == start:
+            end = sse.event_end(block, start)
+            step = reader.feed(block[start:end])
+            out, tokens = step.out, step.produced
+        sent.append(out)
+        produced, start = produced + tokens, end
+    return b"".join(sent), produced
+
+
+def _feed(reader: openai_chat.ChatStream, events: list[bytes]) -> tuple[bytes, int]:
+    """What the events come to one by one."""
+    sent, produced = [], 0
     for event in events:
         step = reader.feed(event)
+        sent.append(step.out)
+        produced += step.produced
         assert step.produced >= 0
         _sound(step.usage)
         if step.done or step.error is not None:
@@ -187,6 +208,7 @@ def _feed(reader: openai_chat.ChatStream, events: list[bytes]) -> None:
     choices = json.loads(last.removeprefix(b"data: "))["choices"]
     assert 0 < len(choices) <= openai_chat.MOST_CHOICES
     assert len(last) <= 2_000 + 60 * len(choices) + max(map(len, events), default=0) * 4
+    return b"".join(sent), produced
 
 
 def _passes(event: bytes, step: Step) -> None:

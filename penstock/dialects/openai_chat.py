@@ -32,6 +32,7 @@ DONE = b"data: [DONE]\n\n"
 _DATA_AT = len(b"data:")  # where an event's JSON begins, usually; the blank and the line ends around it are JSON's own
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 MOST_CHOICES = 128  # OpenAI's own limit for `n`
+LEAST_WINDOW = 2_048  # bytes in which a run of text events is looked for at first: a dozen of them
 TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it begins and ends
 # Names under which a field we read reaches an upstream that knows more of them: llama.cpp puts `n_predict` above
 # `max_tokens`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted `n`.
@@ -287,7 +288,17 @@ class ChatStream:
     gets the other one. An event that begins otherwise is taken apart again.
     """
 
-    __slots__ = ("_ended", "_head", "_id_prefix", "_identity", "_include_usage", "_model", "_open", "_swapped_head")
+    __slots__ = (
+        "_ended",
+        "_head",
+        "_id_prefix",
+        "_identity",
+        "_include_usage",
+        "_model",
+        "_open",
+        "_swapped_head",
+        "_window",
+    )
 
     def __init__(self, *, model: str | None, id_prefix: str | None, include_usage: bool) -> None:
         self._model = model
@@ -295,6 +306,7 @@ class ChatStream:
         self._include_usage = include_usage
         self._head = b"\n"  # no event begins like this, so the first one is taken apart
         self._swapped_head = b""
+        self._window = LEAST_WINDOW
         self._open: set[int] = set()
         self._ended: set[int] = set()
         self._identity: dict[str, Any] = {
@@ -326,7 +338,11 @@ class ChatStream:
         head = self._head
         if not block.startswith(head, start):
             return b"", 0, start
-        tails = block[start:].split(head)[1:]
+        # Only so far as the last run went: looking through the rest for each event that is no run takes time squared.
+        stop = start + self._window
+        stop = block.rfind(b"\n\n", start, stop) + 2 if stop < len(block) else len(block)
+        self._window = LEAST_WINDOW
+        tails = block[start:stop].split(head)[1:]
         joined = b"".join(tails)
         plain = _TEXT_EVENTS.match(joined)
         if plain is None:
@@ -338,7 +354,10 @@ class ChatStream:
         self._open.add(0)
         # No text in here holds a quotation mark, so what looks like the head of an event is one.
         out = self._swapped_head + self._swapped_head.join(tails[:count])
-        return out, estimate_deltas(texts), start + size + count * len(head)
+        end = start + size + count * len(head)
+        if end == stop:
+            self._window = max(8 * (stop - start), LEAST_WINDOW)
+        return out, estimate_deltas(texts), end
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -227,6 +228,16 @@ def test_indexes_without_end_are_not_remembered() -> None:
         assert reader.feed(frame({"choices": many})).produced > 0
     assert len(reader.final_chunk(finish_reason="length", reason="x")) < 300
     assert reader.feed(frame({"choices": [{"index": -1, "delta": {"content": "a"}}]})).produced > 0
+
+
+@pytest.mark.parametrize("delta", ['{"content":"\\n"}', '{"tool_calls":[]}', '{"content":"a"}'])
+def test_many_events_at_once_take_time_in_proportion(delta: str) -> None:
+    text = b'data: {"model":"up","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    other = b'data: {"model":"up","choices":[{"delta":' + delta.encode() + b"}]}\n\n"
+    reader = openai_chat.open_stream(model="ours", id_prefix=None, include_usage=False)
+    began_s = time.perf_counter()
+    properties.in_runs(reader, (other + text) * 8_000)
+    assert time.perf_counter() - began_s < 10  # a second at most; when each event looked through the rest, a minute
 
 
 def test_a_whole_message_in_a_stream_is_counted() -> None:
