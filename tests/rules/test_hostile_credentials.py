@@ -23,7 +23,7 @@ NOW = CLOCK.now_ms() // 1000
 SESSIONS = Sessions(JwtSettings(), SECRET, CLOCK)
 ELSEWHERE = Sessions(JwtSettings(), b"e" * 32, CLOCK)
 KEYRING = Keyring(KeyPrefixes(), b"p" * 32)
-CLAIMS: dict[str, Any] = {"iss": "penstock", "aud": "penstock", "sub": "usr_1", "iat": NOW, "exp": NOW + 100}
+CLAIMS: dict[str, Any] = {"iss": "penstock", "aud": "penstock", "sub": "usr_1", "iat": NOW, "exp": NOW + 86_400}
 HS256 = {"alg": "HS256"}
 
 
