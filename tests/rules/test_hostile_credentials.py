@@ -45,7 +45,7 @@ def unsigned(header: Any) -> str:
 VALUES: dict[str, list[Any]] = {
     "exp": [None, "x", float("inf"), float("nan"), -1, 0, True, False, [], {}, NOW, str(NOW + 100)],
     "iat": [None, "x", [], float("inf")],
-    "nbf": [NOW + 1_000, "x", None, []],
+    "nbf": [NOW + 80_000, "x", None, []],
     "sub": [None, 5, [], "", {}, True],
     "iss": [None, 5, ["penstock"], "penstock ", {}],
     "aud": [None, 5, ["x"], "penstock2", {}, [5]],
