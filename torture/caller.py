@@ -18,6 +18,7 @@ from msgspec import Struct
 from torture.script import WORD
 
 HUNG = "hung"
+AGAIN_S = 0.05  # before a call is made again
 DONE = b"data: [DONE]"
 
 
@@ -46,6 +47,11 @@ class Heard(Struct):
     def answered(self) -> bool:
         """A whole answer that is no error."""
         return self.whole and self.status == 200 and not self.error
+
+    @property
+    def put_off(self) -> bool:
+        """Refused because the ledger could not be asked in time: nothing was charged, and asking again may help."""
+        return self.status == 503 and self.error == "store_unavailable"
 
     @property
     def held(self) -> bool:
@@ -221,6 +227,16 @@ async def call(url: str, request: bytes, *, patience_s: float, leave: Leave | No
         return await caller.ask(request, patience_s=patience_s, leave=leave)
     finally:
         caller.close()
+
+
+async def insist(url: str, request: bytes, *, patience_s: float, leave: Leave | None = None) -> Heard:
+    """A call that is made again while the ledger is too busy to decide on it, as the documents advise."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        heard = await call(url, request, patience_s=patience_s, leave=leave)
+        if not heard.put_off or time.monotonic() > until_s:
+            return heard
+        await asyncio.sleep(AGAIN_S)
 
 
 def request(path: str, key: str, body: bytes, *, once: str | None = None) -> bytes:

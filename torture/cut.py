@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from msgspec import structs
 
-from torture.caller import Heard, Leave, call, request
+from torture.caller import Heard, Leave, insist, request
 from torture.farm import Databases, Farm, Plan, Provider, Upstream, farm
 from torture.laws import Case, of_a_cut_stream, of_a_reported_call, of_every_call
 from torture.script import CHUNKS, INPUT_NANO, OUTPUT_NANO, Script, Then, Told, body_of, prompt_of, prompt_tokens
@@ -237,7 +237,7 @@ class Run:
         key = self.keys[cut.script.marker]
         url = self.rng.choice(self.gateways.alive).url
         wire = request(key.path, key.secret, cut.body)
-        self.heard[cut.script.marker] = await call(url, wire, patience_s=PATIENCE_S, leave=cut.leave)
+        self.heard[cut.script.marker] = await insist(url, wire, patience_s=PATIENCE_S, leave=cut.leave)
 
 
 async def run(

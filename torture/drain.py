@@ -16,7 +16,7 @@ from typing import Literal
 
 from msgspec import structs
 
-from torture.caller import Heard, call, request
+from torture.caller import Heard, insist, request
 from torture.farm import Databases, Farm, Plan, Provider, Upstream, farm
 from torture.laws import Case, of_a_cut_stream, of_a_reported_call, of_every_call
 from torture.script import CHUNKS, Script, Told, body_of
@@ -106,7 +106,7 @@ async def _stop(
     """SIGTERM when every stream is live: what went wrong with the process, and what the callers heard."""
     url = gateways.alive[0].url
     calls = [
-        asyncio.create_task(call(url, request(key.path, key.secret, live.body), patience_s=PATIENCE_S))
+        asyncio.create_task(insist(url, request(key.path, key.secret, live.body), patience_s=PATIENCE_S))
         for live, key in zip(lives, keys, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from msgspec import structs
 
 from tests.stories.process import Process
 from tests.upstream import Tally
-from torture.caller import Heard, call, request
+from torture.caller import AGAIN_S, Heard, call, request
 from torture.farm import Databases, Farm, Plan, Provider, Upstream, farm
 from torture.laws import Case, of_a_killed_call, of_every_call
 from torture.script import CHUNKS, Script, Told, body_of
@@ -36,7 +36,6 @@ PLENTY = 10**12
 LIMIT = 160
 PATIENCE_S = 60.0
 LEFT_S = 60.0  # after the last kill no hold may be left
-AGAIN_S = 0.05  # before a call with an idempotency key is asked again
 
 
 @dataclass(frozen=True, slots=True)
