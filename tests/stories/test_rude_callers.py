@@ -89,7 +89,8 @@ async def test_a_crowd_that_drips_is_hung_up_on_while_ordinary_calls_go_on(
         served += 1
     await crowd
     assert served > 5
-    assert len(upstream.requests) == len(await gateway.usage(bob)) == served
+    assert len(upstream.requests) == served
+    assert len(await gateway.usage(bob)) == min(served, 1000)  # which is what one page holds
     assert await gateway.usage(ada) == ()
     assert await gateway.nano(ada) == 1_000_000_000
 
