@@ -87,10 +87,10 @@ async def test_a_crowd_that_drips_is_hung_up_on_while_ordinary_calls_go_on(
     while not crowd.done():
         assert (await gateway.chat(ROUTER, bob)).status_code == 200
         served += 1
+        await asyncio.sleep(0.02)  # or the key's rate of a thousand a minute would be the limit
     await crowd
     assert served > 5
-    assert len(upstream.requests) == served
-    assert len(await gateway.usage(bob)) == min(served, 1000)  # which is what one page holds
+    assert len(upstream.requests) == len(await gateway.usage(bob)) == served
     assert await gateway.usage(ada) == ()
     assert await gateway.nano(ada) == 1_000_000_000
 
