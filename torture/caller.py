@@ -41,6 +41,7 @@ class Heard(Struct):
     reason: str = ""
     replayed: bool = False
     left: bool = False
+    before: int = 0  # how often the ledger had had no time for the call
     ended_s: float = 0.0
 
     @property
@@ -231,11 +232,13 @@ async def call(url: str, request: bytes, *, patience_s: float, leave: Leave | No
 
 async def insist(url: str, request: bytes, *, patience_s: float, leave: Leave | None = None) -> Heard:
     """A call that is made again while the ledger is too busy to decide on it, as the documents advise."""
-    until_s = time.monotonic() + patience_s
+    until_s, before = time.monotonic() + patience_s, 0
     while True:
         heard = await call(url, request, patience_s=patience_s, leave=leave)
+        heard.before = before
         if not heard.put_off or time.monotonic() > until_s:
             return heard
+        before += 1
         await asyncio.sleep(AGAIN_S)
 
 

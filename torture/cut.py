@@ -350,6 +350,8 @@ def _judge(row: Row, cut: Cut, case: Case, seed: int) -> None:
         row.add(record.ended)
     if not case.told:
         row.add("left before the request was sent on")
+    if case.heard[-1].before:
+        row.add("put off by the ledger", case.heard[-1].before)
 
 
 def _in_order(cut: Cut, case: Case) -> list[str]:

@@ -149,12 +149,15 @@ def _judge(
         row.calls += 1
         for record in case.records:
             row.add(record.ended)
+        if each.before:
+            row.add("put off by the ledger", each.before)
     return found
 
 
 def _of_a_stream(live: Live, case: Case) -> list[str]:
     """Finished, and charged as reported; or cut, with an error event that says so and the terminator."""
-    found = of_a_cut_stream(case, ended=("answer", "shutdown"), chunks=0 if live.held else None)
+    chunks, full = 0 if live.held else None, live.model == "full"
+    found = of_a_cut_stream(case, ended=("answer", "shutdown"), chunks=chunks, full=full)
     (heard,) = case.heard
     ended = case.records[0].ended if case.records else ""
     if ended == "answer":

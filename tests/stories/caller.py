@@ -146,9 +146,9 @@ def data(event: bytes) -> Any:
     return json.loads(event.removeprefix(b"data:"))
 
 
-async def eventually(look: Callable[[], Awaitable[T]]) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], *, patience_s: float = PATIENCE_S) -> T:
     """What `look` finds, as soon as it finds something: for what nothing announces. TimeoutError when it never does."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(patience_s):
         while not (found := await look()):  # noqa: ASYNC110 -- nothing announces it
             await asyncio.sleep(0.005)
     return found

@@ -24,6 +24,7 @@ from penstock.config_file import load
 from tests.engines import SECRETS
 from tests.stories.caller import PATIENCE_S, eventually
 
+START_S = 45.0  # seconds, of which a start takes one; on a machine whose disk is held up by others, many
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | SECRETS
 MODEL = """
 [[models]]
@@ -81,13 +82,19 @@ class Process:
         async with asyncio.timeout(PATIENCE_S):
             return await self._process.wait()
 
-    async def said(self, words: str) -> str:
-        """Wait for a line with these words in it; the line."""
+    async def said(self, words: str, *, patience_s: float = PATIENCE_S) -> str:
+        """Wait for a line with these words in it; the line. It fails with the log when there is none."""
 
         async def line() -> str:
-            return next((line for line in self.log if words in line), "")
+            found = next((line for line in self.log if words in line), "")
+            if not found and self._process.returncode is not None:
+                raise AssertionError(f"it ended with {self._process.returncode}: {self.log}")
+            return found
 
-        return await eventually(line)
+        try:
+            return await eventually(line, patience_s=patience_s)
+        except TimeoutError:
+            raise AssertionError(f"it did not say '{words}': {self.log}") from None
 
     async def listen(self) -> None:
         """Keep what it says, to its end."""
@@ -105,7 +112,7 @@ async def serving_process(
     process = Process(started)
     listening = asyncio.create_task(process.listen())
     try:
-        line = await process.said("serves at")
+        line = await process.said("serves at", patience_s=START_S)
         process.url = line.partition("serves at ")[2].split()[0]
         yield process
     finally:
