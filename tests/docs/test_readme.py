@@ -33,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "penstock"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
+CLIENTS = sorted(
+    each for each in (ROOT / "docs/clients").glob("*.md") if each.name not in ("README.md", "llamaindex.md")
+)
 WRITTEN_ADDRESS = "http://127.0.0.1:8420"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -57,11 +60,22 @@ def settings(store_url: str, variables: dict[str, str]) -> Settings:
 async def test_every_command_on_the_page_works(
     page: str, settings: Settings, variables: dict[str, str], tmp_path: Path
 ) -> None:
+    await _run((ROOT / page).read_text(), settings, variables, tmp_path)
+
+
+@pytest.mark.parametrize("page", CLIENTS.values(), ids=CLIENTS.keys())
+async def test_every_client_works_as_its_page_says(page: str, tmp_path: Path) -> None:
+    settings = load(None, {"PENSTOCK_DATABASE_URL": f"sqlite:///{tmp_path}/penstock.db"})
+    await _run(page, replace(settings, server=replace(settings.server, port=0, grace_s=1.0)), {}, tmp_path)
+
+
+async def _run(page: str, settings: Settings, variables: dict[str, str], folder: Path) -> None:
+    """What is to be run of a page, against a gateway with somebody's money."""
     async with running(settings) as gateway:
         person = await gateway.person(usd="1")
-        script = PRELUDE + "".join(_runnable((ROOT / page).read_text())).replace(WRITTEN_ADDRESS, gateway.url)
+        script = PRELUDE + "".join(_runnable(page)).replace(WRITTEN_ADDRESS, gateway.url)
         process = await asyncio.create_subprocess_exec(
-            "bash", "-c", script, cwd=tmp_path, env=_environment(tmp_path, KEY=person.personal_key.key, **variables),
+            "bash", "-c", script, cwd=folder, env=_environment(folder, KEY=person.personal_key.key, **variables),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, errors = await process.communicate()
