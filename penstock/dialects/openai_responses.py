@@ -26,6 +26,9 @@ FORWARDED: tuple[bytes, ...] = (b"openai-beta",)
 
 LIMIT_FIELD = "max_output_tokens"
 ENCRYPTED = "reasoning.encrypted_content"
+SEAL = (
+    "penstock.1."  # begins reasoning that was sealed here (`pairs/responses_items.py`), and that no upstream can read
+)
 TEMPLATE_BYTES = 16  # as in openai_chat: what a template wraps around a message
 # What an upstream would look up among things that all callers of its key share, and why we do not let it.
 _SHARED = {
@@ -131,7 +134,9 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
 def _refuse_shared(fields: Fields) -> None:
     """`InvalidRequest` for what an upstream would keep, or look up, for whoever has its key."""
     if json_fields.read(fields, "background", _FLAG, "a boolean"):
-        raise InvalidRequest("'background' responses are not served; stream, or wait for the answer.", param="background")
+        raise InvalidRequest(
+            "'background' responses are not served; stream, or wait for the answer.", param="background"
+        )
     for name, why in _SHARED.items():
         if json_fields.plain(fields.get(name)) is not None:
             raise InvalidRequest(f"'{name}' is not served: {why}.", param=name)
@@ -223,15 +228,15 @@ def is_kept(fields: Mapping[str, Raw]) -> bool:
     return json_fields.plain(fields.get("store")) is not False
 
 
-def _stateless(input: Raw) -> Raw | list[dict[str, Raw]]:
-    """The input for an upstream that stores nothing: without ids that it would look up, and without reasoning that is
-    only such an id."""
+def _stateless(input: Raw) -> Raw | list[Fields]:
+    """The input for an upstream that stores nothing: without ids that it would look up, and without reasoning that it
+    cannot read."""
     if not bytes(input).lstrip().startswith(b"["):
         return input
     items, changed = [], False
     for item in _RAW_ITEMS.decode(input):
         kind = json_fields.plain(item.get("type")) or "message"
-        if kind == "reasoning" and json_fields.plain(item.get("encrypted_content")) is None:
+        if kind == "reasoning" and not _is_readable(item):
             changed = True
             continue
         if kind in _WITHOUT_ID and "id" in item:
@@ -239,6 +244,14 @@ def _stateless(input: Raw) -> Raw | list[dict[str, Raw]]:
             changed = True
         items.append(item)
     return items if changed else input
+
+
+def _is_readable(reasoning: Fields) -> bool:
+    """Whether reasoning is more than the id of something that was never stored, or sealed here."""
+    encrypted = json_fields.plain(reasoning.get("encrypted_content"))
+    if isinstance(encrypted, str):
+        return not encrypted.startswith(SEAL)
+    return bool(json_fields.plain(reasoning.get("content")))
 
 
 # What comes back.
@@ -414,7 +427,9 @@ class ResponseStream:
         if self._usage is not None:
             response["usage"] = response_object.usage_object(self._usage)
         if self._reason is None:
-            return self._progress.event("response.failed", response={**response, "status": "failed", "error": self._failure})
+            return self._progress.event(
+                "response.failed", response={**response, "status": "failed", "error": self._failure}
+            )
         details = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
         return self._progress.event(
             "response.incomplete", response={**response, **details, "penstock": {"reason": self._reason}}
@@ -428,6 +443,7 @@ class ResponseStream:
         upstreams = json_fields.split(fields["response"])
         response = _ours(upstreams, self._wish, self._label)
         usage = read_usage(upstreams.get("usage"))
+        self._usage = usage or self._usage
         renamed = {**fields, "response": response}
         if seen.type in _ENDS:
             self._last = seen.type, renamed
@@ -454,9 +470,10 @@ class ResponseStream:
         """An event by which the upstream says that it failed; or one that has no type at all."""
         response = json_fields.plain(fields.get("response"))
         error = response.get("error") if isinstance(response, dict) else None
-        error = error or json_fields.plain(fields.get("error")) or json_fields.plain(json_fields.join(fields))
         if "type" not in fields and "error" not in fields:
             return Step(event, estimate_tokens(len(event)))
+        error = error or json_fields.plain(fields.get("error"))
+        error = error or {name: json_fields.plain(fields.get(name)) for name in ("code", "message")}
         code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
         if isinstance(code, str) and code.isidentifier() and len(code) <= _LONGEST_CODE:
             self._failure["code"] = code

@@ -1,5 +1,5 @@
-"""The `response` object of OpenAI's Responses API, where we are the ones to write it: its names, its echo of the request,
-its usage and how it ended.
+"""The `response` object of OpenAI's Responses API, where we are the ones to write it: its names, what it repeats of
+the request, its usage and how it ended.
 
 What is in its output is put there by `response_progress.py` and the pairs; an upstream's own object passes, see
 `openai_responses.py`.
