@@ -138,10 +138,12 @@ async def open_gateway(
             observer=observer,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
             wire.routes(),
+            wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,

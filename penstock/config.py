@@ -100,6 +100,15 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseSettings:
+    """How long, and how much, is kept of responses for those who want to continue them."""
+
+    keep_days: Annotated[int, whole(1, 3_650)] = 30
+    largest_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
+    account_bytes: Annotated[int, whole(1_000, 10**15)] = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """One upstream. What differs from the common dialect is data: `output_limit_field`, `stream_usage`, `headers`.
 
@@ -240,6 +249,7 @@ class Settings:
     store: StoreSettings = StoreSettings()
     jwt: JwtSettings = JwtSettings()
     limits: LimitSettings = LimitSettings()
+    responses: ResponseSettings = ResponseSettings()
     prefixes: KeyPrefixes = KeyPrefixes()
     providers: tuple[ProviderSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()

@@ -26,6 +26,7 @@ from penstock.config import (
     ModelSettings,
     ProviderName,
     ProviderSettings,
+    ResponseSettings,
     ServerSettings,
     Settings,
     StoreSettings,
@@ -60,6 +61,7 @@ TABLES: dict[str, type] = {
     "store": StoreSettings,
     "jwt": JwtSettings,
     "limits": LimitSettings,
+    "responses": ResponseSettings,
     "prefixes": KeyPrefixes,
 }
 TOP_KEYS = (*TABLES, "well_known", "providers", "models", "contracts", "surfaces")

@@ -334,6 +334,9 @@ def _finish_reason(response: Mapping[str, Raw]) -> str:
     return "content_filter" if reason == "content_filter" else "length"
 
 
+_NOTHING = Raw()  # a field that is not there
+
+
 class _Event(Struct, gc=False):
     type: str = ""
     sequence_number: int | None = None
@@ -341,9 +344,9 @@ class _Event(Struct, gc=False):
     content_index: int | None = None
     summary_index: int | None = None
     delta: Any = None
-    item: Raw | None = None
-    part: Raw | None = None
-    response: Raw | None = None
+    item: Raw = _NOTHING
+    part: Raw = _NOTHING
+    response: Raw = _NOTHING
 
 
 _EVENT = json.Decoder(_Event)
@@ -388,7 +391,7 @@ class ResponseStream:
             if seen.type in _ENDED_BADLY or not seen.type:
                 return self._failed(event, json_fields.split(data))
             self._progress.next_number = max(self._progress.next_number, (seen.sequence_number or 0) + 1)
-            if seen.response is not None:
+            if seen.response:
                 return self._about_response(event, seen, json_fields.split(data))
         except (ValueError, RecursionError):
             return Step(event, estimate_tokens(len(data)))
@@ -458,11 +461,11 @@ class ResponseStream:
             return 0
         place = seen.summary_index if seen.content_index is None else seen.content_index
         delta = seen.delta if isinstance(seen.delta, str) else None
-        self._progress.saw(seen.type, index, place or 0, delta, seen.item if seen.part is None else seen.part)
+        self._progress.saw(seen.type, index, place or 0, delta, seen.part or seen.item)
         if seen.type.endswith(".delta"):
             self._counted.add(index)
             return estimate_delta_tokens(_size(delta))
-        if seen.type == "response.output_item.done" and index not in self._counted and seen.item is not None:
+        if seen.type == "response.output_item.done" and index not in self._counted and seen.item:
             return estimate_tokens(len(bytes(seen.item))) if _ITEM.decode(seen.item).type in _COUNTED_WHOLE else 0
         return 0
 

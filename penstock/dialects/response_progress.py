@@ -94,7 +94,7 @@ class Progress:
 
     # Events that an upstream wrote.
 
-    def saw(self, type: str, index: int, place: int, delta: str | None, value: Raw | None) -> None:
+    def saw(self, type: str, index: int, place: int, delta: str | None, value: Raw) -> None:
         """An event about the item at `index` has passed; `place` is that of a part in it, `value` the item or part."""
         if type == "response.output_item.done":
             self._open.pop(index, None)
@@ -231,6 +231,6 @@ def _kind(value: dict[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _object(value: Raw | None) -> dict[str, Any]:
+def _object(value: Raw) -> dict[str, Any]:
     decoded = json_fields.plain(value)
     return decoded if isinstance(decoded, dict) else {}
