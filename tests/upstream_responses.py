@@ -17,7 +17,11 @@ from typing import Any, Literal
 from tests.upstream import Exchange, Received
 
 UPSTREAM_ID = "resp_upstream00000000000000000000000000000000"
-ITEM_ID = "msg_upstream0000000000000000000000000000000"
+
+
+def item_id(received: Received) -> str:
+    """The id of the message that answers a request."""
+    return f"msg_upstream{received.number:032x}"
 
 
 def sse(type: str, **fields: Any) -> bytes:
@@ -72,10 +76,10 @@ def response_of(received: Received, status: str, output: list[Any], usage: Any =
     }
 
 
-def message(text: str, status: str = "completed") -> dict[str, Any]:
+def message(received: Received, text: str, status: str = "completed") -> dict[str, Any]:
     """A message of an output."""
     content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
-    return {"id": ITEM_ID, "type": "message", "status": status, "role": "assistant", "content": content}
+    return {"id": item_id(received), "type": "message", "status": status, "role": "assistant", "content": content}
 
 
 def words(count: int) -> list[str]:
@@ -103,7 +107,7 @@ class Answered:
         received = exchange.received
         received.prompt_tokens = self.prompt_tokens
         received.tokens_produced = limited(received, self.tokens)
-        output = [message("".join(words(received.tokens_produced)))] if self.output is None else self.output
+        output = [message(received, "".join(words(received.tokens_produced)))] if self.output is None else self.output
         usage = usage_of(received, self.reasoning, self.cached)
         await exchange.document(response_of(received, "completed", output, usage, **self.more))
 
@@ -134,8 +138,10 @@ class Streamed:
 
         await send("response.created", response=response_of(received, "in_progress", []))
         await send("response.in_progress", response=response_of(received, "in_progress", []))
-        where = {"item_id": ITEM_ID, "output_index": 0, "content_index": 0}
-        await send("response.output_item.added", output_index=0, item=message("", "in_progress") | {"content": []})
+        where = {"item_id": item_id(received), "output_index": 0, "content_index": 0}
+        await send(
+            "response.output_item.added", output_index=0, item=message(received, "", "in_progress") | {"content": []}
+        )
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         await send("response.content_part.added", **where, part=part)
         for place, text in enumerate(texts):
@@ -157,7 +163,7 @@ class Streamed:
 
     async def _finish(self, received: Received, texts: Sequence[str], send: Any, where: dict[str, Any]) -> None:
         text = "".join(texts)
-        whole = message(text)
+        whole = message(received, text)
         await send("response.output_text.done", **where, text=text, logprobs=[])
         await send("response.content_part.done", **where, part=whole["content"][0])
         await send("response.output_item.done", output_index=0, item=whole)

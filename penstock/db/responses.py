@@ -61,12 +61,6 @@ BY_ITEMS = Statement(
     ),
     "account", "items", "now",
 )  # fmt: skip
-DROP = Statement(
-    delete(responses)
-    .where(_c.account_id == bindparam("account"), _c.id == bindparam("response"), _c.expires_ms > bindparam("now"))
-    .returning(_c.id),
-    "account", "response", "now",
-)  # fmt: skip
 FORGET = Statement(
     delete(responses).where(_c.account_id == bindparam("account"), _c.id == bindparam("response")),
     "account", "response",
@@ -147,9 +141,11 @@ def answers_with(account: str, items: Sequence[str], now_ms: int) -> Program[dic
 
 def drop(account: str, response: str, now_ms: int) -> Program[bool]:
     """Delete a response; whether it was there."""
-    rows = yield from fetch(DROP, account, response, now_ms)
-    yield Run(FORGET_ITEMS, [(account, response)])
-    return bool(rows)
+    found = yield from find(account, response, now_ms)
+    if found is not None:
+        yield Run(FORGET, [(account, response)])
+        yield Run(FORGET_ITEMS, [(account, response)])
+    return found is not None
 
 
 def forget(now_ms: int, most_bytes: int) -> Program[int]:

@@ -390,6 +390,7 @@ class ResponseStream:
             seen = _EVENT.decode(data)
             if seen.type in _ENDED_BADLY or not seen.type:
                 return self._failed(event, json_fields.split(data))
+            self._progress.mark()
             self._progress.next_number = max(self._progress.next_number, (seen.sequence_number or 0) + 1)
             if seen.response:
                 return self._about_response(event, seen, json_fields.split(data))
@@ -404,6 +405,7 @@ class ResponseStream:
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """The events that end what is open; `reason` is in the response that ends the stream, as `penstock.reason`."""
         self._reason = reason
+        self._progress.take_back()
         return self._progress.end_all("incomplete")
 
     def usage_chunk(self, usage: TokenUsage) -> bytes:

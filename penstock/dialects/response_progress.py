@@ -1,13 +1,15 @@
 """How far a streamed response has come: which items are open, what they hold so far, which number is next.
 
 It looks on while an upstream's events pass, and writes events where we are the ones to write them; either way it can
-end what is open in good order, whenever the stream has to end. It reads no bytes and knows no upstream: that is
-`openai_responses.py` and the pairs.
+end what is open in good order, whenever the stream has to end, and take back what the latest event did, should that one
+not be sent. It reads no bytes and knows no upstream: that is `openai_responses.py` and the pairs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from msgspec import Raw
@@ -28,9 +30,10 @@ _CALLS = {
 }
 _WITH_STATUS = frozenset({"message", "reasoning", "function_call"})
 _DELTAS = {f"{prefix}.delta" for prefix, *_ in (*_PARTS.values(), *_CALLS.values())}
+_ABSENT: Any = object()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A part of an item; `texts` are its deltas."""
 
@@ -44,7 +47,7 @@ class _Part:
         return {**self.value, name: "".join(self.texts) or self.value.get(name) or ""}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Item:
     """An item of the output that is not finished. `texts` are the deltas of a call's arguments or input."""
 
@@ -73,10 +76,12 @@ class _Item:
 class Progress:
     """One streamed response. `next_number` is the sequence number that the next event of ours gets."""
 
-    __slots__ = ("_finished", "_open", "next_number")
+    __slots__ = ("_finished", "_marked", "_open", "_undo", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 0
+        self._marked = 0
+        self._undo: list[Callable[[], object]] = []
         self._open: dict[int, _Item] = {}
         self._finished: dict[int, Any] = {}
 
@@ -92,16 +97,39 @@ class Progress:
         """The items that are finished, in their order."""
         return [self._finished[index] for index in sorted(self._finished)]
 
+    # Taking back.
+
+    def mark(self) -> None:
+        """What happens from now on may be taken back."""
+        self._undo.clear()
+        self._marked = self.next_number
+
+    def take_back(self) -> None:
+        """Be as at the last `mark`."""
+        while self._undo:
+            self._undo.pop()()
+        self.next_number = self._marked
+
+    def put(self, where: dict[int, Any], place: int, value: Any) -> None:
+        """Set `where[place]`, or drop it when the value is `_ABSENT`; may be taken back."""
+        self._undo.append(partial(_restore, where, place, where.get(place, _ABSENT)))
+        _restore(where, place, value)
+
+    def extend(self, values: list[Any], more: list[Any]) -> None:
+        """Add to a list; may be taken back."""
+        self._undo.append(partial(values.__delitem__, slice(len(values), None)))
+        values.extend(more)
+
     # Events that an upstream wrote.
 
     def saw(self, type: str, index: int, place: int, delta: str | None, value: Raw) -> None:
         """An event about the item at `index` has passed; `place` is that of a part in it, `value` the item or part."""
         if type == "response.output_item.done":
-            self._open.pop(index, None)
-            self._finished[index] = value
+            self.put(self._open, index, _ABSENT)
+            self.put(self._finished, index, value)
             return
         if type == "response.output_item.added":
-            self._open[index] = _Item(_object(value))
+            self.put(self._open, index, _Item(_object(value)))
             return
         item = self._open.get(index)
         if item is None:
@@ -109,17 +137,17 @@ class Progress:
         if delta is not None and type in _DELTAS:
             self._grow(item, type, place, delta)
         elif type in ("response.content_part.added", "response.reasoning_summary_part.added"):
-            _parts_of(item, type)[place] = _Part(_object(value))
+            self.put(_parts_of(item, type), place, _Part(_object(value)))
         elif type in ("response.content_part.done", "response.reasoning_summary_part.done"):
-            _parts_of(item, type)[place] = _Part(_object(value), closed=True)
+            self.put(_parts_of(item, type), place, _Part(_object(value), closed=True))
 
     def _grow(self, item: _Item, type: str, place: int, delta: str) -> None:
         if type in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
-            item.texts.append(delta)
+            self.extend(item.texts, [delta])
             return
-        parts = _parts_of(item, type)
-        if place in parts:
-            parts[place].texts.append(delta)
+        part = _parts_of(item, type).get(place)
+        if part is not None:
+            self.extend(part.texts, [delta])
 
     # Events that we write.
 
@@ -132,7 +160,7 @@ class Progress:
     def begin(self, item: dict[str, Any]) -> tuple[int, bytes]:
         """`(its place in the output, the event)` of an item that begins."""
         index = self.next_index
-        self._open[index] = _Item(item)
+        self.put(self._open, index, _Item(item))
         return index, self.event("response.output_item.added", output_index=index, item=item)
 
     def begin_part(self, index: int, part: dict[str, Any]) -> tuple[int, bytes]:
@@ -140,7 +168,7 @@ class Progress:
         item, place_name = self._open[index], _PARTS[part["type"]][2]
         parts = item.parts(place_name)
         place = len(parts)
-        parts[place] = _Part(part)
+        self.put(parts, place, _Part(part))
         name = "reasoning_summary_part" if place_name == "summary_index" else "content_part"
         where = {"item_id": item.value["id"], "output_index": index, place_name: place}
         return place, self.event(f"response.{name}.added", **where, part=part)
@@ -149,7 +177,7 @@ class Progress:
         """The event of some more text in an open part of `kind`. `more` is added to the event."""
         prefix, _, place_name = _PARTS[kind]
         item = self._open[index]
-        item.parts(place_name)[place].texts.append(text)
+        self.extend(item.parts(place_name)[place].texts, [text])
         where = {"item_id": item.value["id"], "output_index": index, place_name: place}
         return self.event(f"{prefix}.delta", **where, delta=text, **more)
 
@@ -157,7 +185,7 @@ class Progress:
         """The event of an annotation to the text of an open part."""
         item = self._open[index]
         annotations = item.content[place].value["annotations"]
-        annotations.append(annotation)
+        self.extend(annotations, [annotation])
         return self.event(
             "response.output_text.annotation.added",
             item_id=item.value["id"],
@@ -169,18 +197,19 @@ class Progress:
 
     def add_logprobs(self, index: int, place: int, logprobs: list[Any]) -> None:
         """Keep what a model thought of its tokens for the end of an open part."""
-        self._open[index].content[place].value["logprobs"].extend(logprobs)
+        self.extend(self._open[index].content[place].value["logprobs"], logprobs)
 
     def grow_call(self, index: int, text: str) -> bytes:
         """The event of some more of an open call's arguments, or input."""
         item = self._open[index]
-        item.texts.append(text)
+        self.extend(item.texts, [text])
         prefix = _CALLS[item.value["type"]][0]
         return self.event(f"{prefix}.delta", item_id=item.value["id"], output_index=index, delta=text)
 
     def change(self, index: int, **fields: Any) -> None:
         """Let an open item have other fields at its end."""
-        self._open[index].value = {**self._open[index].value, **fields}
+        item = self._open[index]
+        self.put(self._open, index, _Item({**item.value, **fields}, item.content, item.summary, item.texts))
 
     def is_open(self, index: int) -> bool:
         return index in self._open
@@ -201,8 +230,8 @@ class Progress:
             prefix, name = call
             more = {"name": whole.get("name")} if name == "arguments" else {}
             out.append(self.event(f"{prefix}.done", **where, **more, **{name: whole.get(name) or ""}))
-        del self._open[index]
-        self._finished[index] = whole
+        self.put(self._open, index, _ABSENT)
+        self.put(self._finished, index, whole)
         out.append(self.event("response.output_item.done", output_index=index, item=whole))
         return b"".join(out)
 
@@ -220,6 +249,13 @@ class Progress:
         group = "reasoning_summary_part" if place_name == "summary_index" else "content_part"
         text_done = self.event(f"{prefix}.done", **where, **{name: whole[name]}, **more)
         return text_done + self.event(f"response.{group}.done", **where, part=whole)
+
+
+def _restore(where: dict[int, Any], place: int, value: Any) -> None:
+    if value is _ABSENT:
+        where.pop(place, None)
+    else:
+        where[place] = value
 
 
 def _parts_of(item: _Item, type: str) -> dict[int, _Part]:

@@ -230,11 +230,12 @@ def open_stream(*, wish: Wish, label: Label) -> ResponseOfChat:
 class ResponseOfChat:
     """A streamed chat completion, given as a streamed response."""
 
-    __slots__ = ("_failure", "_finish_reason", "_reason", "_started", "_usage", "_writer")
+    __slots__ = ("_failure", "_finish_reason", "_had_started", "_reason", "_started", "_usage", "_writer")
 
     def __init__(self, wish: Wish, label: Label) -> None:
         self._writer = _Writer(wish, label)
         self._started = False
+        self._had_started = False  # before the event that was fed last
         self._usage: TokenUsage | None = None
         self._finish_reason: str | None = None
         self._reason: str | None = None
@@ -252,6 +253,8 @@ class ResponseOfChat:
             return Step(b"", done=True)
         try:
             chunk = _CHUNK.decode(data)
+            self._had_started = self._started
+            self._writer.mark()
             if chunk.error or not chunk.choices:
                 return self._without_choices(data, chunk)
             return self._step(chunk.choices[0], chunk.usage)
@@ -266,6 +269,8 @@ class ResponseOfChat:
         """The events that end what is open; `reason` is in the response that ends the stream, as `penstock.reason`."""
         self._reason = reason
         self._finish_reason = finish_reason
+        self._started = self._had_started
+        self._writer.take_back()
         return self._begin() + self._writer.end(finish_reason)
 
     def usage_chunk(self, usage: TokenUsage) -> bytes:
@@ -325,7 +330,18 @@ class ResponseOfChat:
 class _Writer:
     """Writes a response out of what a model says: one item after another, calls side by side."""
 
-    __slots__ = ("_asks_summary", "_calls", "_details", "_items", "_label", "_speaking", "_tools", "begun", "progress")
+    __slots__ = (
+        "_asks_summary",
+        "_calls",
+        "_details",
+        "_items",
+        "_label",
+        "_marked",
+        "_speaking",
+        "_tools",
+        "begun",
+        "progress",
+    )
 
     def __init__(self, wish: Wish, label: Label) -> None:
         self.progress = Progress()
@@ -339,6 +355,7 @@ class _Writer:
         self._speaking: tuple[str, int, int] | None = None  # the kind of part that is open, its item and place
         self._calls: dict[int, tuple[int, Tool, list[str]]] = {}  # by chat's index: item, tool, arguments
         self._details: list[Any] = []
+        self._marked: tuple[int, tuple[str, int, int] | None, list[Any]] = (0, None, self._details)
 
     def __repr__(self) -> str:
         return f"_Writer({self.begun['id']}, {self.progress!r})"
@@ -346,11 +363,21 @@ class _Writer:
     def output(self) -> list[Any]:
         return self.progress.output()
 
+    def mark(self) -> None:
+        """What happens from now on may be taken back."""
+        self.progress.mark()
+        self._marked = (self._items, self._speaking, self._details)
+
+    def take_back(self) -> None:
+        """Be as at the last `mark`."""
+        self.progress.take_back()
+        self._items, self._speaking, self._details = self._marked
+
     def add(self, said: _Said, logprobs: _Logprobs | None) -> bytes:
         """The events of some more that the model said."""
         out = []
         if said.reasoning_details:
-            self._details += said.reasoning_details
+            self.progress.extend(self._details, said.reasoning_details)
         if said.thought() or said.reasoning_details:
             kind = "summary_text" if self._asks_summary else "reasoning_text"
             out.append(self._speak(kind, said.thought()))
@@ -443,11 +470,11 @@ class _Writer:
             tool = self._tools.named(function.name or "")
             id = self._id(tool.prefix)
             index, event = self.progress.begin(new_call(tool, id=id, call_id=call.id or f"call_{id}"))
-            self._calls[place] = index, tool, []
+            self.progress.put(self._calls, place, (index, tool, []))
             out.append(event)
         index, tool, arguments = self._calls[place]
         if function.arguments and self.progress.is_open(index):
-            arguments.append(function.arguments)
+            self.progress.extend(arguments, [function.arguments])
             if tool.kind == "function":
                 out.append(self.progress.grow_call(index, function.arguments))
         return b"".join(out)
