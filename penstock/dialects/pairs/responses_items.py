@@ -184,7 +184,7 @@ def _parts(content: Any, where: str) -> list[Item]:
 def _user_content(content: Any, where: str) -> str | list[Item]:
     parts = _parts(content, where)
     carried = [_part(part, f"{where}[{place}]") for place, part in enumerate(parts)]
-    if len(carried) == 1 and carried[0]["type"] == "text":
+    if len(carried) == 1 and carried[0].keys() == {"type", "text"}:
         return str(carried[0]["text"])
     return carried
 
@@ -227,7 +227,12 @@ def _output(output: Any, where: str) -> tuple[list[str], list[Item]]:
 
 
 def _part(part: Item, where: str) -> Item:
-    """A part of a message as chat has it."""
+    """A part of a message as chat has it, a mark for the cache with it."""
+    mark = part.get("prompt_cache_breakpoint")
+    return _content(part, where) | ({"prompt_cache_breakpoint": mark} if mark is not None else {})
+
+
+def _content(part: Item, where: str) -> Item:
     match part.get("type"):
         case "input_text" | "output_text" | "text":
             return {"type": "text", "text": _string(part, "text", where)}

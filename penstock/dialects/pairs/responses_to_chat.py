@@ -246,6 +246,16 @@ class ResponseOfChat:
 
     def feed(self, event: bytes) -> Step:
         """Read one raw event, terminator included. Never raises: what is not understood is counted by size."""
+        self.mark()
+        return self.read(event)
+
+    def mark(self) -> None:
+        """What is read from now on may not be sent: `final_chunk` takes it back."""
+        self._had_started = self._started
+        self._writer.mark()
+
+    def read(self, event: bytes) -> Step:
+        """`feed`, where more than one event may have to be taken back."""
         data = sse.data(event)
         if data is None:
             return Step(event)  # a comment keeps a connection alive in any dialect
@@ -253,8 +263,6 @@ class ResponseOfChat:
             return Step(b"", done=True)
         try:
             chunk = _CHUNK.decode(data)
-            self._had_started = self._started
-            self._writer.mark()
             if chunk.error or not chunk.choices:
                 return self._without_choices(data, chunk)
             return self._step(chunk.choices[0], chunk.usage)
