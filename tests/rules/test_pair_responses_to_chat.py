@@ -512,7 +512,7 @@ def test_nothing_an_upstream_sends_is_too_much(events: list[bytes]) -> None:
     stream = responses_to_chat.open_stream(wish=asked(), label=LABEL)
     for each in events:
         assert stream.feed(each).produced >= 0
-    words = {"type": "upstream_error", "code": None, "message": "m", "param": None}
+    words: Any = {"type": "upstream_error", "code": None, "message": "m", "param": None}
     assert stream.error_event(**words)
     assert b"response.failed" in stream.terminator()
 
