@@ -3,8 +3,9 @@
 Bytes pass through, as in `openai_chat`. Read are the model, the output limit, whether to stream, what the input is made
 of and what would have an upstream remember anything; replaced are the model's name, the response's id, the output limit
 and all that concerns memory. Conversations are kept here and not by an upstream (decision 0010): nothing is stored
-there, no id of something stored there is taken from a caller, and what a caller continues has been put into the input
-before it comes here (`penstock/relay/memory.py`). So nobody can continue what another account began at the same key.
+there, no id of a response, an item, a conversation or a prompt stored there is taken from a caller, and what a caller
+continues has been put into the input before it comes here (`penstock/relay/memory.py`). So nobody can continue what
+another account began at the same key.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ _MEANT = {name: name for name in _READ} | {
     "n_predict": LIMIT_FIELD,
     "messages": "input",
 }
+_MEANT_IN_ITEMS = {"type": "type", "id": "id"}
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text"})
 # Items that make sense without an id. With one, an upstream that stores nothing looks for what it never kept.
 _WITHOUT_ID = frozenset(
@@ -230,20 +232,19 @@ def is_kept(fields: Mapping[str, Raw]) -> bool:
 
 def _stateless(input: Raw) -> Raw | list[Fields]:
     """The input for an upstream that stores nothing: without ids that it would look up, and without reasoning that it
-    cannot read."""
+    cannot read. Items are written anew, so that a type that was given twice is for the upstream what it is here."""
     if not bytes(input).lstrip().startswith(b"["):
         return input
-    items, changed = [], False
+    items = []
     for item in _RAW_ITEMS.decode(input):
+        json_fields.refuse_lookalikes(item, _MEANT_IN_ITEMS)
         kind = json_fields.plain(item.get("type")) or "message"
         if kind == "reasoning" and not _is_readable(item):
-            changed = True
             continue
-        if kind in _WITHOUT_ID and "id" in item:
-            del item["id"]
-            changed = True
+        if kind in _WITHOUT_ID:
+            item.pop("id", None)
         items.append(item)
-    return items if changed else input
+    return items
 
 
 def _is_readable(reasoning: Fields) -> bool:

@@ -151,6 +151,16 @@ def test_what_only_names_something_kept_upstream_does_not_go_there() -> None:
     ]  # fmt: skip
 
 
+def test_an_item_is_to_an_upstream_what_it_is_here() -> None:
+    twice = '{"type": "item_reference", "type": "message", "id": "msg_1", "role": "user", "content": "x"}'
+    body = b'{"model": "m", "input": [' + twice.encode() + b"]}"
+    assert sent(openai_responses.peek(body, max_output_tokens=9))["input"] == [
+        {"type": "message", "role": "user", "content": "x"}
+    ]
+    with pytest.raises(InvalidRequest, match="'Type'"):
+        sent(asked(input=[{"role": "user", "content": "x", "Type": "item_reference"}]))
+
+
 def test_thoughts_are_asked_for_when_the_response_is_kept() -> None:
     assert sent(asked(reasoning={"effort": "low"}))["include"] == ["reasoning.encrypted_content"]
     assert "include" not in sent(asked(reasoning={"effort": "low"}, store=False))
