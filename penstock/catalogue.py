@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.config import ContractSettings, ModelSettings, PriceSettings, ProviderSettings, Settings
-from penstock.money.prices import Price, Tariff, TokenTariff, UsdTariff, dearest
+from penstock.money.prices import UNSAID, Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +162,14 @@ def _price(settings: PriceSettings) -> Price:
         cached_input=settings.input if settings.cached_input is None else settings.cached_input,
         reasoning=settings.output if settings.reasoning is None else settings.reasoning,
         per_request=settings.per_request,
+        cache_write=UNSAID if settings.cache_write is None else settings.cache_write,
+        cache_write_1h=UNSAID if settings.cache_write_1h is None else settings.cache_write_1h,
     )
-    version = hashlib.sha256(_price_text(price).encode()).hexdigest()[:12]
-    return Price(price.input, price.output, price.cached_input, price.reasoning, price.per_request, version)
+    return replace(price, version=hashlib.sha256(_price_text(price).encode()).hexdigest()[:12])
 
 
 def _price_text(price: Price) -> str:
-    names = ("input", "output", "cached_input", "reasoning", "per_request")
+    names = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h", "per_request")
     return json.dumps({name: getattr(price, name) for name in names})
 
 

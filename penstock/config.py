@@ -125,13 +125,16 @@ class ProviderSettings:
 class PriceSettings:
     """A price in nano-USD per million tokens ($0.59/M is 590_000_000), so every published price is a whole number.
 
-    `cached_input` and `reasoning` fall back to `input` and `output`; `per_request` is nano-USD a call.
+    `cached_input` and `reasoning` fall back to `input` and `output`, `cache_write` to `input`, `cache_write_1h` to
+    `cache_write`; `per_request` is nano-USD a call.
     """
 
     input: Dollars = 0
     output: Dollars = 0
     cached_input: Dollars | None = None
     reasoning: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None
     per_request: Dollars = 0
     free: bool = False
 

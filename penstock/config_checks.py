@@ -5,7 +5,7 @@ everything that can be called has a price. Whether each part is sound by itself 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from urllib.parse import urlsplit
 
@@ -157,7 +157,7 @@ def _check_prices(model: ModelSettings, path: Path, mistakes: Mistakes) -> None:
 
 
 def _wrong_price(price: PriceSettings, kind: str) -> str | None:
-    amounts = (price.input, price.output, price.cached_input, price.reasoning, price.per_request)
+    amounts = [amount for name, amount in asdict(price).items() if name != "free"]
     if price.free:
         return "is free and has amounts; only one of the two can be meant" if any(amounts) else None
     if not any(amounts):

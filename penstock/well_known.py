@@ -1,8 +1,8 @@
 """What a well-known key in the environment switches on: `GROQ_API_KEY` and the provider groq with its models is there.
 
 Prices are those of the genai-prices package as installed; nothing is fetched. A model is left out when its price is
-unknown or is not one exact figure a kind of token (it hangs on the length of the prompt, or cache writes, sound or
-pictures cost extra). Where it hangs on the hour it is the dearest hour's. For anything else there is the file.
+unknown or is not one exact figure a kind of token (it hangs on the length of the prompt, or sound or pictures cost
+extra). Where it hangs on the hour it is the dearest hour's. For anything else there is the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 # What such a model can cost; a price with any other part is one we could not charge. Searches are tools of the
 # provider's other endpoints, no part of a completion.
-_TOKEN_PARTS = {"input_mtok", "output_mtok", "cache_read_mtok", "output_reasoning_mtok"}
+_TOKEN_PARTS = {
+    "input_mtok": "input",
+    "output_mtok": "output",
+    "cache_read_mtok": "cached_input",
+    "cache_write_mtok": "cache_write",
+    "cache_write_1h_mtok": "cache_write_1h",
+    "output_reasoning_mtok": "reasoning",
+}
 _OTHER_ENDPOINTS = {"web_searches_kcount", "storage_searches_kcount"}
 _NOT_TEXT_ONLY = re.compile(r"audio|image|realtime|search|transcribe|tts|:batch|(^|[.:-])ft[:-]")
 _SURFACES: tuple[SurfaceName, ...] = ("trust", "router")  # the forward surface sells by contract
@@ -123,6 +130,8 @@ def listed_price(model: ModelInfo, day: date) -> PriceSettings | None:
         output=max(price.output for price in exact),
         cached_input=_dearest(price.cached_input for price in exact),
         reasoning=_dearest(price.reasoning for price in exact),
+        cache_write=_dearest_besides((price.cache_write, price.input) for price in exact),
+        cache_write_1h=_dearest_besides((price.cache_write_1h, price.cache_write or price.input) for price in exact),
     )
 
 
@@ -145,20 +154,23 @@ def _exact(price: ModelPrice) -> PriceSettings | None:
     """The price in our unit, or None when it has a part we cannot charge or a figure that is not whole."""
     parts = {name: value for name, value in vars(price).items() if value is not None and name not in _OTHER_ENDPOINTS}
     nano = {name: to_nano(value) for name, value in parts.items() if isinstance(value, Decimal)}
-    if len(nano) < len(parts) or not nano.keys() <= _TOKEN_PARTS or None in nano.values():
+    if len(nano) < len(parts) or not nano.keys() <= _TOKEN_PARTS.keys() or None in nano.values():
         return None
-    return PriceSettings(
-        input=nano.get("input_mtok") or 0,
-        output=nano.get("output_mtok") or 0,
-        cached_input=nano.get("cache_read_mtok"),
-        reasoning=nano.get("output_reasoning_mtok"),
-    )
+    return replace(PriceSettings(), **{_TOKEN_PARTS[name]: amount for name, amount in nano.items()})
 
 
 def _dearest(amounts: Iterable[int | None]) -> int | None:
     """None, which falls back to the full price, is dearer than any."""
     given = list(amounts)
     return None if None in given else max(amount for amount in given if amount is not None)
+
+
+def _dearest_besides(amounts: Iterable[tuple[int | None, int]]) -> int | None:
+    """The highest of amounts that fall back to another one, which may be lower; None when all of them do."""
+    given = list(amounts)
+    if all(amount is None for amount, _ in given):
+        return None
+    return max(other if amount is None else amount for amount, other in given)
 
 
 def _named_apart(listed: Iterable[ModelSettings], taken: tuple[ModelSettings, ...]) -> Iterator[ModelSettings]:

@@ -38,6 +38,16 @@ class Wish(Struct, frozen=True, gc=False):
         return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"
 
 
+class Label(Struct, frozen=True, gc=False):
+    """What an answer is called: `model` (None keeps the upstream's name), `id_prefix`, our request's `id` and when it
+    was made, for dialects that must name their answers."""
+
+    model: str | None
+    id_prefix: str | None
+    id: str
+    created_s: int
+
+
 class Plain(Struct, frozen=True, gc=False):
     """An answer in one piece, ready to send. `produced` is output tokens: as reported, else estimated from the text."""
 

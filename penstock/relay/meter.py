@@ -5,6 +5,8 @@ An upstream's count of zero stays zero; what is produced after a count is estima
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from penstock.dialects.usage import TokenUsage
 from penstock.money.prices import Price, Tariff, charge
 
@@ -49,13 +51,7 @@ class Meter:
         if counted is not None:
             if not since:
                 return counted
-            return TokenUsage(
-                input=counted.input,
-                output=counted.output + since,
-                cached_input=counted.cached_input,
-                reasoning=counted.reasoning,
-                total=counted.total + since,
-            )
+            return replace(counted, output=counted.output + since, total=counted.total + since)
         input_tokens = self._input_estimate if self.dispatched else 0
         return TokenUsage(input=input_tokens, output=since, total=input_tokens + since)
 
