@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, ProviderSettings, SurfaceName
 from penstock.config_value import to_nano
@@ -156,7 +156,8 @@ def _exact(price: ModelPrice) -> PriceSettings | None:
     nano = {name: to_nano(value) for name, value in parts.items() if isinstance(value, Decimal)}
     if len(nano) < len(parts) or not nano.keys() <= _TOKEN_PARTS.keys() or None in nano.values():
         return None
-    return replace(PriceSettings(), **{_TOKEN_PARTS[name]: amount for name, amount in nano.items()})
+    found: dict[str, Any] = {_TOKEN_PARTS[name]: amount for name, amount in nano.items()}
+    return PriceSettings(**found)
 
 
 def _dearest(amounts: Iterable[int | None]) -> int | None:
