@@ -32,7 +32,8 @@ class Offer:
     """A model at a provider at a price: what can be called. `model` is its name there, `model_id` ours.
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
-    able to do of `tools`, `images` and `json_schema`.
+    able to do of `tools`, `images` and `json_schema`. What is `dropped` of a request, or refused because it is `priced`
+    apart, is by name of the field; priced tools go by the beginning of their type.
     """
 
     provider: str
@@ -46,6 +47,10 @@ class Offer:
     accounts: frozenset[str]
     context_length: int | None
     capabilities: frozenset[str]
+    thinking_in_total: bool = False
+    dropped_fields: frozenset[str] = frozenset()
+    priced_fields: tuple[str, ...] = ()
+    priced_tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,10 @@ def _offer(
         accounts=frozenset(provider.accounts),
         context_length=offer.context_length or model.context_length,
         capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
+        thinking_in_total=provider.thinking_in_total,
+        dropped_fields=frozenset(provider.dropped_fields),
+        priced_fields=provider.priced_fields,
+        priced_tools=provider.priced_tools,
     )
 
 

@@ -80,7 +80,7 @@ def _is_here(url: str) -> bool:
 def _check_providers(catalogue: Catalogue, mistakes: Mistakes) -> None:
     seen: dict[str, str] = {}
     for path, provider in catalogue.providers.items():
-        if provider.kind == "openai_compatible" and not provider.base_url:
+        if provider.kind in ("openai_compatible", "anthropic") and not provider.base_url:
             mistakes.at((*path, "base_url"), "is missing")
         if provider.kind == "llamacpp" and not provider.model_path:
             mistakes.at((*path, "model_path"), "is missing")
