@@ -1,4 +1,4 @@
-"""What asks for more than an offer's price covers is refused by name; what its provider refuses for nothing is left out."""
+"""What costs more than an offer's price is refused by name; what its provider refuses for nothing is left out."""
 
 from __future__ import annotations
 
