@@ -137,7 +137,7 @@ async def sent(at: Any, vendor_name: str, more: str = "", **fields: Any) -> tupl
 
 
 async def test_a_strict_vendor_never_sees_what_it_would_refuse_for_nothing(at: Any) -> None:
-    asked = {"user": "u", "store": False, "metadata": {"a": "b"}, "temperature": 0.5, "seed": 1}
+    asked: Any = {"user": "u", "store": False, "metadata": {"a": "b"}, "temperature": 0.5, "seed": 1}
     status, received, _ = await sent(at, "mistral", stream=True, stream_options={"include_usage": True}, **asked)
     assert status == 200
     assert received is not None
@@ -151,10 +151,8 @@ async def test_openai_gets_its_own_name_for_the_limit(at: Any) -> None:
 
 
 async def test_what_is_billed_apart_is_refused_before_the_upstream_hears_of_it(at: Any) -> None:
-    for vendor, field, value in (
-        ("openai", "service_tier", "priority"),
-        ("openrouter", "plugins", [{"id": "web"}]),
-    ):
+    asked: Any = (("openai", "service_tier", "priority"), ("openrouter", "plugins", [{"id": "web"}]))
+    for vendor, field, value in asked:
         status, received, answer = await sent(at, vendor, **{field: value})
         assert (status, answer["error"]["param"], received) == (400, field, None)
 
