@@ -44,7 +44,7 @@ def _read_object(value: dict[str, Any], depth: int) -> Said:
     for name in ("error", "message", "detail"):
         if value.get(name):
             said = _read(value[name], depth - 1)
-            code, param = said.code or _word(value.get("code")), said.param or _word(value.get("param"))
+            code, param = said.code or _code(value), said.param or _word(value.get("param"))
             return _with_cause(Said(said.message, code, param), value.get("metadata"), depth)
     return Said()
 
@@ -70,6 +70,13 @@ def _with_cause(said: Said, metadata: Any, depth: int) -> Said:
     except (ValueError, RecursionError):
         cause = Said(raw)
     return Said(f"{said.message}: {cause.message or raw}", said.code, said.param or cause.param)
+
+
+def _code(error: dict[str, Any]) -> str | None:
+    """What kind of error it is. Some repeat the status as the code; then the type says more."""
+    code = error.get("code")
+    repeats = isinstance(code, int) and not isinstance(code, bool)
+    return (_word(error.get("type") or error.get("status")) if repeats else None) or _word(code)
 
 
 def _word(value: Any) -> str | None:

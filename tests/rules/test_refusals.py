@@ -33,7 +33,7 @@ OPENROUTER = (
         ),
         pytest.param(
             '[{"error":{"code":400,"message":"Unknown name","status":"INVALID_ARGUMENT"}}]',
-            Said("Unknown name", "400"),
+            Said("Unknown name", "INVALID_ARGUMENT"),
             id="Gemini",
         ),
         pytest.param(
@@ -63,7 +63,7 @@ OPENROUTER = (
         pytest.param('{"error":"model not found"}', Said("model not found"), id="Ollama, LM Studio"),
         pytest.param(
             '{"error":{"code":400,"message":"too large","type":"exceed_context_size_error","n_ctx":4096}}',
-            Said("too large", "400"),
+            Said("too large", "exceed_context_size_error"),
             id="llama.cpp",
         ),
         pytest.param(
