@@ -248,6 +248,8 @@ def _pricing(model: Model, place: Place) -> dict[str, str] | None:
         "output": dollars(price.output),
         "cached_input": dollars(price.cached_input),
         "reasoning": dollars(price.reasoning),
+        "cache_write": dollars(price.cache_write),
+        "cache_write_1h": dollars(price.cache_write_1h),
         "per_request": dollars(price.per_request),
     }
 
