@@ -296,7 +296,7 @@ def read_usage(raw: Raw | None) -> TokenUsage | None:
         cached_input=min(cached, report.input_tokens),
         reasoning=min(reasoning, report.output_tokens),
         total=report.input_tokens + report.output_tokens if report.total_tokens is None else report.total_tokens,
-        cache_write=min(written, report.input_tokens),
+        cache_write=min(written, max(report.input_tokens - cached, 0)),
     )
 
 
