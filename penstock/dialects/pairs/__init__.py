@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from penstock.dialects import Dialect, Pair
+from penstock.dialects import Dialect, Pair, anthropic_messages, openai_chat
+from penstock.dialects.pairs import messages_to_chat
 
 # The pairs there are: the caller's dialect, then those of upstreams, the one that carries more first.
-PAIRS: MappingProxyType[str, tuple[tuple[str, Pair], ...]] = MappingProxyType({})
+PAIRS: MappingProxyType[str, tuple[tuple[str, Pair], ...]] = MappingProxyType(
+    {
+        anthropic_messages.NAME: ((openai_chat.NAME, messages_to_chat),),
+    }
+)
 
 
 def between(dialect: Dialect, speaks: tuple[str, ...]) -> Pair | None:
