@@ -89,7 +89,8 @@ class Stream(Protocol):
         ...
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
-        """An event that ends every open choice; `reason` is for machines and says why we ended it."""
+        """What ends every open choice; `reason` is for machines and says why we ended it. The event that was read last
+        was not sent, if it produced anything: there is no money for it."""
         ...
 
     def usage_chunk(self, usage: TokenUsage) -> bytes:

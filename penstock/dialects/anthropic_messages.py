@@ -29,7 +29,7 @@ from penstock.errors import InvalidRequest, UpstreamFailed
 
 NAME = "anthropic_messages"
 PATH = "messages"
-FORWARDED = (b"anthropic-version", b"anthropic-beta")
+FORWARDED: tuple[bytes, ...] = (b"anthropic-version", b"anthropic-beta")
 LEAST_THINKING = 1_024  # Anthropic's own limit for `thinking.budget_tokens`
 STOPS = {"length": "max_tokens"}  # what others call it, and Anthropic
 # Under these names the limit reaches servers that speak Messages beside other dialects, or spoke an older one.
