@@ -60,7 +60,7 @@ class _Block(Struct, gc=False):
     thinking: str | None = None
     input: Raw = Raw()
     content: Raw = Raw()
-    source: _Source | None = None
+    source: Raw = Raw()
 
 
 class _Message(Struct, gc=False):
@@ -71,6 +71,7 @@ class _Message(Struct, gc=False):
 _MESSAGES = json.Decoder(Annotated[list[_Message], Meta(min_length=1)])
 _SYSTEM = json.Decoder(str | list[_Block] | None)
 _CONTENT = json.Decoder(str | list[_Block])
+_SOURCE = json.Decoder(_Source)
 _TOOLS = json.Decoder(list[dict[str, Raw]] | None)
 _FLAG = json.Decoder(bool | None)
 _FIELDS = json.Decoder(list[Fields])
@@ -101,7 +102,7 @@ class Weight:
         for block in content:
             self.text_bytes += _size(block.text) + _size(block.thinking) + len(bytes(block.input))
             if block.type in ("image", "document"):
-                self._add_media(block.type, block.source or _Source(), depth)
+                self._add_media(block.type, _source(block.source), depth)
             self.add_raw(block.content, depth + 1)
 
     def add_raw(self, raw: Raw, depth: int) -> None:
@@ -129,6 +130,14 @@ class Weight:
             self.image_bytes += len(source.data or "")
             if source.url is not None and source.url.startswith("data:"):
                 self.image_bytes += len(source.url)
+
+
+def _source(raw: Raw) -> _Source:
+    """Where an image or a document comes from, as far as it can be read."""
+    try:
+        return _SOURCE.decode(raw)
+    except (ValueError, RecursionError):
+        return _Source()
 
 
 def peek(body: bytes, *, max_output_tokens: int) -> Wish:
