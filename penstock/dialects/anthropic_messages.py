@@ -11,6 +11,7 @@ import re
 from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
+from msgspec.structs import replace
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
 from penstock.dialects.anthropic_events import (
@@ -428,6 +429,8 @@ class MessagesStream:
         self._started = True
         fields = json_fields.split(message)
         usage = self._count(fields.get("usage"))
+        if usage is not None:  # what it counts of the output comes in the events that follow, and is counted there
+            usage = replace(usage, output=0, reasoning=0, total=usage.input)
         if self._label.model is None:
             return Step(event, usage=usage)
         named: dict[str, Any] = {**json_fields.split(data)}

@@ -216,7 +216,7 @@ def test_what_is_produced_is_estimated_event_by_event() -> None:
 
 def test_a_later_report_keeps_what_only_an_earlier_one_said() -> None:
     stream = opened()
-    assert stream.feed(START).usage == TokenUsage(10, 1, cached_input=2, cache_write=3, total=11)
+    assert stream.feed(START).usage == TokenUsage(10, 0, cached_input=2, cache_write=3, total=10)
     assert stream.feed(event("message_delta", delta={}, usage={"output_tokens": 4})).usage == USED
     late = {"output_tokens": 5, "cache_read_input_tokens": 0}
     usage = stream.feed(event("message_delta", delta={"stop_reason": "refusal"}, usage=late)).usage
