@@ -347,6 +347,8 @@ def test_a_conversation_becomes(name: str) -> None:
         ("Be brief.", [{"role": "system", "content": "Be brief."}]),
         ([text("Be brief.") | {"cache_control": MARK}], [{"role": "system", "content": "Be brief."}]),
         ([text("a"), text("b")], [{"role": "system", "content": [text("a"), text("b")]}]),
+        ([text("x-anthropic-billing-header: cch=1;"), text("a")], [{"role": "system", "content": "a"}]),
+        ([text("x-anthropic-billing-header: cch=1;")], []),
         ("", []),
         ([], []),
     ],

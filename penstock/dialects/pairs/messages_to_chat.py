@@ -30,6 +30,9 @@ LONGEST_NAME = 64  # of a function, with most servers; Anthropic's callers have 
 LONGEST_USER = 64  # characters of `user`
 LITTLE_THINKING, SOME_THINKING = 4_096, 16_384  # tokens of a budget below which an effort is low, and medium
 REASONING_FIELDS = frozenset({"reasoning_content", "reasoning"})
+# A line of Claude Code's for Anthropic's own accounts. It is another one with each call, and stands before all the
+# rest: an upstream that remembers prompts by how they begin would know none of them again.
+ATTRIBUTION = "x-anthropic-billing-header:"
 HARMLESS = frozenset({"cache_control", "diagnostics"})  # how a prompt is cached, and why it was not
 NOTHING: dict[str, tuple[Any, ...]] = {  # fields with nothing to match them, and the values that ask for nothing
     "container": (),
@@ -263,7 +266,7 @@ def _telling(wish: Wish) -> Telling:
         input_estimate=wish.text_bytes // 4,
         thinking=thinking is None or not (thinking.type == "disabled" or thinking.display == "omitted"),
         stop_sequences=tuple(_read(fields, "stop_sequences", _STOP_SEQUENCES) or ()),
-        names={_function_name(name): name for name in names},
+        names={function_name(name): name for name in names},
         context=_read(fields, "context_management", _CONTEXT_MANAGEMENT) is not None,
     )
 
@@ -309,6 +312,8 @@ def _is_null(raw: Raw | None) -> bool:
 
 def _system(fields: Fields) -> list[dict[str, Any]]:
     system = _read(fields, "system", _SYSTEM)
+    if isinstance(system, list):
+        system = [block for block in system if not block.text.startswith(ATTRIBUTION)]
     if not system:
         return []
     return [{"role": "system", "content": _content(_parts(system, "system"))}]
@@ -393,7 +398,7 @@ def _of_assistant(content: str | list[Any], path: str) -> dict[str, Any]:
 
 
 def _call(block: _ToolUse) -> dict[str, Any]:
-    function = {"name": _function_name(block.name), "arguments": bytes(block.input).decode()}
+    function = {"name": function_name(block.name), "arguments": bytes(block.input).decode()}
     return {"id": block.id, "type": "function", "function": function}
 
 
@@ -489,7 +494,7 @@ def _tools(fields: Fields) -> dict[str, Any]:
 
 
 def _definition(tool: _Tool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": _function_name(tool.name)}
+    function: dict[str, Any] = {"name": function_name(tool.name)}
     description = [
         tool.description or "",
         *(f"Example of an input: {bytes(each).decode()}" for each in tool.input_examples or ()),
@@ -507,12 +512,12 @@ def _choice(choice: _ToolChoice) -> dict[str, Any]:
     if choice.type == "tool":
         if choice.name is None:
             raise InvalidRequest("'tool_choice.name' is required.", param="tool_choice.name")
-        words["tool"] = {"type": "function", "function": {"name": _function_name(choice.name)}}
+        words["tool"] = {"type": "function", "function": {"name": function_name(choice.name)}}
     chosen = {"tool_choice": words[choice.type]}
     return {**chosen, "parallel_tool_calls": False} if choice.disable_parallel_tool_use else chosen
 
 
-def _function_name(name: str) -> str:
+def function_name(name: str) -> str:
     """A name that is not too long for a function; the same one for the same name."""
     if len(name) <= LONGEST_NAME:
         return name
