@@ -312,10 +312,15 @@ def opened(wish: Wish = WISH) -> ChatAsMessages:
 def play(stream: ChatAsMessages, pieces: list[bytes]) -> bytes:
     splitter, out = sse.Splitter(), b""
     for piece in pieces:
-        for event in sse.events(splitter.feed(piece)):
-            step = stream.feed(event)
-            assert step.error is None
-            out += step.out
+        block, start = splitter.feed(piece), 0
+        while start < len(block):
+            run, _, end = stream.run(block, start)
+            if end == start:
+                end = sse.event_end(block, start)
+                step = stream.feed(block[start:end])
+                assert step.error is None
+                run = step.out
+            out, start = out + run, end
     return out + stream.terminator()
 
 
@@ -383,6 +388,36 @@ def test_text_goes_on_at_once_and_so_does_an_input() -> None:
     assert [b"content_block_stop" in began, b'"partial_json":"{\\"a\\""' in began] == [True, True]
     assert b"t2" not in stream.feed(calls(piece(1, "{}", "t2", "look"))).out
     assert b"t2" in stream.feed(calls(piece(0, ":1}"))).out
+
+
+@given(st.lists(st.tuples(st.booleans(), st.text(max_size=20)), max_size=12))
+def test_text_that_is_taken_many_events_at_a_time_comes_to_the_same(texts: list[tuple[bool, str]]) -> None:
+    """Compact events begin alike, the others are written otherwise."""
+    events = []
+    for compact, words in texts:
+        raw = chunk({"content": words})
+        events.append(raw.replace(b": ", b":").replace(b", ", b",").replace(b"data:", b"data: ") if compact else raw)
+    one_by_one, in_bulk = opened(), opened()
+    steps = [one_by_one.feed(event) for event in events]
+    block, start, out, produced = b"".join(events), 0, b"", 0
+    while start < len(block):
+        run, tokens, end = in_bulk.run(block, start)
+        if end == start:
+            end = sse.event_end(block, start)
+            step = in_bulk.feed(block[start:end])
+            run, tokens = step.out, step.produced
+        start, out, produced = end, out + run, produced + tokens
+    assert (out, produced) == (b"".join(step.out for step in steps), sum(step.produced for step in steps))
+
+
+def test_what_is_no_text_is_not_taken_for_one() -> None:
+    stream = opened()
+    plain = chunk({"content": "a"}).replace(b" ", b"")
+    stream.feed(plain)
+    assert stream.run(plain * 3, 0)[1:] == (3, 3 * len(plain))
+    assert stream.run(plain.replace(b'"a"', b'"\xff"'), 0) == (b"", 0, 0)
+    stream.feed(calls(piece(0, "{", "t1", "look")))
+    assert stream.run(plain, 0) == (b"", 0, 0)
 
 
 def test_a_stream_says_what_it_used_in_its_last_events_alone() -> None:

@@ -6,6 +6,7 @@ the part that came first is written as it comes, and what belongs to later ones 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -24,7 +25,13 @@ from penstock.dialects.anthropic_events import (
     message_delta,
     message_start,
 )
-from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens, read_usage
+from penstock.dialects.usage import (
+    TokenUsage,
+    estimate_delta_tokens,
+    estimate_deltas,
+    estimate_tokens,
+    read_usage,
+)
 from penstock.errors import UpstreamFailed
 
 STOP_REASONS = {
@@ -298,6 +305,11 @@ class _Blocks:
         """The index of the block that has been begun and not ended."""
         return self._index if self._queue and self._queue[0].opened else None
 
+    @property
+    def growing_text(self) -> int | None:
+        """The index of the block that more text would go on in at once."""
+        return self.open if len(self._queue) == 1 and self._queue[0].kind == "text" else None
+
     def add(self, piece: Piece) -> bytes:
         """The events that a piece comes to."""
         block = self._find(piece)
@@ -392,14 +404,40 @@ class _Chunk(Struct, gc=False):
 
 
 _CHUNK = json.Decoder(_Chunk)
+# What follows the head of an event that adds text to the only choice and nothing else, as most servers write it. It has
+# no escapes, so it can be handed on as it is written.
+_TEXT_TAIL = re.compile(
+    rb'"choices":\[\{"index":0,"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
+    rb'(?:,"usage":null)?(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
+)
 _DATA_AT = len(b"data:")
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        str(raw, "utf-8")
+        return True
+    except UnicodeDecodeError:
+        return False
 
 
 class ChatAsMessages:
     """One streamed chat completion, as a message. Its ending waits for `terminator`: only then is it known what was
     used."""
 
-    __slots__ = ("_blocks", "_cut", "_ending", "_failed", "_label", "_model", "_sent", "_started", "_telling", "_usage")
+    __slots__ = (
+        "_blocks",
+        "_cut",
+        "_ending",
+        "_failed",
+        "_head",
+        "_label",
+        "_model",
+        "_sent",
+        "_started",
+        "_telling",
+        "_usage",
+    )
 
     def __init__(self, label: Label, telling: Telling) -> None:
         self._label = label
@@ -409,6 +447,7 @@ class ChatAsMessages:
         self._usage = TokenUsage(telling.input_estimate, 0)
         self._model = ""
         self._started = False
+        self._head = b"\n"  # how the latest event began; no event begins like this
         self._sent: tuple[bool, int | None] = False, None  # whether the message, and which block, had been begun
         self._cut: tuple[str, str] | None = None
         self._failed = False
@@ -432,9 +471,9 @@ class ChatAsMessages:
             return Step(b"", error="The provider sent an event that is no chat completion chunk.")
         if chunk.error or chunk.object == "error":
             return Step(b"", error=json_fields.error_message(json_fields.split(data)))
-        return self._read(chunk)
+        return self._read(event, chunk)
 
-    def _read(self, chunk: _Chunk) -> Step:
+    def _read(self, event: bytes, chunk: _Chunk) -> Step:
         usage = read_usage(chunk.usage) if bytes(chunk.usage) not in (b"", b"null") else None
         if usage is not None:
             self._usage = usage
@@ -449,6 +488,8 @@ class ChatAsMessages:
         if finish_reason is not None:
             out += self._blocks.end()
         produced = estimate_delta_tokens(_size(found))
+        if usage is None:
+            self._head = event[: event.find(b'"choices"')] or self._head
         if not produced:  # then it is not held back for money
             self._sent = self._started, self._blocks.open
         return Step(out, produced, usage, finish_reason)
@@ -462,8 +503,20 @@ class ChatAsMessages:
         return message_start(self._label, self._model, self._usage) + PING
 
     def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
-        """Nothing: each event is read."""
-        return b"", 0, start
+        """`(what to send on, tokens produced, where they end)` of the plain text events that follow from `start`: those
+        that begin like the one before, while text is being written."""
+        index, head = self._blocks.growing_text, self._head
+        texts, end = [], start
+        while index is not None and block.startswith(head, end):
+            tail = _TEXT_TAIL.match(block, end + len(head))
+            if tail is None:
+                break
+            texts.append(tail[1])
+            end = tail.end()
+        if not texts or not _is_text(b"".join(texts)):
+            return b"", 0, start
+        before, after = block_delta(index or 0, {"type": "text_delta", "text": "|"}).split(b"|")
+        return b"".join([before + text + after for text in texts if text]), estimate_deltas(texts), end
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """End the block that is being written. What waits for its turn is left out: none of it is whole."""
