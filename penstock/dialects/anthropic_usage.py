@@ -20,6 +20,12 @@ class OutputDetails(Struct, gc=False):
     thinking_tokens: Count | None = None
 
 
+class CacheCreation(Struct, gc=False):
+    """`usage.cache_creation`: what was written to a cache, by how long it is kept."""
+
+    ephemeral_1h_input_tokens: Count | None = None
+
+
 class UsageReport(Struct, gc=False):
     """The `usage` object of the wire."""
 
@@ -28,6 +34,7 @@ class UsageReport(Struct, gc=False):
     cache_creation_input_tokens: Count | None = None
     cache_read_input_tokens: Count | None = None
     output_tokens_details: OutputDetails | None = None
+    cache_creation: CacheCreation | None = None
 
     def after(self, earlier: UsageReport) -> UsageReport:
         """This report with what only an earlier one of the same stream said."""
@@ -42,6 +49,7 @@ class UsageReport(Struct, gc=False):
         read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
         details = self.output_tokens_details
         thinking = (details.thinking_tokens if details is not None else None) or 0
+        hour = (self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation is not None else None) or 0
         input = self.input_tokens + read + written
         return TokenUsage(
             input,
@@ -50,6 +58,7 @@ class UsageReport(Struct, gc=False):
             reasoning=min(thinking, self.output_tokens),
             total=input + self.output_tokens,
             cache_write=written,
+            cache_write_1h=min(hour, written),
         )
 
 
@@ -94,6 +103,10 @@ def write_report(usage: TokenUsage) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_input,
         "output_tokens": usage.output,
     }
+    if usage.cache_write:
+        minutes = usage.cache_write - usage.cache_write_1h
+        kept = {"ephemeral_5m_input_tokens": minutes, "ephemeral_1h_input_tokens": usage.cache_write_1h}
+        report["cache_creation"] = kept
     if usage.reasoning:
         report["output_tokens_details"] = {"thinking_tokens": usage.reasoning}
     return report
