@@ -122,6 +122,27 @@ def test_a_field_becomes(name: str) -> None:
     assert sent(**given) == {"model": "up", "messages": HELLO, "max_tokens": 64, **expected}
 
 
+CLOSED = {"type": "object", "properties": {"a": {}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (CLOSED, True),
+        (CLOSED | {"properties": {"a": CLOSED}}, True),
+        (CLOSED | {"properties": {"a": {"anyOf": [CLOSED, {"type": "object"}]}}}, False),
+        (CLOSED | {"required": []}, False),
+        (CLOSED | {"required": [{"a": 1}]}, False),
+        (CLOSED | {"additionalProperties": True}, False),
+        ({"type": "array", "items": CLOSED}, True),
+        ("odd", False),
+    ],
+)
+def test_a_schema_is_enforced_where_openai_would_enforce_it(schema: Any, strict: bool) -> None:
+    asked = sent(output_config={"format": {"type": "json_schema", "schema": schema}})["response_format"]["json_schema"]
+    assert (asked["schema"], asked["strict"]) == (schema, strict)
+
+
 def test_usage_is_asked_for_where_it_may_be() -> None:
     raw = pair.request(peek(stream=True), model="up", output_limit=None, limit_field="max_tokens", ask_usage=False)
     assert "stream_options" not in json.loads(raw)

@@ -186,7 +186,7 @@ class _ThinkingWish(_Strict, kw_only=True):
 
 class _Format(_Strict, kw_only=True):
     type: Literal["json_schema"]
-    schema: dict[str, Any]
+    schema: Raw
 
 
 class _OutputConfig(_Strict, kw_only=True):
@@ -548,23 +548,35 @@ def _format(fields: Fields) -> dict[str, Any]:
     format = (config.format if config is not None else None) or _read(fields, "output_format", _FORMAT)
     if format is None:
         return {}
-    described = {"name": "answer", "schema": format.schema, "strict": _is_strict(format.schema)}
+    described = {"name": "answer", "schema": format.schema, "strict": _is_strict(json_fields.plain(format.schema))}
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
 def _is_strict(schema: Any) -> bool:
     """Whether a schema keeps to what OpenAI demands of those it enforces: no other properties, and none that may be
     missing. Anthropic lets them be; a server that is told to be strict would refuse such a schema."""
-    if isinstance(schema, list):
-        return all(map(_is_strict, schema))
     if not isinstance(schema, dict):
+        return False
+    waiting: list[Any] = [schema]  # and not by recursion: how deep it goes is the caller's choice
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += part
+        elif isinstance(part, dict):
+            if not _is_closed(part):
+                return False
+            waiting += part.values()
+    return True
+
+
+def _is_closed(part: dict[str, Any]) -> bool:
+    """Whether an object that a schema describes has all of its properties and no others. What is no object is."""
+    properties, required = part.get("properties"), part.get("required")
+    if part.get("type") != "object" and not isinstance(properties, dict):
         return True
-    properties = schema.get("properties")
-    if schema.get("type") == "object" or isinstance(properties, dict):
-        required = schema.get("required")
-        if schema.get("additionalProperties") is not False or set(properties or ()) != set(required or ()):
-            return False
-    return all(map(_is_strict, schema.values()))
+    named = set(properties) if isinstance(properties, dict) else set()
+    demanded = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return part.get("additionalProperties") is False and named == demanded
 
 
 def _user(fields: Fields) -> dict[str, Any]:
