@@ -31,6 +31,11 @@ def page(models: Sequence[Model], surface: str, query: Mapping[str, str]) -> dic
     }
 
 
+def is_shown(model: Model) -> bool:
+    """Whether a message can be asked of a model."""
+    return model.kind == "chat" and not model.planned
+
+
 def entry(model: Model, name: str) -> dict[str, Any]:
     """One model, by one of its names."""
     return {

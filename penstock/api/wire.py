@@ -164,7 +164,7 @@ class Wire:
             models = self._listed(place, await self._caller(place, exchange))
             name = exchange.path.partition("/models/")[2]
             found = self._relay.catalogue.find(name, place.surface.name)
-            if found not in models:
+            if found not in models or not anthropic_models.is_shown(found):
                 raise NotFound(f"There is no model '{name[:200]}'.")
             _answer(exchange, anthropic_models.entry(found, name))
 
