@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -550,3 +551,34 @@ def test_what_was_thought_goes_back_as_it_came() -> None:
     wish = anthropic_messages.peek(body, max_output_tokens=10)
     sent = json.loads(pair.request(wish, model="up", output_limit=9, limit_field="max_tokens", ask_usage=False))
     assert sent["messages"][1] == {"role": "assistant", "content": "Yes", "reasoning_content": "Hm."}
+
+
+@pytest.mark.parametrize("id", ["call_1", "", "an__extra__id"])
+def test_what_a_server_wants_back_with_a_call_comes_back(id: str) -> None:
+    extra = {"google": {"thought_signature": "CiQB/+8=" * 50}}
+    message = told(completion({"tool_calls": [call(id, "{}", extra_content=extra)]}))
+    (block,) = message["content"]
+    assert re.fullmatch(r"[a-zA-Z0-9_-]+", block["id"])
+    result = {"type": "tool_result", "tool_use_id": block["id"], "content": "ok"}
+    turns = [{"role": "assistant", "content": [block]}, {"role": "user", "content": [result]}]
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": turns}).encode()
+    wish = anthropic_messages.peek(body, max_output_tokens=10)
+    sent = json.loads(pair.request(wish, model="up", output_limit=9, limit_field="max_tokens", ask_usage=False))
+    (called,) = sent["messages"][0]["tool_calls"]
+    assert called["extra_content"] == extra
+    assert called["id"] == sent["messages"][1]["tool_call_id"] == (id or "toolu_7_0")
+
+
+def test_an_id_that_only_looks_so_stays_as_it_is() -> None:
+    for id in ("call__extra__", "call__extra__eA", "call__extra__===", "__extra__"):
+        block = tool_use(id, {})
+        assert carried(block)["tool_calls"][0] == call(id, "{}") | {"type": "function"}
+
+
+def carried(block: Any) -> Any:
+    """What an answer with this block goes up as."""
+    turns = [{"role": "assistant", "content": [block]}, {"role": "user", "content": "?"}]
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": turns}).encode()
+    wish = anthropic_messages.peek(body, max_output_tokens=10)
+    sent = json.loads(pair.request(wish, model="up", output_limit=9, limit_field="max_tokens", ask_usage=False))
+    return sent["messages"][0]

@@ -7,6 +7,7 @@ the part that came first is written as it comes, and what belongs to later ones 
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -41,6 +42,9 @@ STOP_REASONS = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+# Divides a call's id from what its server wants back with it (Gemini signs what it thought before a call, and refuses a
+# conversation without). An id is all of a call that every caller returns as it was.
+EXTRA = "__extra__"
 INVALID = "INVALID_JSON"  # Anthropic's own name for an input that is none, in what it says of tools that stream
 Kind = Literal["text", "thinking", "tool_use"]
 
@@ -113,9 +117,29 @@ def _called(call: dict[str, Any], place: int) -> Piece:
         "tool_use",
         str(index if isinstance(index, int) else place),
         arguments if isinstance(arguments, str) else "",
-        id=id if isinstance(id, str) else "",
+        id=with_extra(id if isinstance(id, str) else "", call.get("extra_content")),
         name=name if isinstance(name, str) else "",
     )
+
+
+def with_extra(id: str, extra: Any) -> str:
+    """A call's id with what its server wants back, in characters that an id may have."""
+    if not isinstance(extra, dict) or not extra:
+        return id
+    return id + EXTRA + urlsafe_b64encode(json.encode(extra)).decode().rstrip("=")
+
+
+def without_extra(id: str) -> tuple[str, Raw | None]:
+    """A call's own id, and what was put behind it."""
+    own, mark, extra = id.rpartition(EXTRA)
+    if not mark:
+        return id, None
+    try:
+        raw = urlsafe_b64decode(extra + "=" * (-len(extra) % 4))
+        json_fields.split(raw)
+    except (ValueError, RecursionError):  # it is somebody else's id
+        return id, None
+    return own, Raw(raw)
 
 
 def _size(found: Iterable[Piece]) -> int:
@@ -229,7 +253,9 @@ def _block(piece: Piece, place: int, label: Label, telling: Telling) -> dict[str
 
 def _tool_use(piece: Piece, place: int, label: Label, telling: Telling) -> dict[str, Any]:
     """A call without its input, under the name the caller knows. One that its server gave no id gets one."""
-    id = piece.id or f"toolu_{label.id.partition('_')[2]}_{place}"
+    id = piece.id
+    if not id or id.startswith(EXTRA):
+        id = f"toolu_{label.id.partition('_')[2]}_{place}{id}"
     return {"type": "tool_use", "id": id, "name": telling.names.get(piece.name, piece.name), "input": {}}
 
 

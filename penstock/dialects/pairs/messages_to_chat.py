@@ -20,7 +20,7 @@ from penstock.dialects import Label, Plain, Wish, json_fields
 from penstock.dialects.anthropic_events import SIGNATURE
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.pairs import chat_as_messages
-from penstock.dialects.pairs.chat_as_messages import ChatAsMessages, Telling
+from penstock.dialects.pairs.chat_as_messages import ChatAsMessages, Telling, without_extra
 from penstock.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -361,15 +361,16 @@ def _of_user(content: str | list[Any], path: str) -> list[dict[str, Any]]:
 
 def _result(block: _ToolResult, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A tool's message, and the parts of the result that are not text."""
+    id, _ = without_extra(block.tool_use_id)
     parts = _parts(block.content or "", f"{path}.content")
     texts = [part for part in parts if part["type"] == "text"]
     media = [part for part in parts if part["type"] != "text"]
     if media:
-        texts.append(_text(f"[{len(media)} attached below, as the result of {block.tool_use_id}]"))
-        media.insert(0, _text(f"[The result of {block.tool_use_id}:]"))
+        texts.append(_text(f"[{len(media)} attached below, as the result of {id}]"))
+        media.insert(0, _text(f"[The result of {id}:]"))
     if block.is_error:
         texts = [_text(f"Error: {_joined(texts)}".rstrip())]
-    return {"role": "tool", "tool_call_id": block.tool_use_id, "content": _content(texts)}, media
+    return {"role": "tool", "tool_call_id": id, "content": _content(texts)}, media
 
 
 def _of_assistant(content: str | list[Any], path: str) -> dict[str, Any]:
@@ -399,7 +400,9 @@ def _of_assistant(content: str | list[Any], path: str) -> dict[str, Any]:
 
 def _call(block: _ToolUse) -> dict[str, Any]:
     function = {"name": function_name(block.name), "arguments": bytes(block.input).decode()}
-    return {"id": block.id, "type": "function", "function": function}
+    id, extra = without_extra(block.id)
+    call = {"id": id, "type": "function", "function": function}
+    return call if extra is None else {**call, "extra_content": extra}
 
 
 def _parts(content: str | list[Any], path: str) -> list[dict[str, Any]]:
