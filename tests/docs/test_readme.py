@@ -33,9 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "penstock"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
-CLIENTS = sorted(
-    each for each in (ROOT / "docs/clients").glob("*.md") if each.name not in ("README.md", "llamaindex.md")
-)
+NOT_HERE = ("README", "llamaindex")  # a list of pages, and a client that has an environment of its own
+CLIENTS = {each.stem: each.read_text() for each in (ROOT / "docs/clients").glob("*.md") if each.stem not in NOT_HERE}
 WRITTEN_ADDRESS = "http://127.0.0.1:8420"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
