@@ -42,6 +42,7 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
+from penstock.providers.cli.provider import CliProvider
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine
 from penstock.providers.openai_compatible import OpenAICompatible
@@ -257,6 +258,8 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
 def _provider(settings: ProviderSettings) -> Provider:
     if settings.kind == "demo":
         return DemoProvider(settings.name)
+    if settings.kind == "cli":
+        return CliProvider(settings)
     if settings.kind == "llamacpp" and settings.model_path:
         return LlamaCppEngine(
             Path(settings.model_path),

@@ -175,8 +175,15 @@ def _offer(
         provider_class=provider.ranks_as,
         accounts=frozenset(provider.accounts),
         context_length=offer.context_length or model.context_length,
-        capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
+        capabilities=_capabilities(model, offer, provider),
     )
+
+
+def _capabilities(model: ModelSettings, offer: OfferSettings, provider: ProviderSettings) -> frozenset[str]:
+    """What an offer is able to do. A command carries words alone, whatever the model behind it can do."""
+    if provider.kind == "cli":
+        return frozenset()
+    return frozenset(model.capabilities if offer.capabilities is None else offer.capabilities)
 
 
 def _price(settings: PriceSettings) -> Price:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import select
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,14 @@ import pytest
 from penstock.config import ProviderSettings
 from penstock.errors import UpstreamFailed
 from penstock.ports import Call, Provider
+from penstock.providers.cli.provider import CliProvider
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
+from tests.scripted_cli import claude, seen, write_script
 from tests.upstream import ScriptedUpstream, Stream
+
+FIVE_WORDS = ("Paid", " for", " ahead", " of", " time.")
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("gguf") is None,
@@ -65,11 +71,29 @@ async def _llamacpp(model: Path) -> AsyncIterator[Socket]:
     await engine.close()
 
 
-@pytest.fixture(params=["demo", "openai_compatible", pytest.param("llamacpp", marks=needs_engine)])
+async def _cli(folder: Path) -> AsyncIterator[Socket]:
+    script = folder / "script.json"
+    command = write_script(
+        script, {"asked": "2000 tokens", "do": [*claude(FIVE_WORDS)[:4], {"hang": True}]}, *claude(FIVE_WORDS)
+    )
+    provider = CliProvider(ProviderSettings("cli", kind="cli", template="claude_code", command=command, jobs=4))
+
+    async def idle() -> None:
+        gone = os.pidfd_open(seen(script)["pid"])
+        await asyncio.to_thread(select.select, [gone], [], [])
+        os.close(gone)
+
+    yield Socket(provider, prolong=lambda: None, upstream_idle=idle)
+    await provider.close()
+
+
+@pytest.fixture(params=["demo", "openai_compatible", "cli", pytest.param("llamacpp", marks=needs_engine)])
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
         write_tiny_model(tmp_path / "tiny.gguf")
         sockets = _llamacpp(tmp_path / "tiny.gguf")
+    elif request.param == "cli":
+        sockets = _cli(tmp_path)
     else:
         sockets = _demo() if request.param == "demo" else _openai_compatible()
     async for socket in sockets:
@@ -83,7 +107,8 @@ def chat(*, max_tokens: int = 5, **fields: Any) -> Call:
 
 
 def long_stream() -> Call:
-    return chat(max_tokens=2000, stream=True, ignore_eos=True)
+    messages = [{"role": "user", "content": "Write 2000 tokens."}]
+    return chat(max_tokens=2000, stream=True, ignore_eos=True, messages=messages)
 
 
 async def completion(provider: Provider) -> Any:
