@@ -1,6 +1,6 @@
 """The wire endpoints: what is served on each surface, and the few addresses that belong to none.
 
-POST <surface>/chat/completions, <surface>/embeddings      inference, by the relay
+POST <surface>/chat/completions, …/completions, …/embeddings   inference, by the relay
 GET  <surface>/models                                      what this credential may use
 GET  /v1/balance, /v1/usage                                what is left, what was used
 GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no credential
@@ -21,7 +21,7 @@ from penstock.api.http import Exchange
 from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
 from penstock.db.journal import ping
-from penstock.dialects import Dialect, openai_chat, openai_embeddings
+from penstock.dialects import Dialect, openai_chat, openai_completions, openai_embeddings
 from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
@@ -44,6 +44,7 @@ USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "c
 # What is served by path: the kind of model it asks for, the dialect, and the envelope of its errors.
 INFERENCE: dict[str, tuple[str, Dialect, str]] = {
     "/chat/completions": ("chat", openai_chat, "openai"),
+    "/completions": ("chat", openai_completions, "openai"),
     "/embeddings": ("embeddings", openai_embeddings, "openai"),
 }
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from penstock.dialects import Dialect, Pair
+from penstock.dialects import Dialect, Pair, openai_chat, openai_completions
+from penstock.dialects.pairs import completions_to_chat
 
 # The pairs there are: the caller's dialect, then those of upstreams, the one that carries more first.
-PAIRS: MappingProxyType[str, tuple[tuple[str, Pair], ...]] = MappingProxyType({})
+PAIRS: MappingProxyType[str, tuple[tuple[str, Pair], ...]] = MappingProxyType(
+    {openai_completions.NAME: ((openai_chat.NAME, completions_to_chat),)}
+)
 
 
 def between(dialect: Dialect, speaks: tuple[str, ...]) -> Pair | None:
