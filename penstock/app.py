@@ -267,6 +267,7 @@ def _provider(settings: ProviderSettings) -> Provider:
             context_tokens=settings.context_tokens,
             slots=settings.slots,
             threads=settings.threads,
+            embeddings=settings.embeddings,
         )
     return OpenAICompatible(settings)
 

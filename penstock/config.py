@@ -134,7 +134,7 @@ class ProviderSettings:
     threads: Annotated[int, whole(1, 1_024)] = 2
     slots: Annotated[int, whole(1, 256)] = 4
     context_tokens: Tokens = 4096
-    embeddings: bool = False
+    embeddings: Literal["model", "mean", "cls", "last"] | None = None
     template: Literal["claude_code", "codex", "gemini", "llm"] | None = None
     command: tuple[str, ...] = ()
     prompt: Literal["stdin", "argument"] | None = None
