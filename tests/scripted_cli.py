@@ -34,11 +34,12 @@ Step = dict[str, Any]
 
 def main() -> None:
     script = Path(sys.argv[1])
-    seen = {"argv": sys.argv[2:], "stdin": sys.stdin.read(), "environ": dict(os.environ), "cwd": os.getcwd()}
+    prompt = sys.stdin.read()
+    given = {"argv": sys.argv[2:], "stdin": prompt, "environ": dict(os.environ), "cwd": os.getcwd()}
     part = script.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(seen | {"pid": os.getpid(), "files": os.listdir()}))
+    part.write_text(json.dumps(given | {"pid": os.getpid(), "files": os.listdir()}))
     part.rename(script.with_suffix(".seen"))  # whoever reads it reads all of it
-    _do(json.loads(script.read_text()), seen["stdin"])
+    _do(json.loads(script.read_text()), prompt)
 
 
 def _do(steps: list[Step], prompt: str) -> None:
