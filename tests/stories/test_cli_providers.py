@@ -279,19 +279,22 @@ async def test_its_last_words_are_logged_without_secrets(script: Path, caplog: p
 @pytest.mark.parametrize("state", ["obedient", "deaf"])
 async def test_closing_ends_the_command_and_all_it_started(script: Path, tmp_path: Path, state: str) -> None:
     deaf: list[Step] = [{"deaf": True}] if state == "deaf" else []
-    cli = provider(script, *deaf, {"child": str(tmp_path / "child")}, *lines(claude_delta("Hi")), {"hang": True})
+    family: list[Step] = [{kind: str(tmp_path / kind)} for kind in ("child", "orphan")]
+    cli = provider(script, *deaf, *family, *lines(claude_delta("Hi")), {"hang": True})
     answer = await cli.open(call(stream=True))
     await anext(aiter(answer))
     answer.close()
     await gone(seen(script)["pid"])
-    await gone(int((tmp_path / "child").read_text()))
+    for kind in ("child", "orphan"):
+        await gone(int((tmp_path / kind).read_text()))
     await cli.close()
 
 
 async def test_a_child_left_behind_by_a_command_that_ends_is_ended(script: Path, tmp_path: Path) -> None:
-    cli = provider(script, {"child": str(tmp_path / "child")}, *claude(WORDS))
+    cli = provider(script, {"child": str(tmp_path / "child")}, {"orphan": str(tmp_path / "orphan")}, *claude(WORDS))
     assert said(await whole(cli, call())) == "Paid for ahead of time."
-    await gone(int((tmp_path / "child").read_text()))
+    for kind in ("child", "orphan"):
+        await gone(int((tmp_path / kind).read_text()))
     await cli.close()
 
 

@@ -1,6 +1,7 @@
 """The program between the gateway and a command: it runs the command in a process group of its own, and sees to it that
-nothing of the group is left when the command ends, when it is to be stopped, or when the gateway has gone, however that
-happened. It gives the command an empty working directory and takes it away again.
+nothing of it is left when the command ends, when it is to be stopped, or when the gateway has gone, however that
+happened: not the group, and on Linux not what has left the group either. It gives the command an empty working directory
+and takes it away again.
 
     python -I -S keeper.py LINE COMMAND [ARGUMENT…]
 
@@ -18,9 +19,10 @@ import signal
 import sys
 import time
 
-GRACE_S = 2.0  # for a command that was told to stop, to end what it has begun
+GRACE_S = 1.0  # for a command that was told to stop, to end what it has begun
 NOT_FOUND, NOT_RUN = 127, 126  # as shells have it
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> int:
@@ -33,6 +35,7 @@ def main() -> int:
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     place = _empty_directory()
     keeper = os.getpid()
+    _control(_PR_SET_CHILD_SUBREAPER, 1)
     child = os.fork()
     if child == 0:
         _become(command, place, keeper)
@@ -43,6 +46,7 @@ def main() -> int:
     # At once: while any of the group lives, its number is given to nobody else.
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS does not permit it where none is left
         os.killpg(child, signal.SIGKILL)
+    _kill_strays()
     _take_away(place)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
@@ -73,13 +77,17 @@ def _become(command: list[str], place: str, keeper: int) -> None:
 
 def _die_with(keeper: int) -> None:
     """Should the keeper be killed, the kernel kills the command (Linux)."""
-    if sys.platform != "linux":
-        return
-    import ctypes  # noqa: PLC0415 (takes as long as all the rest)
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(NOT_RUN)
+
+
+def _control(option: int, value: int) -> None:
+    """Ask Linux for something about this process; elsewhere nothing."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 (takes as long as all the rest)
+
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def _wait(child: int, line: int, woken: int) -> int:
@@ -108,6 +116,28 @@ def _signal_group(child: int, number: int) -> None:
         os.killpg(child, number)
     except ProcessLookupError:  # it has not made its group yet
         os.kill(child, number)
+
+
+def _kill_strays() -> None:
+    """What made a group of its own has become a child of ours when its parent ended (Linux)."""
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline:
+        for stray in _children():
+            os.kill(stray, signal.SIGKILL)
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended:
+            time.sleep(0.005)
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as listed:
+            return [int(number) for number in listed.read().split()]
+    except OSError:
+        return []
 
 
 def _take_away(place: str) -> None:

@@ -18,12 +18,12 @@ from penstock.errors import InvalidRequest
 
 LEAD = "This is a conversation so far. Each turn stands between marks that say whose it is."
 CLOSE = "Write the assistant's next turn: its text alone, without marks."
-_ORDERS = "/!@#$-"  # a command's own: /help, !ls, @file, #remember, $skill, --option
+ORDERS = "/!@#$-"  # a command's own: /help, !ls, @file, #remember, $skill, --option
 _SPEAKERS = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXTS = ("text", "input_text", "refusal")
 
 # Fields that change what is answered or how, and what they may say all the same.
-_REFUSED: dict[str, tuple[Any, ...]] = {
+REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
@@ -94,7 +94,7 @@ def read(body: bytes) -> Asked:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as bad:
         place = re.search(r"\$\.(\w+)", str(bad))
         raise InvalidRequest(f"The request is malformed: {bad}.", param=place and place[1]) from None
-    for name, harmless in _REFUSED.items():
+    for name, harmless in REFUSED.items():
         if name in fields:
             _require_harmless(name, fields[name], harmless)
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
@@ -143,7 +143,7 @@ def render(turns: list[Turn]) -> str:
     if not any(turn.text.strip() for turn in turns):
         raise InvalidRequest("There is no text in the conversation.", param="messages")
     first = turns[0]
-    if len(turns) == 1 and first.speaker == "user" and not first.name and first.text.lstrip()[0] not in _ORDERS:
+    if len(turns) == 1 and first.speaker == "user" and not first.name and first.text.lstrip()[0] not in ORDERS:
         return first.text
     mark = _mark(turns)
     written = "\n\n".join(f"<{mark} of={_whose(turn)}>\n{turn.text}\n</{mark}>" for turn in turns)
