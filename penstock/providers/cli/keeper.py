@@ -1,7 +1,7 @@
 """The program between the gateway and a command: it runs the command in a process group of its own, and sees to it that
 nothing of it is left when the command ends, when it is to be stopped, or when the gateway has gone, however that
-happened: not the group, and on Linux not what has left the group either. It gives the command an empty working directory
-and takes it away again.
+happened: not the group, and on Linux not what has left the group either. It gives the command an empty working
+directory and takes it away again.
 
     python -I -S keeper.py LINE COMMAND [ARGUMENT…]
 
