@@ -139,6 +139,21 @@ def seen(file: Path) -> Any:
     return json.loads(file.with_suffix(".seen").read_text())
 
 
+async def gone(pid: int) -> None:
+    """Wait until a process is gone, whoever's child it is."""
+    import asyncio
+    import select
+
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert (await asyncio.to_thread(select.select, [watched], [], [], 10))[0], f"process {pid} lives"
+    finally:
+        os.close(watched)
+
+
 def lines(*documents: Any) -> list[Step]:
     """A line of JSON for each."""
     return [{"out": json.dumps(document)} for document in documents]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
-import select
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from penstock.providers.cli.provider import CliProvider
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
-from tests.scripted_cli import claude, seen, write_script
+from tests.scripted_cli import claude, gone, seen, write_script
 from tests.upstream import ScriptedUpstream, Stream
 
 FIVE_WORDS = ("Paid", " for", " ahead", " of", " time.")
@@ -79,9 +77,7 @@ async def _cli(folder: Path) -> AsyncIterator[Socket]:
     provider = CliProvider(ProviderSettings("cli", kind="cli", template="claude_code", command=command, jobs=4))
 
     async def idle() -> None:
-        gone = os.pidfd_open(seen(script)["pid"])
-        await asyncio.to_thread(select.select, [gone], [], [])
-        os.close(gone)
+        await gone(seen(script)["pid"])
 
     yield Socket(provider, prolong=lambda: None, upstream_idle=idle)
     await provider.close()

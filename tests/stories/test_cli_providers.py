@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import os
-import select
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -23,7 +22,7 @@ from penstock.config import CommandOutput, ModelSettings, OfferSettings, PriceSe
 from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Answer, Call
 from penstock.providers.cli.provider import CliProvider
-from tests.scripted_cli import Step, claude, claude_delta, claude_result, codex, gemini, lines, seen, write_script
+from tests.scripted_cli import Step, claude, claude_delta, claude_result, codex, gemini, gone, lines, seen, write_script
 from tests.stories.caller import calling, the_record
 from tests.stories.gateway import HELLO, ROUTER, TRUST, Person, Running, events, running, settings_for
 from tests.upstream import Plain, ScriptedUpstream
@@ -65,18 +64,6 @@ async def pieces(answer: Answer) -> list[Any]:
         return events(b"".join([piece async for piece in answer]))
     finally:
         answer.close()
-
-
-async def gone(pid: int) -> None:
-    """Wait until a process is gone, whoever's child it is."""
-    try:
-        watched = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert (await asyncio.to_thread(select.select, [watched], [], [], 10))[0], f"process {pid} lives"
-    finally:
-        os.close(watched)
 
 
 # What a command gets.

@@ -17,6 +17,7 @@ from penstock.errors import UpstreamUnavailable
 
 PIECE_BYTES = 64 * 1024
 LAST_WORDS_BYTES = 4_000  # of stderr: enough for an error and its cause
+PIPES_S = 2.0  # for the pipes to end after the command, whose stray children may hold them (not on Linux)
 KEEPER = str(Path(__file__).with_name("keeper.py"))
 
 
@@ -80,10 +81,16 @@ class Command:
         code = await self._process.wait()
         self._let_go()
         await self._read_enough.wait()
-        while await self.read():  # what nobody wants any more keeps the pipe open
-            pass
-        await asyncio.wait(self._tasks)
+        self._tasks.append(asyncio.create_task(self._read_out()))
+        _, held_open = await asyncio.wait(self._tasks, timeout=PIPES_S)
+        for task in held_open:
+            task.cancel()
         return code
+
+    async def _read_out(self) -> None:
+        """Take what nobody wants any more: it keeps the pipe open."""
+        while await self.read():
+            pass
 
     def _let_go(self) -> None:
         if self._line is not None:
