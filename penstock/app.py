@@ -42,6 +42,7 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
@@ -136,10 +137,12 @@ async def open_gateway(
             observer=observer,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
             wire.routes(),
+            wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
@@ -273,7 +276,7 @@ def _provider(settings: ProviderSettings) -> Provider:
             threads=settings.threads,
             embeddings=settings.embeddings,
         )
-    return OpenAICompatible(settings)
+    return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
 async def _retire(provider: Provider) -> None:

@@ -28,22 +28,31 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics."""
+    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
+    `id_header` is one more header that says the request's id."""
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
+    id_header: bytes | None = None
 
 
 class Door:
-    """Answers exchanges. `routes` are exact paths; `prefixes` are where an unknown path is ours to refuse; all else is
-    for the application `behind`."""
+    """Answers exchanges. `routes` are exact paths; `below` are paths whose ends name a thing, and end in a slash;
+    `prefixes` are where an unknown path is ours to refuse; all else is for the application `behind`."""
 
     def __init__(
-        self, routes: dict[str, Route], prefixes: dict[str, Route], behind: App, *, observer: Observer
+        self,
+        routes: dict[str, Route],
+        below: dict[str, Route],
+        prefixes: dict[str, Route],
+        behind: App,
+        *,
+        observer: Observer,
     ) -> None:
         self._routes = routes
+        self._below = below
         self._targets = {path.encode(): route for path, route in routes.items()}
         self._prefixes = sorted(prefixes.items(), key=lambda entry: -len(entry[0]))
         self._behind = behind
@@ -55,6 +64,7 @@ class Door:
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
         route = self._targets.get(exchange.target) or self._find(exchange.path)
+        exchange.id_header = route.id_header
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
@@ -96,6 +106,9 @@ class Door:
         route = self._routes.get(path)
         if route is not None:
             return route
+        for prefix, answering in self._below.items():
+            if path.startswith(prefix):
+                return answering
         for prefix, refusing in self._prefixes:  # the surface under whose root it lies, and which does not serve it
             if f"{path}/".startswith(prefix):
                 return refusing

@@ -94,9 +94,11 @@ class LiveStream:
             step = self._stream.feed(block[start:end])
             start = end
             if step.error is not None:
+                self._count(step)
                 self._send(b"".join(out))
                 raise UpstreamFailed(step.error, began=True)
-            if step.done:
+            if step.done:  # the event that ends a stream may also say what it has used
+                self._count(step)
                 self._end(out)
                 return True
             if step.produced:
@@ -129,6 +131,7 @@ class LiveStream:
     def _end_of_money(self, out: list[bytes], answer: Answer) -> None:
         answer.close()
         self._hold.ending = Ending.MONEY
+        self._usage_sent = False  # what was told before is no longer all
         out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
         self._end(out)
 

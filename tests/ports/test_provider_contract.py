@@ -15,6 +15,7 @@ import pytest
 from penstock.config import ProviderSettings
 from penstock.errors import UpstreamFailed
 from penstock.ports import Call, Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.cli.provider import CliProvider
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
@@ -46,9 +47,9 @@ async def _demo() -> AsyncIterator[Socket]:
     yield Socket(DemoProvider(), prolong=lambda: None, upstream_idle=idle)
 
 
-async def _openai_compatible() -> AsyncIterator[Socket]:
+async def _over_http(adapter: type[OpenAICompatible]) -> AsyncIterator[Socket]:
     async with ScriptedUpstream() as upstream:
-        provider = OpenAICompatible(ProviderSettings(name="scripted", base_url=upstream.base_url))
+        provider = adapter(ProviderSettings(name="scripted", base_url=upstream.base_url))
 
         async def idle() -> None:
             await upstream.requests[-1].over.wait()
@@ -83,15 +84,17 @@ async def _cli(folder: Path) -> AsyncIterator[Socket]:
     await provider.close()
 
 
-@pytest.fixture(params=["demo", "openai_compatible", "cli", pytest.param("llamacpp", marks=needs_engine)])
+@pytest.fixture(params=["demo", "openai_compatible", "anthropic", "cli", pytest.param("llamacpp", marks=needs_engine)])
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
         write_tiny_model(tmp_path / "tiny.gguf")
         sockets = _llamacpp(tmp_path / "tiny.gguf")
     elif request.param == "cli":
         sockets = _cli(tmp_path)
+    elif request.param == "demo":
+        sockets = _demo()
     else:
-        sockets = _demo() if request.param == "demo" else _openai_compatible()
+        sockets = _over_http(Anthropic if request.param == "anthropic" else OpenAICompatible)
     async for socket in sockets:
         yield socket
 
