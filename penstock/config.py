@@ -25,6 +25,8 @@ from penstock.config_value import (
 SurfaceName = Literal["trust", "forward", "router"]
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
 
+ProviderClass = Literal["gpu", "cli", "cloud"]
+
 Seconds = Annotated[float, number(0.001, 86_400)]
 Tokens = Annotated[int, whole(1, 100_000_000)]
 Dollars = Annotated[int, dollars]  # written in dollars, kept in nano-USD
@@ -91,6 +93,26 @@ class LimitSettings:
     drain_s: Seconds = 120.0
     hold_wait_s: Annotated[float, number(0, 60)] = 1.0
     attempts: Annotated[int, whole(1, 20)] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class AutoSettings:
+    """The model `auto`: which models it chooses among (all priced chat models of a surface when none are named), and
+    the order of classes, which holds for every model with several offers."""
+
+    enabled: bool = True
+    models: tuple[ModelName, ...] = ()
+    order: tuple[ProviderClass, ...] = ("gpu", "cli", "cloud")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """When a provider is left alone, and for how long. See `penstock/routing/health.py`."""
+
+    failures: Annotated[int, whole(1, 1_000)] = 3
+    pause_s: Seconds = 1.0
+    longest_pause_s: Seconds = 60.0
+    retry_wait_s: Annotated[float, number(0, 60)] = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +242,8 @@ class Settings:
     providers: tuple[ProviderSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
     contracts: tuple[ContractSettings, ...] = ()
+    auto: AutoSettings = AutoSettings()
+    health: HealthSettings = HealthSettings()
     surfaces: tuple[tuple[SurfaceName, SurfaceSettings], ...] = ()
     now: str | None = None
     well_known: bool = False

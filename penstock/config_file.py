@@ -19,7 +19,9 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 from penstock.clock import Clock
 from penstock.config import (
     SURFACE_NAMES,
+    AutoSettings,
     ContractSettings,
+    HealthSettings,
     JwtSettings,
     KeyPrefixes,
     LimitSettings,
@@ -61,6 +63,8 @@ TABLES: dict[str, type] = {
     "jwt": JwtSettings,
     "limits": LimitSettings,
     "prefixes": KeyPrefixes,
+    "auto": AutoSettings,
+    "health": HealthSettings,
 }
 TOP_KEYS = (*TABLES, "well_known", "providers", "models", "contracts", "surfaces")
 CREDENTIALS = ("api_key_env", "api_key_file")
