@@ -31,7 +31,7 @@ DialectName = Literal[
 ]
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
 
-ProviderClass = Literal["gpu", "cli", "cloud"]
+CHECKED_EVERY_S = 15.0  # a machine of one's own is switched off now and then, and asking it costs nobody anything
 
 Seconds = Annotated[float, number(0.001, 86_400)]
 Tokens = Annotated[int, whole(1, 100_000_000)]
@@ -113,9 +113,10 @@ class AutoSettings:
 
 @dataclass(frozen=True, slots=True)
 class HealthSettings:
-    """When a provider is left alone, and for how long. See `penstock/routing/health.py`."""
+    """When a provider is left alone, and for how long; with no `failures` it never is. See
+    `penstock/routing/health.py`."""
 
-    failures: Annotated[int, whole(1, 1_000)] = 3
+    failures: Annotated[int, whole(0, 1_000)] = 3
     pause_s: Seconds = 1.0
     longest_pause_s: Seconds = 60.0
     retry_wait_s: Annotated[float, number(0, 60)] = 1.5
@@ -152,6 +153,14 @@ class ProviderSettings:
     dialects: tuple[DialectName, ...] = ()
     provider_class: ProviderClass | None = None
     accounts: tuple[str, ...] = ()
+    health_check_s: Annotated[float, number(0, 86_400)] | None = None
+
+    @property
+    def checked_every_s(self) -> float:
+        """How often it is checked, 0 for never. An engine of ours is not: a check would wait for it to load."""
+        if self.health_check_s is not None:
+            return self.health_check_s
+        return CHECKED_EVERY_S if self.ranks_as == "gpu" and self.kind != "llamacpp" else 0.0
 
     @property
     def speaks(self) -> tuple[str, ...]:

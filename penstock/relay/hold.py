@@ -143,8 +143,8 @@ class Hold:
         self.output_limit = wish.output_limit
         if self.output_limit is None and not wish.stream:
             self.output_limit = plan.default_output_tokens
-        if self.output_limit is not None and plan.model.max_output_tokens is not None:
-            self.output_limit = min(self.output_limit, plan.model.max_output_tokens)
+        if self.output_limit is not None and plan.max_output_tokens is not None:
+            self.output_limit = min(self.output_limit, plan.max_output_tokens)
         self.covered_output = 0  # tokens that the hold pays for besides the input
         self.ending = Ending.ANSWER
         self.status = 200
@@ -243,9 +243,11 @@ class Hold:
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
         """From now on an offer is asked: its price counts."""
         self._price = offer.price
+        if self.record.attempts:
+            self._holds.observe.failed_over(self.record.provider, offer.provider)
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
-        self.record.provider = offer.provider
+        self.record.provider, self.record.model = offer.provider, offer.model_id
         self.record.attempts += 1
         self.meter.dispatched = False  # an attempt that failed is not the caller's to pay
         self._asked_s = self._holds.clock.monotonic()

@@ -16,7 +16,7 @@ from penstock.clock import Clock, iso
 from penstock.db.records import UsageRecord
 from penstock.figures import Family, Figures, Sample
 from penstock.log import RequestLog
-from penstock.relay.tally import Buckets, Calls, Counters
+from penstock.relay.tally import Buckets, Calls, Counters, Gauges
 
 FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0)  # seconds of our own
 SLOW = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)  # seconds with the model's
@@ -42,6 +42,9 @@ class Observer:
         )
         self._upstream_errors = self._counters(
             "penstock_upstream_errors", "Attempts at a provider that failed, by kind of error.", ("provider", "kind")
+        )
+        self._failovers = self._counters(
+            "penstock_failovers", "Calls that went on from a provider that failed to the next.", ("provider", "next")
         )
         self._total = self._buckets("penstock_request_seconds", "From request to last byte.", SLOW)
         self._first_byte = self._buckets("penstock_first_byte_seconds", "From request to first byte.", SLOW)
@@ -81,6 +84,10 @@ class Observer:
         """An attempt at a provider failed."""
         self._upstream_errors.add((provider, kind))
 
+    def failed_over(self, provider: str, next: str) -> None:
+        """A call goes on to the next provider, or once more to the same."""
+        self._failovers.add((provider, next))
+
     def admitted(self, seconds: float) -> None:
         """The store has decided on a request."""
         self._admission.observe(seconds)
@@ -93,6 +100,12 @@ class Observer:
         """Show a figure that is read when metrics are."""
         gauge = Gauge(name, help, tuple(labels or ()), registry=self.registry)
         (gauge.labels(**labels) if labels else gauge).set_function(read)
+
+    def gauges(
+        self, name: str, help: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        """Show figures by labels that are read when metrics are."""
+        self.registry.register(Gauges(name, help, labels, read))
 
     def figures(self) -> Figures:
         """The metrics of this process."""

@@ -7,9 +7,9 @@ call costs. Here a call adds to a few integers of its row, on the event loop alo
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 Families = Iterable[CounterMetricFamily | HistogramMetricFamily]
@@ -37,6 +37,29 @@ class Counters(Collector):
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
         for labels, count in self.counts.items():
             family.add_metric(labels, count)
+        yield family
+
+
+class Gauges(Collector):
+    """Figures by labels that somebody else keeps, read when metrics are."""
+
+    __slots__ = ("_help", "_labels", "_name", "_read")
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        self._name = name
+        self._help = help
+        self._labels = labels
+        self._read = read
+
+    def __repr__(self) -> str:
+        return f"Gauges({self._name})"
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._help, labels=self._labels)
+        for labels, value in self._read().items():
+            family.add_metric(labels, value)
         yield family
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from penstock.catalogue import Offer
 from penstock.clock import Clock
@@ -25,9 +25,11 @@ from penstock.config import HealthSettings
 from penstock.errors import UpstreamError, UpstreamRefused
 
 State = Literal["closed", "open", "half_open"]
+STATES: tuple[State, ...] = get_args(State)
 
 PAUSE_GROWTH = 2
 KEPT_ERRORS = 5
+LONGEST_MESSAGE = 300
 LONGEST_WAIT_S = 3_600.0  # of what a provider asks for in Retry-After: it may have meant milliseconds
 LATENCY_WEIGHT = 0.2  # of the newest answer in the running mean: about the last ten count
 GRAVE = 1_000_000  # failures that one counts for which does not mend by itself
@@ -78,7 +80,7 @@ class Breaker:
         """It has failed. Calls that began before it opened, and fail now, say nothing new."""
         self.failures += weight
         if self.until_s is None:
-            if self.failures >= settings.failures:
+            if 0 < settings.failures <= self.failures:
                 self._open(now_s, settings.pause_s)
         elif on_trial:
             self._open(now_s, min(self.pause_s * PAUSE_GROWTH, settings.longest_pause_s))
@@ -112,14 +114,14 @@ class Trouble(NamedTuple):
 class Condition:
     """What is known of one provider. `latency_s` is a running mean until an answer began; None before the first."""
 
-    __slots__ = ("breaker", "checked_ms", "errors", "latency_s", "models", "outstanding", "succeeded_ms")
+    __slots__ = ("breaker", "checked_s", "errors", "latency_s", "models", "outstanding", "succeeded_ms")
 
     def __init__(self, name: str, out: set[str]) -> None:
         self.breaker = Breaker(name, out)
         self.outstanding = 0
         self.latency_s: float | None = None
         self.succeeded_ms: int | None = None
-        self.checked_ms: int | None = None
+        self.checked_s: float | None = None
         self.models: tuple[str, ...] | None = None  # that it listed when it was last checked
         self.errors: deque[Trouble] = deque(maxlen=KEPT_ERRORS)
 
@@ -242,7 +244,7 @@ class Health:
         now_s, status = self.clock.monotonic(), error.upstream_status
         own = status in ABOUT_ONE_MODEL
         breaker = self._own_breaker(offer) if own else self.of(offer.provider).breaker
-        if error.wait_s is not None:
+        if error.wait_s is not None and self.settings.failures:
             breaker.rest(now_s, error.wait_s)
             return
         weight = GRAVE if status in OUR_CREDENTIALS or status == 404 else 1
@@ -253,14 +255,14 @@ class Health:
     def checked(self, provider: str, models: tuple[str, ...]) -> None:
         """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""
         condition = self.of(provider)
-        condition.checked_ms, condition.models = self.clock.now_ms(), models
+        condition.checked_s, condition.models = self.clock.monotonic(), models
         if condition.breaker.by_check:
             condition.breaker.succeed()
 
     def check_failed(self, provider: str, error: UpstreamError) -> None:
         """A health check failed: out at once, and again at every further one."""
         condition = self.of(provider)
-        condition.checked_ms = self.clock.now_ms()
+        condition.checked_s = self.clock.monotonic()
         self._remember(condition, error, None)
         was_closed = condition.breaker.until_s is None
         condition.breaker.fail(self.clock.monotonic(), self.settings, weight=GRAVE, on_trial=not was_closed)
@@ -274,7 +276,8 @@ class Health:
         return breaker
 
     def _remember(self, condition: Condition, error: UpstreamError, model: str | None) -> None:
-        condition.errors.append(Trouble(self.clock.now_ms(), error.kind, model, self._redact(error.message)))
+        words = self._redact(error.message)[:LONGEST_MESSAGE]
+        condition.errors.append(Trouble(self.clock.now_ms(), error.kind, model, words))
 
 
 def retry_after_s(waits_s: list[float]) -> int:

@@ -23,7 +23,7 @@ from penstock.db.routing import Routing
 CLASSES = ("gpu", "cli", "cloud")
 REFERENCE_INPUT, REFERENCE_OUTPUT = 3, 1  # tokens in for each token out, for one price to compare by: usual for chat
 
-Away = Literal["account", "key", "denied", "capability", "context", "open", "not_ready"]
+Away = Literal["account", "key", "denied", "dialect", "capability", "context", "open", "not_ready"]
 
 
 class Standing(Struct, frozen=True, gc=False):
@@ -41,14 +41,16 @@ WELL = Standing()
 class Demand(Struct, frozen=True, gc=False):
     """What a call asks of an offer, and who asks.
 
-    `tokens` is what prompt and answer come to by estimate. `models` is the key's allow-list, None allows all. `account`
-    None is nobody in particular. `classes` is the operator's order of classes.
+    `tokens` is what prompt and answer come to by estimate; `speaks` are the dialects that the caller's can be carried
+    over to, its own among them, None is any. `models` is the key's allow-list, None allows all. `account` None is
+    nobody in particular. `classes` is the operator's order of classes.
     """
 
     account: str | None = None
     models: frozenset[str] | None = None
     routing: Routing | None = None
     needs: frozenset[str] = frozenset()
+    speaks: frozenset[str] | None = None
     tokens: int = 0
     classes: tuple[str, ...] = CLASSES
 
@@ -144,7 +146,9 @@ def _unfit(offer: Offer, demand: Demand) -> tuple[Away, str] | None:
         return "key", f"the key does not allow the model {offer.model_id}"
     if demand.routing is not None and (words := _denied(offer, demand.routing)):
         return "denied", words
-    if demand.needs and (missing := sorted(_missing(offer, demand.needs))):
+    if demand.speaks is not None and demand.speaks.isdisjoint(offer.speaks):
+        return "dialect", f"there is no way to {', '.join(offer.speaks)}"
+    if demand.needs and (missing := sorted(demand.needs - offer.capabilities)):
         return "capability", f"it cannot do {', '.join(missing)}"
     if offer.context_length is not None and demand.tokens > offer.context_length:
         return "context", f"some {demand.tokens:,} tokens do not fit its context of {offer.context_length:,}"
@@ -158,11 +162,6 @@ def _denied(offer: Offer, routing: Routing) -> str | None:
     if not all(any(means(pattern, offer) for pattern in allowed) for allowed in routing.allow):
         return "it is not on the allow list"
     return None
-
-
-def _missing(offer: Offer, needs: frozenset[str]) -> frozenset[str]:
-    """What is needed and not there. An offer that names no capability is taken to have them all: nobody has said."""
-    return needs - offer.capabilities if offer.capabilities is not None else frozenset()
 
 
 def _unwell(stands: Standing) -> tuple[Away, str] | None:

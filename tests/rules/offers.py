@@ -19,6 +19,7 @@ def offer(provider: str, kind: str = "cloud", *, model: str = "m", price: int = 
         "provider_class": kind,
         "accounts": frozenset(),
         "context_length": None,
-        "capabilities": None,
+        "capabilities": frozenset({"tools", "images", "json_schema"}),
+        "max_output_tokens": None,
     }
     return Offer(provider=provider, model=model, **(usual | fields))

@@ -131,7 +131,10 @@ SIGHTED = offer("s", capabilities=frozenset({"tools", "images"}))
     [
         pytest.param(SIGHTED, {"needs": frozenset({"tools"})}, None, id="it can"),
         pytest.param(SIGHTED, {"needs": frozenset({"tools", "json_schema"})}, "capability", id="it cannot"),
-        pytest.param(GPU, {"needs": frozenset({"tools", "json_schema"})}, None, id="nobody has said"),
+        pytest.param(
+            GPU, {"speaks": frozenset({"openai_chat", "anthropic_messages"})}, None, id="it speaks our dialect"
+        ),
+        pytest.param(GPU, {"speaks": frozenset({"anthropic_messages"})}, "dialect", id="no way from our dialect"),
         pytest.param(
             offer("s", capabilities=frozenset()), {"needs": frozenset({"images"})}, "capability", id="nothing"
         ),

@@ -9,8 +9,10 @@ import pytest
 
 from penstock.access import Caller, Surface
 from penstock.catalogue import Catalogue
+from penstock.clock import Clock
 from penstock.config import (
     ContractSettings,
+    HealthSettings,
     ModelSettings,
     OfferSettings,
     PriceSettings,
@@ -18,10 +20,13 @@ from penstock.config import (
     SecretSettings,
     Settings,
 )
-from penstock.dialects import Wish
+from penstock.dialects import Wish, openai_chat, openai_embeddings
 from penstock.errors import InvalidRequest, ModelUnknown, PenstockError
 from penstock.money.prices import Price, TokenTariff, UsdTariff
+from penstock.relay.ask import Ask
 from penstock.relay.route import Plan, route
+from penstock.routing.health import Health
+from penstock.routing.upstreams import Upstreams
 
 TRUST = Surface("trust", frozenset({"account"}), "trust", "credits")
 FORWARD = Surface("forward", frozenset({"inference"}), "key", "contract")
@@ -63,9 +68,18 @@ def plan(
     kind: str = "chat",
     lane: str | None = None,
     caller: Caller = CALLER,
+    catalogue: Catalogue = CATALOGUE,
+    upstreams: Upstreams | None = None,
     **fields: Any,
 ) -> Plan:
-    return route(wish(model, **fields), kind, caller, surface, lane, CATALOGUE)
+    dialect = openai_chat if kind == "chat" else openai_embeddings
+    ask = Ask("req_1", surface, kind, dialect, None, None, lane, None, no_body)
+    upstreams = upstreams or Upstreams({}, Health(HealthSettings(), Clock(), str))
+    return route(wish(model, **fields), ask, caller, catalogue, upstreams, most=3)
+
+
+async def no_body() -> bytes:
+    raise AssertionError("routing reads no body")
 
 
 def refusal(model: str, **how: Any) -> PenstockError:
