@@ -157,10 +157,10 @@ class ProviderSettings:
 
     @property
     def checked_every_s(self) -> float:
-        """How often it is checked, 0 for never. An engine of ours is not: a check would wait for it to load."""
+        """How often it is checked, 0 for never: what is not reached over HTTP knows by itself how it is."""
         if self.health_check_s is not None:
             return self.health_check_s
-        return CHECKED_EVERY_S if self.ranks_as == "gpu" and self.kind != "llamacpp" else 0.0
+        return CHECKED_EVERY_S if self.ranks_as == "gpu" and self.kind == "openai_compatible" else 0.0
 
     @property
     def speaks(self) -> tuple[str, ...]:

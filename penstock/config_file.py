@@ -35,6 +35,7 @@ from penstock.config import (
 )
 from penstock.config_checks import (
     Catalogue,
+    check_auto,
     check_catalogue,
     check_prefixes,
     override_variables,
@@ -148,6 +149,7 @@ class _FileReader(TableReader):
             more_providers, more_models = well_known_catalogue(providers, models, self._environ, now_ms)
             providers += tuple(self._overridden(provider) for provider in more_providers)
             models += more_models
+        check_auto(single["auto"], models, self.mistakes)
         self.warnings += unused_overrides(self._environ, catalogue.provider_names | {p.name for p in providers})
         self.warnings += unencrypted(providers)
         single = self._overridden_tables(single)

@@ -73,9 +73,7 @@ def route(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams:
         offers, reasons = _pinned(model, wish, ask, caller, catalogue, upstreams, most=most)
     bound, estimate = _input(wish, model)
     default = model.default_output_tokens if ask.kind == "chat" else 0
-    return Plan(
-        model, offers, reasons, False, lane, tariff, bound, estimate, default, model.max_output_tokens
-    )  # fmt: skip
+    return Plan(model, offers, reasons, False, lane, tariff, bound, estimate, default, model.max_output_tokens)
 
 
 def _only(model: Model, wish: Wish, dialect: Dialect, caller: Caller, upstreams: Upstreams) -> bool:
@@ -105,9 +103,7 @@ def _pinned(
     return _first(ranking.places, ask.dialect, most)
 
 
-def _auto(
-    wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams: Upstreams, *, most: int
-) -> Plan:  # fmt: skip
+def _auto(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams: Upstreams, *, most: int) -> Plan:
     """The plan for `auto`, which is paid in USD: offers of whatever models there are, of each at its own price."""
     models = catalogue.auto(wish.model, ask.surface.name)
     if not models or ask.kind != "chat":
@@ -152,9 +148,7 @@ def demand_of(wish: Wish, ask: Ask, caller: Caller, classes: tuple[str, ...], *,
     )
 
 
-def _first(
-    places: tuple[Place, ...], dialect: Dialect, most: int
-) -> tuple[tuple[Offer, ...], tuple[str, ...]]:  # fmt: skip
+def _first(places: tuple[Place, ...], dialect: Dialect, most: int) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     """The first `most` places, and of those behind the first for each way to translate that is not among them: what one
     way cannot carry another may."""
     ways: list[object] = []

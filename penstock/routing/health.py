@@ -240,7 +240,7 @@ class Health:
         """A call at an offer has failed. UpstreamRefused is about the request, and nobody's failure."""
         if isinstance(error, UpstreamRefused):
             return
-        self._remember(self.of(offer.provider), error, offer.model)
+        self.of(offer.provider).errors.append(self.trouble(error, offer.model))
         now_s, status = self.clock.monotonic(), error.upstream_status
         own = status in ABOUT_ONE_MODEL
         breaker = self._own_breaker(offer) if own else self.of(offer.provider).breaker
@@ -263,10 +263,14 @@ class Health:
         """A health check failed: out at once, and again at every further one."""
         condition = self.of(provider)
         condition.checked_s = self.clock.monotonic()
-        self._remember(condition, error, None)
+        condition.errors.append(self.trouble(error, None))
         was_closed = condition.breaker.until_s is None
         condition.breaker.fail(self.clock.monotonic(), self.settings, weight=GRAVE, on_trial=not was_closed)
         condition.breaker.by_check = condition.breaker.by_check or was_closed
+
+    def trouble(self, error: UpstreamError, model: str | None) -> Trouble:
+        """A failure as it may be kept and shown."""
+        return Trouble(self.clock.now_ms(), error.kind, model, self._redact(error.message)[:LONGEST_MESSAGE])
 
     def _own_breaker(self, offer: Offer) -> Breaker:
         key = (offer.provider, offer.model)
@@ -274,10 +278,6 @@ class Health:
         if breaker is None:
             breaker = self.offers[key] = Breaker(f"{offer.provider}/{offer.model}", self.out)
         return breaker
-
-    def _remember(self, condition: Condition, error: UpstreamError, model: str | None) -> None:
-        words = self._redact(error.message)[:LONGEST_MESSAGE]
-        condition.errors.append(Trouble(self.clock.now_ms(), error.kind, model, words))
 
 
 def retry_after_s(waits_s: list[float]) -> int:

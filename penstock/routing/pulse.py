@@ -14,7 +14,7 @@ from msgspec import Struct
 from penstock.config import ProviderSettings
 from penstock.errors import PenstockError, UpstreamError, UpstreamFailed, UpstreamTimeout
 from penstock.ports import Provider
-from penstock.routing.health import Health
+from penstock.routing.health import Health, Trouble
 from penstock.routing.upstreams import Upstreams
 
 LOOK_S = 8.0  # for one provider; all of them are looked at within ten seconds
@@ -23,11 +23,23 @@ REMEMBER_S = 1.0  # whoever asks again and again does not become a burden to the
 
 
 class Look(Struct, frozen=True, gc=False):
-    """What one check came to: the models it listed, or why it failed."""
+    """What one check came to: the models it listed, or why it failed, as an error and as it may be shown."""
 
     models: tuple[str, ...]
     took_s: float
-    error: UpstreamError | None
+    error: UpstreamError | None = None
+    trouble: Trouble | None = None
+
+
+class WorkerSeen(Struct, frozen=True, gc=False):
+    """A worker that has dialled in. Only its `account` may use it, unless it is `shared`."""
+
+    id: str
+    account: str
+    shared: bool
+    models: tuple[str, ...]
+    slots: int
+    outstanding: int
 
 
 class Pulse:
@@ -37,6 +49,7 @@ class Pulse:
     def __init__(self, upstreams: Upstreams, make: Callable[[], Mapping[str, Provider]]) -> None:
         self._upstreams = upstreams
         self._make = make
+        self.workers: Callable[[], Sequence[WorkerSeen]] = tuple  # nobody dials in where nothing listens
         self._looking: asyncio.Task[dict[str, Look]] | None = None
         self._looked_s = float("-inf")
 
@@ -84,14 +97,14 @@ class Pulse:
         began_s = monotonic()
         try:
             async with asyncio.timeout(LOOK_S), turns:
-                models = await provider.check()
-            return Look(models, monotonic() - began_s, None)
+                return Look(await provider.check(), monotonic() - began_s)
         except TimeoutError:
-            return Look((), monotonic() - began_s, UpstreamTimeout(f"It did not answer within {LOOK_S:g} s."))
-        except UpstreamError as error:
-            return Look((), monotonic() - began_s, error)
-        except PenstockError as error:  # an engine that is not installed
-            return Look((), monotonic() - began_s, UpstreamFailed(error.message))
+            error: UpstreamError = UpstreamTimeout(f"It did not answer within {LOOK_S:g} s.")
+        except UpstreamError as failure:
+            error = failure
+        except PenstockError as failure:  # an engine that is not installed
+            error = UpstreamFailed(failure.message)
+        return Look((), monotonic() - began_s, error, self._upstreams.health.trouble(error, None))
 
 
 def _is_due(settings: ProviderSettings, health: Health) -> bool:
