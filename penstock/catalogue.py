@@ -123,7 +123,7 @@ class Catalogue:
 
     def auto(self, name: str, surface: str) -> tuple[Model, ...]:
         """What `auto` chooses among on a surface. Nothing for any other name, or where a model is called so."""
-        if name.lower() != AUTO or self.find(name, surface) is not None:
+        if name.lower() != AUTO or self.find(AUTO, surface) is not None:
             return ()
         return self._auto.get(surface, ())
 

@@ -8,6 +8,7 @@ GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -18,8 +19,8 @@ from penstock.access import Access, Caller
 from penstock.api.door import Endpoint, Route
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
-from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
-from penstock.catalogue import Model
+from penstock.api.surfaces import FORWARD, PLACES, ROUTER, TRUST, Place
+from penstock.catalogue import AUTO, Model
 from penstock.db.journal import ping
 from penstock.dialects import Dialect, openai_chat, openai_embeddings
 from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
@@ -129,9 +130,15 @@ class Wire:
                 for model in self._relay.catalogue.listed(place.surface.name)
                 if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
             ]
-            _answer(exchange, {"object": "list", "data": models})
+            _answer(exchange, {"object": "list", "data": models + self._auto(place, caller)})
 
         return answer
+
+    def _auto(self, place: Place, caller: Caller) -> list[dict[str, Any]]:
+        """`auto` as it is listed: on the router, when it has something to choose among."""
+        models = self._relay.catalogue.auto(AUTO, place.surface.name) if place.surface is ROUTER.surface else ()
+        choice = [model for model in models if caller.models is None or model.id in caller.models]
+        return [_auto_listing(choice)] if choice else []
 
     async def _balance(self, exchange: Exchange) -> None:
         caller = await self._caller(TRUST, exchange)
@@ -213,6 +220,20 @@ def _listing(model: Model, place: Place) -> dict[str, Any]:
         "pricing": _pricing(model, place),
     }
     return entry | ({"planned": True} if model.planned else {})
+
+
+def _auto_listing(choice: Sequence[Model]) -> dict[str, Any]:
+    """It has the longest context of what it chooses among, and no price before it has chosen."""
+    known = [model.context_length for model in choice if model.context_length is not None]
+    return {
+        "id": AUTO,
+        "object": "model",
+        "created": 0,
+        "owned_by": "penstock",
+        "context_length": max(known, default=None),
+        "tier": None,
+        "pricing": None,
+    }
 
 
 def _pricing(model: Model, place: Place) -> dict[str, str] | None:

@@ -50,7 +50,9 @@ class Pulse:
         self._upstreams = upstreams
         self._make = make
         self.workers: Callable[[], Sequence[WorkerSeen]] = tuple  # nobody dials in where nothing listens
+        self.look_s = LOOK_S
         self._looking: asyncio.Task[dict[str, Look]] | None = None
+        self._looked_at: Mapping[str, Provider] = {}
         self._looked_s = float("-inf")
 
     def __repr__(self) -> str:
@@ -60,7 +62,8 @@ class Pulse:
         """A look at every provider, by name."""
         clock = self._upstreams.health.clock
         looking = self._looking
-        if looking is None or (looking.done() and clock.monotonic() - self._looked_s > REMEMBER_S):
+        stale = self._looked_at is not self._upstreams.providers or clock.monotonic() - self._looked_s > REMEMBER_S
+        if looking is None or (looking.done() and stale):
             looking = self._looking = asyncio.create_task(self._look(), name="look at every provider")
         return await asyncio.shield(looking)
 
@@ -82,7 +85,8 @@ class Pulse:
     async def _look(self) -> dict[str, Look]:
         if not self._upstreams.providers:
             self._upstreams.providers = self._make()
-        looks = await self._look_at(list(self._upstreams.providers))
+        self._looked_at = self._upstreams.providers
+        looks = await self._look_at(list(self._looked_at))
         self._looked_s = self._upstreams.health.clock.monotonic()
         return looks
 
@@ -96,10 +100,10 @@ class Pulse:
         monotonic = self._upstreams.health.clock.monotonic
         began_s = monotonic()
         try:
-            async with asyncio.timeout(LOOK_S), turns:
+            async with asyncio.timeout(self.look_s), turns:
                 return Look(await provider.check(), monotonic() - began_s)
         except TimeoutError:
-            error: UpstreamError = UpstreamTimeout(f"It did not answer within {LOOK_S:g} s.")
+            error: UpstreamError = UpstreamTimeout(f"It did not answer within {self.look_s:g} s.")
         except UpstreamError as failure:
             error = failure
         except PenstockError as failure:  # an engine that is not installed
