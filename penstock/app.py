@@ -42,8 +42,6 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
-from penstock.providers.demo import DemoProvider
-from penstock.providers.llamacpp import LlamaCppEngine
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
@@ -271,9 +269,14 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
 
 
 def _provider(settings: ProviderSettings) -> Provider:
+    """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
     if settings.kind == "demo":
+        from penstock.providers.demo import DemoProvider  # noqa: PLC0415
+
         return DemoProvider(settings.name)
     if settings.kind == "llamacpp" and settings.model_path:
+        from penstock.providers.llamacpp import LlamaCppEngine  # noqa: PLC0415
+
         return LlamaCppEngine(
             Path(settings.model_path),
             settings.name,
