@@ -37,7 +37,7 @@ class Observer:
         self._redact = redact
         self.total: Callable[[], Awaitable[Figures]] | None = None
         self._calls = Calls()
-        self._collected: list[Calls | Counters | Buckets | Gauge] = [self._calls]
+        self._collected: list[Calls | Counters | Buckets | Gauge | Gauges] = [self._calls]
         self._refused = self._counters(
             "penstock_refused_requests", "Requests refused, by kind of error.", ("surface", "kind")
         )

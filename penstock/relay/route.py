@@ -211,6 +211,9 @@ def _nobody(wish: Wish, ranking: Ranking, upstreams: Upstreams) -> InvalidReques
 
 
 def _unfit(name: str, left_out: LeftOut) -> InvalidRequest:
-    codes = {"context": "context_length_exceeded", "capability": "model_not_capable"}
     words = f"No provider of the model '{name}' can serve this request: {left_out.words}."
-    return InvalidRequest(words, param="model", code=codes.get(left_out.why))
+    if left_out.why == "context":
+        return InvalidRequest(words, param="model", code="context_length_exceeded")
+    if left_out.why == "capability":
+        return InvalidRequest(words, param="model", code="model_not_capable")
+    return InvalidRequest(words, param="model")
