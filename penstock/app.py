@@ -114,6 +114,8 @@ class Gateway:
                 office.upstreams.health.forget(name)
         office.upstreams.providers = providers
         office.upstreams.health.settings = kept.health
+        offered = (offer for model in catalogue.models for offer in model.offers)
+        office.upstreams.health.keep({(offer.provider, offer.model) for offer in offered})
         self.relay.attempts.most = kept.limits.attempts
         self.relay.catalogue = catalogue
         for provider in dropped:

@@ -47,6 +47,7 @@ LONGEST_SECRET = 4_096
 LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
 OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
 WORTH_ANOTHER = frozenset({408, 409, 425, 429})
+TIMER_GRAIN_S = 0.002  # a timer may go off so much early, and a breaker does not open before its time
 OVERLOADED = frozenset({429, 503, 529})
 TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
@@ -112,6 +113,15 @@ class _Search(Struct, gc=False):
     hold: Hold
     label: Label
     failed: list[Failed]
+    calls: int = 0
+    last: str = ""  # the provider that was called last
+
+    def calling(self, offer: Offer, provider: Provider) -> None:
+        """This one is called."""
+        if self.calls:
+            self.hold.passed_on(self.last, offer.provider)
+        self.calls, self.last = self.calls + 1, offer.provider
+        self.hold.calling(offer, provider.on_cancel)
 
     def note(self, offer: Offer, error: UpstreamError | InvalidRequest) -> None:
         """This one does not serve."""
@@ -152,7 +162,7 @@ class Attempts:
         """
         search = _Search(plan, ask, wish, hold, label, [])
         for offer, reason in zip(plan.offers, plan.reasons, strict=True):
-            if hold.record.attempts == self.most:
+            if search.calls == self.most:
                 break
             served = await self._try(search, offer, reason)
             if served is not None:
@@ -160,7 +170,7 @@ class Attempts:
         again = _soonest(search.failed, self.upstreams.health.settings.retry_wait_s)
         if again is not None:
             pause_s, offer = again
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s + TIMER_GRAIN_S)
             served = await self._try(search, offer, "again")
             if served is not None:
                 return served
@@ -184,7 +194,7 @@ class Attempts:
             return None
         if search.plan.auto:
             label = replace(label, model=offer.model_id)
-        hold.calling(offer, provider.on_cancel)
+        search.calling(offer, provider)
         try:
             answer, body = await self._open(provider, call, pair, wish, label)
         except UpstreamError as error:
@@ -196,7 +206,7 @@ class Attempts:
         finally:
             hold.answered()
         attempt.answered()
-        return Served(offer, reason, hold.record.attempts, tuple(search.failed), answer, body, attempt)
+        return Served(offer, reason, search.calls, tuple(search.failed), answer, body, attempt)
 
     def _failed(self, search: _Search, offer: Offer, attempt: Attempt, error: UpstreamError) -> None:
         """Note that an offer did not serve. What it says about the request is raised, for all would say the same."""

@@ -243,8 +243,6 @@ class Hold:
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
         """From now on an offer is asked: its price counts."""
         self._price = offer.price
-        if self.record.attempts:
-            self._holds.observe.failed_over(self.record.provider, offer.provider)
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider, self.record.model = offer.provider, offer.model_id
@@ -263,6 +261,10 @@ class Hold:
     def failed(self, error: UpstreamError) -> None:
         """The offer did not serve."""
         self._holds.observe.failed_upstream(self.record.provider, error.kind)
+
+    def passed_on(self, provider: str, next: str) -> None:
+        """The call goes on from a provider that did not serve to the next, or to the same once more."""
+        self._holds.observe.failed_over(provider, next)
 
     def added_s(self) -> float:
         """Seconds that the call has spent here and not waiting for an upstream."""

@@ -15,7 +15,7 @@ of it). What a provider says about the request itself is no failure at all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import ceil
 from typing import Literal, NamedTuple, get_args
 
@@ -83,7 +83,8 @@ class Breaker:
             if 0 < settings.failures <= self.failures:
                 self._open(now_s, settings.pause_s)
         elif on_trial:
-            self._open(now_s, min(self.pause_s * PAUSE_GROWTH, settings.longest_pause_s))
+            pause_s = max(self.pause_s * PAUSE_GROWTH, settings.pause_s)  # none yet after a `rest`
+            self._open(now_s, min(pause_s, settings.longest_pause_s))
 
     def rest(self, now_s: float, wait_s: float) -> None:
         """It asked to be left alone for so long: no failure, and no longer pause the next time."""
@@ -205,6 +206,11 @@ class Health:
         self.conditions.pop(provider, None)
         self.out.discard(provider)
         for key in [key for key in self.offers if key[0] == provider]:
+            self.out.discard(self.offers.pop(key).key)
+
+    def keep(self, offers: Collection[tuple[str, str]]) -> None:
+        """Only these offers, by provider and model there, exist any more."""
+        for key in [key for key in self.offers if key not in offers]:
             self.out.discard(self.offers.pop(key).key)
 
     def attempt(self, offer: Offer) -> Attempt | None:

@@ -58,7 +58,7 @@ MISTAKES = {
     "a model that auto cannot choose": (
         PROVIDER + MODEL + '[auto]\nmodels = ["n"]\norder = ["gpu", "gpu"]\n',
         [
-            "p.toml:8: auto.models: there is no model 'n' (did you mean 'm'?)",
+            "p.toml:8: auto.models: there is no model 'n' (there are: m)",
             "p.toml:9: auto.order: names a class twice",
         ],
     ),

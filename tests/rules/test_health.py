@@ -182,6 +182,30 @@ def test_who_asks_for_a_pause_gets_just_that_and_no_more_than_an_hour(
     assert states(health) == CLOSED
 
 
+def test_a_trial_that_fails_after_a_pause_that_was_asked_for_begins_the_usual_pauses(
+    health: Health, clock: Hand
+) -> None:
+    fail(health, status(429, wait_s=0.5))
+    clock.now_s += 0.5
+    fail(health, status(429))
+    assert health.wait_s(A) == 1.0
+
+
+def test_an_offer_that_is_no_more_is_forgotten(health: Health) -> None:
+    fail(health, status(404))
+    health.keep({("one", "a")})
+    assert states(health) == ONLY_A
+    health.keep({("one", "b")})
+    assert (states(health), health.out) == (CLOSED, set())
+
+
+def test_with_no_failures_to_count_nobody_is_ever_left_alone(clock: Hand) -> None:
+    health = Health(HealthSettings(failures=0), clock, str)
+    for failure in (DOWN, status(401), status(404), status(429, wait_s=9.0), status(503, wait_s=9.0)) * 3:
+        fail(health, failure)
+    assert states(health) == CLOSED
+
+
 def test_no_such_model_as_a_trials_outcome_lets_the_next_model_try_the_provider(health: Health, clock: Hand) -> None:
     for _ in range(3):
         fail(health)
