@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from penstock.api.surfaces import ROUTER as ROUTER_PLACE
 from penstock.config import AutoSettings, ProviderSettings
+from penstock.dialects import Dialect, Wish, openai_chat
+from penstock.errors import InvalidRequest, NoHealthyProvider
+from penstock.relay.ask import Ask
 from tests.stories.caller import calling, data, eventually
-from tests.stories.gateway import ROUTER, TRUST
+from tests.stories.gateway import HELLO, ROUTER, TRUST
 from tests.stories.three import ALL, CLASSES, INPUT, OUTPUT, PRICE, QUICK, Scene, scene
 from tests.upstream import Plain, Raw, Refusal, Stream
 
@@ -293,3 +298,76 @@ def _providers(here: Scene) -> tuple[ProviderSettings, ...]:
 async def test_a_key_with_a_list_of_models_has_auto_choose_among_them(here: Scene) -> None:
     key = await here.gateway.key("personal", user=here.ada.user, models=["cloud-model", ALL])
     assert (await here.ask(key=key)).json()["model"] == "cloud-model"
+
+
+# What cannot be carried to an upstream's dialect.
+
+
+class Particular:
+    """OpenAI's chat, but for requests to some models there, which cannot be carried: as a pair refuses a field."""
+
+    NAME, PATH, FORWARDED = openai_chat.NAME, openai_chat.PATH, openai_chat.FORWARDED
+    peek = staticmethod(openai_chat.peek)
+    answer = staticmethod(openai_chat.answer)
+    open_stream = staticmethod(openai_chat.open_stream)
+
+    def __init__(self, *refused: str) -> None:
+        self._refused = refused
+
+    def request(self, wish: Wish, *, model: str, **how: Any) -> bytes:
+        if model in self._refused:
+            raise InvalidRequest("There is nothing like it.", param="thinking")
+        return openai_chat.request(wish, model=model, **how)
+
+
+class Kept:
+    """A reply that is kept."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+
+    def when_gone(self, departure: Callable[[], None]) -> None: ...
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.headers = dict(headers)
+
+    def send(self, data: bytes) -> None:
+        self.body += data
+
+    finish = send
+
+    async def drained(self) -> None: ...
+
+
+async def carried(here: Scene, dialect: Particular) -> Kept:
+    """A call of `auto` in a dialect of this kind."""
+
+    async def body() -> bytes:
+        return json.dumps({"model": "auto", "messages": HELLO}).encode()
+
+    reply = Kept()
+    key = f"Bearer {here.ada.personal_key.key}"
+    id = here.gateway.office.ids.new("req")
+    ask = Ask(id, ROUTER_PLACE.surface, "chat", cast(Dialect, dialect), key, None, None, None, body)
+    await here.gateway.gateway.relay.call(ask, reply)
+    return reply
+
+
+async def test_an_offer_that_a_request_cannot_be_carried_to_is_passed_over(here: Scene) -> None:
+    reply = await carried(here, Particular("gpu-upstream", "cli-upstream"))
+    trail = b"cloud;attempts=1;class=cloud;why=class;after=gpu:not_carried,cli:not_carried"
+    assert (reply.headers[b"x-penstock-route"], json.loads(reply.body)["model"]) == (trail, "cloud-model")
+    assert here.asked() == {"gpu": 0, "cli": 0, "cloud": 1}
+    assert await here.spent() == (INPUT + OUTPUT) * 300
+
+
+async def test_when_it_can_be_carried_to_nobody_the_field_is_named_and_nothing_charged(here: Scene) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await carried(here, Particular("gpu-upstream", "cli-upstream", "cloud-upstream"))
+    assert refused.value.param == "thinking"
+    here.upstreams["cloud"].script(Refusal(500))
+    with pytest.raises(NoHealthyProvider):  # somebody could have served it
+        await carried(here, Particular("gpu-upstream", "cli-upstream"))
+    assert await here.spent() == 0
