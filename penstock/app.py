@@ -42,6 +42,7 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
@@ -156,10 +157,12 @@ async def open_gateway(
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
             check_providers=partial(_check_providers, office),
+            response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
             wire.routes(),
+            wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
@@ -286,7 +289,7 @@ def _provider(settings: ProviderSettings) -> Provider:
             slots=settings.slots,
             threads=settings.threads,
         )
-    return OpenAICompatible(settings)
+    return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
 def _providers(settings: Settings) -> dict[str, Provider]:

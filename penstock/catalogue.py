@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.config import (
     SURFACE_NAMES,
@@ -21,7 +21,7 @@ from penstock.config import (
     ProviderSettings,
     Settings,
 )
-from penstock.money.prices import Price, Tariff, TokenTariff, UsdTariff, dearest
+from penstock.money.prices import UNSAID, Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ class Offer:
     """A model at a provider at a price: what can be called. `model` is its name there, `model_id` ours.
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
-    able to do of `tools`, `images` and `json_schema`. `max_output_tokens` is its model's.
+    able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
+    request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
+    type.
     """
 
     provider: str
@@ -56,6 +58,10 @@ class Offer:
     context_length: int | None
     capabilities: frozenset[str]
     max_output_tokens: int | None
+    thinking_in_total: bool = False
+    dropped_fields: frozenset[str] = frozenset()
+    priced_fields: tuple[str, ...] = ()
+    priced_tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +212,10 @@ def _offer(
         context_length=offer.context_length or model.context_length,
         capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
         max_output_tokens=model.max_output_tokens,
+        thinking_in_total=provider.thinking_in_total,
+        dropped_fields=frozenset(provider.dropped_fields),
+        priced_fields=provider.priced_fields,
+        priced_tools=provider.priced_tools,
     )
 
 
@@ -216,13 +226,14 @@ def _price(settings: PriceSettings) -> Price:
         cached_input=settings.input if settings.cached_input is None else settings.cached_input,
         reasoning=settings.output if settings.reasoning is None else settings.reasoning,
         per_request=settings.per_request,
+        cache_write=UNSAID if settings.cache_write is None else settings.cache_write,
+        cache_write_1h=UNSAID if settings.cache_write_1h is None else settings.cache_write_1h,
     )
-    version = hashlib.sha256(_price_text(price).encode()).hexdigest()[:12]
-    return Price(price.input, price.output, price.cached_input, price.reasoning, price.per_request, version)
+    return replace(price, version=hashlib.sha256(_price_text(price).encode()).hexdigest()[:12])
 
 
 def _price_text(price: Price) -> str:
-    names = ("input", "output", "cached_input", "reasoning", "per_request")
+    names = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h", "per_request")
     return json.dumps({name: getattr(price, name) for name in names})
 
 

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from operator import itemgetter
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from penstock.catalogue import Offer
 from penstock.dialects import Label, Pair, Plain, Stream, Wish, sse
 from penstock.dialects.pairs import between
+from penstock.dialects.refusals import read_refusal
 from penstock.errors import (
     InvalidRequest,
     NoHealthyProvider,
@@ -38,6 +39,7 @@ from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
+from penstock.relay.tailor import cut, require_covered
 from penstock.routing.health import Attempt, retry_after_s
 from penstock.routing.upstreams import Upstreams
 
@@ -51,6 +53,8 @@ TIMER_GRAIN_S = 0.002  # a timer may go off so much early, and a breaker does no
 OVERLOADED = frozenset({429, 503, 529})
 TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
+# What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
+_OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -291,10 +295,13 @@ class Attempts:
     async def _refusal(self, answer: Answer) -> UpstreamError:
         """What an answer that is not 200 comes to."""
         body = await answer.read(LARGEST_ERROR)
-        message, code, param = (each and self.redact(each) for each in _read_error(body))
+        message, code, param = (each and self.redact(each) for each in read_refusal(body))
         status = answer.status
         if status in OVERLOADED:
             return _overloaded(status, wait_s(answer.headers, self.upstreams.health.clock.now_ms()))
+        if _OURS.search(message or ""):
+            words = f"The provider answered with status {status}, about our key or credit there."
+            return UpstreamFailed(words, upstream_status=401)  # which is what it should have been
         if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
             words = message or "The provider refused the request."
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
@@ -308,7 +315,9 @@ class Attempts:
 
 
 def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
-    """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect."""
+    """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
+    its price does not cover."""
+    require_covered(search.wish, offer)
     limit, most = search.hold.output_limit, offer.max_output_tokens
     body = pair.request(
         search.wish,
@@ -318,7 +327,7 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
         ask_usage=offer.ask_usage,
     )
     headers = search.ask.headers if pair is search.ask.dialect else ()
-    return Call(pair.PATH, body, search.wish.stream, headers, sent=search.hold.sent, model=offer.model)
+    return Call(pair.PATH, cut(body, offer), search.wish.stream, headers, sent=search.hold.sent, model=offer.model)
 
 
 def _soonest(failed: list[Failed], most_s: float) -> tuple[float, Offer] | None:
@@ -353,30 +362,3 @@ def _word(error: UpstreamError | InvalidRequest) -> str:
     if isinstance(error, UpstreamRefused):
         return "too_long"
     return "not_carried" if isinstance(error, InvalidRequest) else error.kind.removeprefix("upstream_")
-
-
-class _ErrorBody(msgspec.Struct):
-    error: msgspec.Raw = msgspec.Raw()
-    message: str | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str | None = None
-    code: str | int | None = None
-    type: str | None = None
-    param: str | None = None
-
-
-def _read_error(body: bytes) -> tuple[str | None, str | None, str | None]:
-    """`(message, code, param)` of an upstream's error in OpenAI's shape, or what there is of it."""
-    try:
-        envelope = msgspec.json.decode(body, type=_ErrorBody)
-        if not envelope.error:
-            return envelope.message, None, None
-        if bytes(envelope.error)[:1] == b'"':
-            return msgspec.json.decode(envelope.error, type=str), None, None
-        error = msgspec.json.decode(envelope.error, type=_Error)
-    except (ValueError, RecursionError):
-        return None, None, None
-    code = error.type if error.type in TOO_LONG else error.code  # llama.cpp repeats the status as the code
-    return error.message, None if code is None else str(code), error.param

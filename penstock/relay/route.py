@@ -149,12 +149,12 @@ def demand_of(wish: Wish, ask: Ask, caller: Caller, classes: tuple[str, ...], *,
 
 
 def _first(places: tuple[Place, ...], dialect: Dialect, most: int) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
-    """The first `most` places, and of those behind the first for each way to translate that is not among them: what one
-    way cannot carry another may."""
+    """The first `most` places, and of those behind the first for each way to translate that is not among them, and each
+    list of what costs extra: what one has nothing for another may."""
     ways: list[object] = []
     chosen: list[Place] = []
     for place in places:
-        way = between(dialect, place.offer.speaks)
+        way = between(dialect, place.offer.speaks), place.offer.priced_fields, place.offer.priced_tools
         if len(chosen) < most or way not in ways:
             chosen.append(place)
             ways.append(way)

@@ -72,6 +72,7 @@ async def looker(office: Office) -> Looker:
         log=log,
         quiet_s=60,
         check_providers=partial(office.pulse.look_at_due, ()),
+        response_bytes=1_000_000_000,
     )
     return Looker(office.store, clock, upkeep)
 
