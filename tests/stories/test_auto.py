@@ -16,7 +16,7 @@ from penstock.dialects import Dialect, Wish, openai_chat
 from penstock.errors import InvalidRequest, NoHealthyProvider
 from penstock.relay.ask import Ask
 from tests.stories.caller import calling, data, eventually
-from tests.stories.gateway import HELLO, ROUTER, TRUST
+from tests.stories.gateway import HELLO, ROUTER, TRUST, events
 from tests.stories.three import ALL, CLASSES, INPUT, OUTPUT, PRICE, QUICK, Scene, scene
 from tests.upstream import Plain, Raw, Refusal, Stream
 
@@ -50,10 +50,10 @@ async def test_a_failure_before_the_first_token_is_passed_over_and_one_record_na
     async with calling(here.gateway.url) as caller:
         await caller.ask(ROUTER, here.ada, model="auto", stream=True)
         head = await caller.head()
-        events = await caller.events()
+        came = await caller.events()
     trail = "cloud;attempts=3;class=cloud;why=class;after=gpu:failed,cli:failed"
     assert (head.status, head.headers["x-penstock-route"]) == (200, trail)
-    assert {data(event)["model"] for event in events[:-1]} == {"cloud-model"}
+    assert {data(event)["model"] for event in came[:-1]} == {"cloud-model"}
     (record,) = await here.gateway.usage(here.ada)
     assert (record.provider, record.model, record.attempts, record.status) == ("cloud", "cloud-model", 3, 200)
     assert await here.spent() == (INPUT + 3) * 300
@@ -117,6 +117,20 @@ async def test_auto_is_listed_where_it_can_be_had(here: Scene) -> None:
     assert [each["id"] for each in listed] == ["cloud-model", "cli-model", "gpu-model", ALL, "auto"]
     assert (listed[-1]["pricing"], listed[-1]["context_length"]) == (None, None)
     assert "auto" not in [each["id"] for each in (await here.gateway.get(f"{TRUST}/models", here.ada)).json()["data"]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_auto_serves_anthropics_messages_and_names_the_concrete_model(here: Scene, stream: bool) -> None:
+    here.upstreams["gpu"].script(Refusal(500))
+    body = {"model": "auto", "max_tokens": 50, "messages": HELLO, "stream": stream}
+    answer = await here.gateway.http.post(
+        "/api/anthropic/v1/messages", json=body, headers={"x-api-key": here.ada.personal_key.key}
+    )
+    assert answer.headers["x-penstock-route"] == "cli;attempts=2;class=cli;why=class;after=gpu:failed"
+    message = events(answer.text)[0]["message"] if stream else answer.json()
+    assert (message["type"], message["model"]) == ("message", "cli-model")
+    (record,) = await here.gateway.usage(here.ada)
+    assert (record.model, record.provider, record.cost.nano) == ("cli-model", "cli", (INPUT + OUTPUT) * 200)
 
 
 # Who is well.
