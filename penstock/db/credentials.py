@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from penstock.db.program import Program, Row, Statement, any_of, fetch, run
+from penstock.db.routing import Wanted, read_routing
 from penstock.db.schema import credentials, memberships, users
 
 DEEPEST = 8  # generations of child keys
@@ -65,7 +66,8 @@ class Identity:
     """Who presents a credential. `keys` are its id and those of the keys it was minted from, itself first.
 
     `accounts` are those the user behind it is a member of; `own_account` is that user's personal one. Empty and None
-    for a key that belongs to an account and to nobody in particular.
+    for a key that belongs to an account and to nobody in particular. `wanted` is how any of these keys and accounts
+    want their calls routed.
     """
 
     keys: tuple[str, ...]
@@ -77,6 +79,7 @@ class Identity:
     scopes: frozenset[str]
     models: frozenset[str] | None
     environment: str
+    wanted: dict[str, Wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,8 @@ def _identity(found: list[Row], now_ms: int) -> Program[Identity | None]:
     allowed = None if models is None else frozenset(json.loads(models))
     keys = tuple(row[0] for row in lineage)
     scope_set = frozenset(json.loads(scopes))
-    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment)
+    wanted = yield from read_routing({*keys, *accounts, *filter(None, (account, own_account))})
+    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment, wanted)
 
 
 def _credential(row: Row) -> Credential:
