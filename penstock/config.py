@@ -107,19 +107,6 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class CommandOutput:
-    """What a command of somebody's own prints: the answer as text, or JSON objects, one a line. The others are paths
-    into such an object (`delta.text`): to text to add, an error's words, the end, and how many tokens there were."""
-
-    format: Literal["text", "jsonl"] = "jsonl"
-    text: FieldPath = "text"
-    error: FieldPath = ""
-    end: FieldPath = ""
-    input_tokens: FieldPath = ""
-    output_tokens: FieldPath = ""
-
-
-@dataclass(frozen=True, slots=True)
 class AutoSettings:
     """The model `auto`: which models it chooses among (all priced chat models of a surface when none are named), and
     the order of classes, which holds for every model with several offers."""
@@ -138,6 +125,19 @@ class HealthSettings:
     pause_s: Seconds = 1.0
     longest_pause_s: Seconds = 60.0
     retry_wait_s: Annotated[float, number(0, 60)] = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """What a command of somebody's own prints: the answer as text, or JSON objects, one a line. The others are paths
+    into such an object (`delta.text`): to text to add, an error's words, the end, and how many tokens there were."""
+
+    format: Literal["text", "jsonl"] = "jsonl"
+    text: FieldPath = "text"
+    error: FieldPath = ""
+    end: FieldPath = ""
+    input_tokens: FieldPath = ""
+    output_tokens: FieldPath = ""
 
 
 @dataclass(frozen=True, slots=True)
