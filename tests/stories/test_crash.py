@@ -19,6 +19,8 @@ from tests.stories.gateway import HELLO, ROUTER, TRUST, plain_client, running
 from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
+pytestmark = pytest.mark.xdist_group("faults")
+
 OUTPUT, INPUT = 2_000, 100  # nano-USD a token
 GRANTED = 10**9
 FURTHEST = Statement(select(func.max(holds.c.progress)))

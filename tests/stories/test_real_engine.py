@@ -32,6 +32,8 @@ OWNER = """
 import asyncio, sys
 from penstock.providers.llamacpp import LlamaCppEngine
 
+pytestmark = pytest.mark.xdist_group("faults")
+
 async def main():
     engine = LlamaCppEngine(sys.argv[1], threads=1)
     await engine.start()
