@@ -137,3 +137,20 @@ async def test_behind_any_number_of_settlements_that_are_owed_callers_are_told_a
     assert granted(await queue.submit(admission("c", need(1)))) == 1
     assert len(await rows(engine.store, usage_records)) == many
     assert [(row["remaining"], row["held"]) for row in await rows(engine.store, lots)] == [(10_000 - many, 1)]
+
+
+async def test_when_it_ends_whoever_still_waits_is_told(
+    engine: Engine, queue: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decision cannot be cancelled, so who waits for one that never comes could not end, nor his process."""
+    monkeypatch.setattr(groups, "CLOSE_S", 0.05)
+    engine.answering.clear()
+    under_way = queue.submit(admission("a", need(10)))
+    await engine.begun.wait()
+    waiting = queue.submit(admission("b", need(10)))
+    await queue.close()
+    assert await told(under_way, waiting, queue.submit(admission("c", need(10)))) == [
+        OutcomeUnknown,
+        StoreUnavailable,
+        StoreUnavailable,
+    ]

@@ -26,13 +26,12 @@ from tests.stories.gateway import FORWARD, HELLO, ROUTER, TRUST, Running, runnin
 
 pytest.importorskip("xllamacpp", reason="the extra [engine] is not installed")
 pytest.importorskip("gguf", reason="the extra [engine] is not installed")
+pytestmark = pytest.mark.xdist_group("faults")
 
 ROOT = Path(__file__).parents[2]
 OWNER = """
 import asyncio, sys
 from penstock.providers.llamacpp import LlamaCppEngine
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 async def main():
     engine = LlamaCppEngine(sys.argv[1], threads=1)
