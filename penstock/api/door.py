@@ -17,7 +17,7 @@ from penstock.api.asgi import App, hand_on
 from penstock.api.errors import Render, render_openai
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
-from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
+from penstock.errors import Crowded, Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
 from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
@@ -54,7 +54,7 @@ class Door:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
-        route = self._targets.get(exchange.target) or self._find(exchange.path)
+        route = self._route(exchange)
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
@@ -68,6 +68,10 @@ class Door:
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             self._refuse(route, exchange, Internal())
+
+    def refuse(self, exchange: Exchange, error: PenstockError) -> None:
+        """Answer one exchange with an error, in the words of where it was asked."""
+        self._refuse(self._route(exchange), exchange, error)
 
     def unreadable(self, id: str, why: str) -> bytes:
         """The body of the answer, 400, to bytes that are no request."""
@@ -91,6 +95,9 @@ class Door:
             headers.append((b"allow", ", ".join(sorted(route.endpoints)).encode()))
         exchange.whole(status, headers, body)
 
+    def _route(self, exchange: Exchange) -> Route:
+        return self._targets.get(exchange.target) or self._find(exchange.path)
+
     def _find(self, path: str) -> Route:
         """What answers at a path that was not written as the table has it."""
         route = self._routes.get(path)
@@ -109,6 +116,29 @@ class Door:
 
     async def _hand_on(self, exchange: Exchange) -> None:
         await hand_on(self._behind, exchange)
+
+
+class FullDoor:
+    """What answers instead of a door when there is no room for more callers: a refusal, once a connection. Those who
+    watch the gateway are served as ever, or whoever restarts what is not well would restart what is merely busy."""
+
+    WATCHED = frozenset([b"/health", b"/metrics"])
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def __repr__(self) -> str:
+        return f"FullDoor({self._door!r})"
+
+    async def serve(self, exchange: Exchange) -> None:
+        exchange.keep = False
+        if exchange.target in self.WATCHED:
+            await self._door.serve(exchange)
+        else:
+            self._door.refuse(exchange, Crowded(retry_after_s=1))
+
+    def unreadable(self, id: str, why: str) -> bytes:
+        return self._door.unreadable(id, why)
 
 
 _BEHIND = Route("management", {}, {})

@@ -18,7 +18,7 @@ from typing import cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from penstock.api.door import Door
+from penstock.api.door import Door, FullDoor
 from penstock.api.farewell import Farewell
 from penstock.api.listener import BACKLOG, listen, url_of
 from penstock.api.protocol import Connection
@@ -28,6 +28,7 @@ from penstock.ids import IdMaker
 SWEEP_S = 0.5  # between two looks at all connections, whether one is late
 CUT_S = 5.0  # for cut calls to end their streams and settle
 LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
+MOST_REFUSED = 100  # connections beyond `max_connections` that are answered, for a while; any more are hung up on
 LOOK_S = 0.05  # between looks whether connections have ended
 
 _logger = logging.getLogger("penstock.server")
@@ -71,10 +72,14 @@ async def serving(
     A `listener` is a socket at that address which this takes its connections from.
     """
     listener = listener or listen(settings)
-    ids = IdMaker()
+    ids, full = IdMaker(), FullDoor(door)
 
-    def connection(*, server_state: ServerState, **_: object) -> Connection:
-        return Connection(door, server_state, ids, most_bytes=settings.max_body_bytes)
+    def connection(*, server_state: ServerState, **_: object) -> asyncio.Protocol:
+        over = len(server_state.connections) - settings.max_connections
+        if over >= MOST_REFUSED:
+            return _HungUp()
+        answering = full if over >= 0 else door
+        return Connection(answering, server_state, ids, most_bytes=settings.max_body_bytes)
 
     config = uvicorn.Config(
         _nothing,
@@ -141,6 +146,13 @@ class _Server(uvicorn.Server):
     def connections(self) -> set[Connection | Farewell]:
         """Those that are open now."""
         return cast("set[Connection | Farewell]", set(self.server_state.connections))
+
+
+class _HungUp(asyncio.Protocol):
+    """A connection too many, even for a refusal."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 async def _nothing(scope: object, receive: object, send: object) -> None:
