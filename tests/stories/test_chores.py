@@ -72,6 +72,7 @@ async def looker(office: Office) -> Looker:
         observer=observer,
         log=log,
         quiet_s=60,
+        response_bytes=1_000_000_000,
     )
     return Looker(office.store, clock, upkeep)
 
