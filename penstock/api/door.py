@@ -28,12 +28,14 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics."""
+    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
+    `id_header` is one more header that says the request's id."""
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
+    id_header: bytes | None = None
 
 
 class Door:
@@ -61,7 +63,8 @@ class Door:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
-        route = self._route(exchange)
+        route = self._targets.get(exchange.target) or self._find(exchange.path)
+        exchange.id_header = route.id_header
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
@@ -78,7 +81,9 @@ class Door:
 
     def refuse(self, exchange: Exchange, error: PenstockError) -> None:
         """Answer one exchange with an error, in the words of where it was asked."""
-        self._refuse(self._route(exchange), exchange, error)
+        route = self._find(exchange.path)
+        exchange.id_header = route.id_header
+        self._refuse(route, exchange, error)
 
     def unreadable(self, id: str, why: str) -> bytes:
         """The body of the answer, 400, to bytes that are no request."""
@@ -101,9 +106,6 @@ class Door:
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", ", ".join(sorted(route.endpoints)).encode()))
         exchange.whole(status, headers, body)
-
-    def _route(self, exchange: Exchange) -> Route:
-        return self._targets.get(exchange.target) or self._find(exchange.path)
 
     def _find(self, path: str) -> Route:
         """What answers at a path that was not written as the table has it."""
