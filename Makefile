@@ -23,8 +23,9 @@ demo: $(VENV)/run.stamp ## start a gateway with a built-in model and spend its p
 serve: $(VENV)/run.stamp ## start the gateway; prints its address, a key and a command to try
 	$(BIN)/penstock serve --sample $(ARGS)
 
-test: $(VENV)/dev.stamp ## run the tests; ARGS="-k name" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Hundreds of processes are started in a run; each would compile what it imports if none could leave it to the others.
+test: $(VENV)/dev.stamp ## run the tests on all cores; ARGS="-k name" goes to pytest
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=auto $(ARGS)
 
 check: $(VENV)/dev.stamp ## check format, lint, types and the import direction
 	$(BIN)/ruff format --check .

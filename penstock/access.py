@@ -17,7 +17,8 @@ from typing import Literal, cast
 
 from penstock.clock import Clock
 from penstock.config import JwtSettings, KeyPrefixes
-from penstock.db.credentials import Identity, NewCredential, identify, identify_session
+from penstock.db.credentials import Identity, NewCredential, identify_session
+from penstock.db.identities import Identities
 from penstock.db.ledger import Entry
 from penstock.db.routing import Routing, combined
 from penstock.db.store import Store
@@ -152,6 +153,7 @@ class Access:
         requests_per_minute: int,
     ) -> None:
         self._store = store
+        self._identities = Identities(store, clock)
         self._keyring = keyring
         self._sessions = sessions
         self._clock = clock
@@ -202,8 +204,7 @@ class Access:
         if credential.count(".") == 2 and credential.startswith("ey"):
             identity = await self._identify_session(credential)
         elif self._keyring.kind(credential):
-            digest = self._keyring.digest(credential)
-            identity = await self._store.read(identify(digest, self._clock.now_ms()))
+            identity = await self._identities.of(self._keyring.digest(credential))
         else:
             identity = None
         if identity is None:

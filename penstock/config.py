@@ -62,6 +62,7 @@ class ServerSettings:
     max_body_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
     grace_s: Annotated[float, number(0, 3_600)] = 20.0
     keepalive_comment_s: Seconds = 15.0
+    max_connections: Annotated[int, whole(1, 1_000_000)] = 10_000
     workers: Annotated[int, whole(1, 256)] = 1
 
 

@@ -15,7 +15,7 @@
     ├── RateLimited                             429
     ├── Internal                                500
     ├── NotImplementedHere                      501
-    ├── StoreUnavailable, ShuttingDown          503
+    ├── StoreUnavailable, ShuttingDown, Crowded 503
     │   └── OutcomeUnknown                      503, of StoreUnavailable
     ├── ConfigError                             before the gateway serves at all
     └── UpstreamError
@@ -218,6 +218,12 @@ class ShuttingDown(PenstockError):
     """The gateway is shutting down. What was produced has been charged; ask again."""
 
     kind, status = "shutting_down", 503
+
+
+class Crowded(PenstockError):
+    """Too many connections are open here. Ask again in a moment."""
+
+    kind, status = "crowded", 503
 
 
 class ConfigError(PenstockError):

@@ -216,8 +216,8 @@ class Hold:
             self.ending, self.status = ending_of(error, caller_gone=self._departure.gone)
             self._close()
             raise
-        except asyncio.CancelledError:  # by now the store has decided (`store.Decision`): give back what it granted
-            if not future.exception() and isinstance(future.result(), Granted):
+        except asyncio.CancelledError:  # by now the store has decided, or given up (`store.Decision`): likewise
+            if _may_be_granted(future):
                 self.ending, self.status = ending_of(asyncio.CancelledError(), caller_gone=self._departure.gone)
                 self._close()
             raise
@@ -419,6 +419,11 @@ class Hold:
 
     def _elapsed_us(self) -> int:
         return int((self._holds.clock.monotonic() - self._started_s) * 1e6)
+
+
+def _may_be_granted(decided: asyncio.Future[Outcome]) -> bool:
+    error = decided.exception()
+    return isinstance(error, OutcomeUnknown) if error else isinstance(decided.result(), Granted)
 
 
 def _pauses(most_s: float) -> Iterator[float]:
