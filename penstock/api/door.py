@@ -28,12 +28,14 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics."""
+    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
+    `id_header` is one more header that says the request's id."""
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
+    id_header: bytes | None = None
 
 
 class Door:
@@ -62,6 +64,7 @@ class Door:
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
         route = self._targets.get(exchange.target) or self._find(exchange.path)
+        exchange.id_header = route.id_header
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
