@@ -35,7 +35,7 @@ class Exchange:
     """A request as it arrived, and the way back. Header names are lower case; of a name given twice the first counts.
 
     `keep` says whether the connection may be used again, `gone` that the caller has left, `started` that a byte of the
-    response is out, `complete` that all of it is; `switches` that the caller asks for a WebSocket, and can be given one.
+    response is out, `complete` that all of it is; `switches` that the caller asks for a WebSocket and may have one.
     """
 
     __slots__ = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Run, Statement, any_of, fetch
+from penstock.db.program import Program, Run, Statement, fetch
 from penstock.db.schema import workers
 
 _names = tuple(column.name for column in workers.columns)
@@ -28,7 +28,7 @@ WRITE_WORKER = Statement(
 WORKERS_ELSEWHERE = Statement(
     select(workers).where(workers.c.owner_id != bindparam("owner")).order_by(workers.c.id), "owner"
 )
-DROP_WORKERS = Statement(delete(workers).where(any_of(workers.c.id, "ids")), "ids")
+DROP_WORKER = Statement(delete(workers).where(workers.c.id == bindparam("id")), "id")
 DROP_WORKERS_OF = Statement(delete(workers).where(workers.c.owner_id == bindparam("owner")), "owner")
 
 
@@ -53,7 +53,7 @@ class WorkerRow:
 def note_workers(present: Sequence[WorkerRow], gone: Sequence[str]) -> Program[None]:
     """Write how these stand now, and forget those that have gone."""
     if gone:
-        yield Run(DROP_WORKERS, [(sorted(gone),)])
+        yield Run(DROP_WORKER, [(id,) for id in gone])
     if present:
         yield Run(WRITE_WORKER, [tuple(getattr(each, name) for name in _names) for each in present])
 

@@ -1,8 +1,8 @@
 """The peer's end of the line: dials a gateway, announces what it offers, takes jobs, and dials again when it must.
 
 What a job means is given to it as `work`: a coroutine that gets a `GivenJob`, reads its body, and answers with a head
-and pieces. Returning ends the answer, `BusyError` gives the job back, any other error fails it, and it is cancelled when
-nobody wants the answer any more or its time is over.
+and pieces. Returning ends the answer, `BusyError` gives the job back, any other error fails it, and it is cancelled
+when nobody wants the answer any more or its time is over.
 
     dialer = Dialer(url, "/api/workers/v1/connect", key, offer, work, agent="penstock-worker/1.0")
     await dialer.run()        # until `drain` was called and all jobs are done; RefusedError when the key is no good

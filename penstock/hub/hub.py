@@ -104,6 +104,10 @@ class Hub:
         """Whether somebody for some account does, or did a moment ago and may be back at once."""
         return any(each.kind == kind and suits(each.offer) for each in [*self._all(), *self._just_left()])
 
+    def offers(self, kind: PeerKind) -> list[Offer]:
+        """What everybody of that kind offers, for whomever."""
+        return [each.offer for each in self._all() if each.kind == kind]
+
     def _all(self) -> Iterator[Seat]:
         yield from (each for each in self._peers.values() if each.welcome)
         yield from (each for each in self._elsewhere.values() if not each.silent)
@@ -236,9 +240,7 @@ class Hub:
         if self.address is None:
             return
         now_s = self._clock.monotonic()
-        present = [
-            row for row in map(self._row, self._peers.values()) if row is not None and self._is_news(row, now_s)
-        ]
+        present = [row for row in map(self._row, self._peers.values()) if row is not None and self._is_news(row, now_s)]
         gone = [id for id in self._written if id not in self._peers]
         if present or gone:
             await self._store.write(note_workers(present, gone))
@@ -270,6 +272,8 @@ class Hub:
                 await self.share()
         except StoreUnavailable:
             pass  # the next tick tries again
+        except Exception:
+            _logger.exception("who is connected here could not be written down")
         finally:
             self._sharing = None
 

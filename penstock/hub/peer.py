@@ -428,5 +428,3 @@ class JobAnswer:
         """Something has changed that the reader may wait for."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-

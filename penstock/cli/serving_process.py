@@ -1,4 +1,4 @@
-"""A worker of `penstock serve --workers`: `python -m penstock.cli.worker NUMBER SOCKET LINE CONFIG SAMPLE`.
+"""One process of `serve --workers`: `python -m penstock.cli.serving_process NUMBER SOCKET LINE CONFIG SAMPLE`.
 
 Not a command for people. The supervisor starts it, with two descriptors it inherits and the options of its own command
 line in the environment.
@@ -23,7 +23,7 @@ def command(config: Path | None, sample: str) -> Callable[[int, int, int], Seque
 
     def words(number: int, listener: int, line: int) -> Sequence[str]:
         given = (str(number), str(listener), str(line), str(config or ""), sample)
-        return (sys.executable, *here, "-m", "penstock.cli.worker", *given)
+        return (sys.executable, *here, "-m", "penstock.cli.serving_process", *given)
 
     return words
 
