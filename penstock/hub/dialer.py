@@ -27,7 +27,7 @@ from penstock.hub.messages import LARGEST_MESSAGE, PIECE_BYTES, VERSION, Nonsens
 OPEN_S = 10.0  # to connect, and then to be welcomed
 FIRST_PAUSE_S = 0.25  # before the second attempt; doubled for each further one
 LONGEST_PAUSE_S = 30.0
-REFUSALS = frozenset({401, 403, 404})  # of a gateway that has understood: trying again changes nothing
+REFUSALS = frozenset({401, 403})  # of a gateway that has understood: trying again changes nothing
 
 _logger = logging.getLogger("penstock.worker")
 
