@@ -173,6 +173,8 @@ class Peer:
 
     def said(self, text: bytes) -> None:
         """A control message came. NonsenseError when it is none, or not now."""
+        if self.gone:  # what came behind the reason to hang up
+            return
         message = messages.from_peer(text)
         self._heard_s = self._clock.monotonic()
         if isinstance(message, messages.Hello):
@@ -194,6 +196,8 @@ class Peer:
 
     def sent(self, frame: bytes) -> None:
         """A piece of an answer came. NonsenseError."""
+        if self.gone:
+            return
         number, data = messages.cut(frame)
         answer = self._job(number)
         if answer is not None:
