@@ -308,8 +308,7 @@ class Hub:
         before, self._elsewhere = self._elsewhere, {}
         for row in rows:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
-            seat.update(row)
-            seat.silent = row.id in silent
+            seat.update(row, silent=row.id in silent)
             self._elsewhere[row.id] = seat
         self._departed += [(self._read_s, seat) for seat in before.values() if not seat.silent]
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from penstock.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from penstock.hub.seats import Lost, Overloaded, Request
+from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
 from penstock.providers.http1 import Client, Origin
 
@@ -44,6 +44,8 @@ class OtherProcesses:
             )
         except UpstreamTimeout:
             raise
+        except UpstreamUnavailable as error:
+            raise Unreachable(error.message) from None
         except UpstreamError as error:
             raise Lost(error.message) from None
         what = answer.headers.get("x-penstock-job")
@@ -83,4 +85,4 @@ async def _refusal(answer: Answer, what: str | None) -> Exception:
         return Overloaded()
     if what == "late":
         return UpstreamTimeout(reason)
-    return Lost(reason)
+    return Unreachable(reason) if what in ("gone", "refused") else Lost(reason)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +22,9 @@ from penstock.operations.keys import create_key, revoke_key
 from penstock.providers.llamacpp import write_tiny_model
 from tests.ports.test_provider_contract import needs_engine
 from tests.stories.caller import calling, data, eventually, the_record
-from tests.stories.gateway import ROUTER, Person, Running, running, settings_for
+from tests.stories.gateway import ROUTER, Person, Running, plain_client, running, settings_for
+from tests.stories.process import configuration, serving_process, settings_of, verified
+from tests.stories.test_workers import ByWish, Load, call, person_of, workers_on
 from tests.stories.workers import (
     INPUT,
     MODEL,
@@ -459,3 +462,115 @@ async def sends_until_closed(peer: RawPeer, frame: bytes) -> int | None:
         for _ in range(100):
             await peer.socket.send(frame)
     return (await peer.closed())[0]
+
+
+# Processes of their own.
+
+
+def several_processes(folder: Path, upstream: ScriptedUpstream, *, workers: int) -> Path:
+    """A configuration whose one model, `metered`, is served by whoever dials in as `scripted`."""
+    config = configuration(folder, upstream.base_url, workers=workers, grace_s=10)
+    text = config.read_text().replace(f'base_url = "{upstream.base_url}"', 'kind = "worker"')
+    config.write_text(text.replace('provider = "main"', 'provider = "main", model = "scripted"'))
+    return config
+
+
+async def test_a_rolling_restart_fails_no_call_that_a_worker_serves(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    config = several_processes(tmp_path, upstream, workers=2)
+    ada = await person_of(config)
+    async with running(settings_of(config)) as gateway:
+        key = (await gateway.key("worker", user=ada.user)).key
+    upstream.usual = Calls(ByWish())
+    async with workers_on(config) as process, worker_process(process.url, key, upstream.base_url, "--slots", "16"):
+        load = Load(process.url, ada)
+        async with plain_client(base_url=process.url) as client:
+
+            async def reaches_all() -> bool:  # whichever process a connection leads to
+                return [await call(client, ada) for _ in range(8)] == [200] * 8
+
+            await eventually(reaches_all)
+        tasks = [
+            *(asyncio.create_task(load.keep_calling(stream=stream)) for stream in (False, True) for _ in range(2)),
+            *(asyncio.create_task(load.keep_calling(stream=True, tokens=30)) for _ in range(2)),
+            asyncio.create_task(load.keep_calling(stream=False, per_connection=1)),
+        ]
+        process.signal(signal.SIGUSR2)
+        await process.said("all 2 workers have been replaced")
+        await upstream.arrival(len(upstream.requests) + 30)
+        load.enough.set()
+        await asyncio.gather(*tasks)
+        assert load.failures == []
+        assert load.calls > 30
+    assert await verified(config)
+
+
+async def test_a_killed_process_takes_nothing_with_it_but_its_own_calls(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    config = several_processes(tmp_path, upstream, workers=1)
+    async with running(settings_of(config)) as gateway:
+        ada = await gateway.person(usd="1")
+        key = (await gateway.key("worker", user=ada.user)).key
+        async with serving_process(config) as process, worker_process(process.url, key, upstream.base_url):
+            await served(gateway, model=SCRIPTED)
+            assert (await ask(gateway, ada, model="metered")).status_code == 200
+            upstream.usual = Calls(Stream(tokens=50, hold_after=3))
+            async with calling(gateway.url) as caller:
+                await caller.ask(ROUTER, ada, model="metered", stream=True)
+                await caller.head()
+                await caller.event()
+                process.signal(signal.SIGKILL)
+                *_, error, _ = await caller.events()
+            assert data(error)["error"]["code"] == "upstream_failed"
+            refused = await ask(gateway, ada, model="metered")
+            assert refused.status_code == 503
+            upstream.usual = Calls(Plain())
+            async with worker(gateway, key, upstream.base_url, models=(SCRIPTED,)):
+                assert (await ask(gateway, ada, model="metered")).status_code == 200
+
+
+ENGINE = """
+import http.server, json, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({"data": [{"id": "homemade"}]} if self.path == "/v1/models" else {"total_slots": 2})
+    def do_POST(self):
+        self.answer({"error": {"message": os.environ.get("PENSTOCK_WORKER_KEY", "none")}})
+    def answer(self, document):
+        body = json.dumps(document).encode()
+        self.send_response(200 if self.command == "GET" else 418)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        print("pid", os.getpid(), file=sys.stderr, flush=True)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+async def test_an_engine_that_a_worker_starts_serves_knows_no_key_and_ends_with_it(
+    store_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "engine.py").write_text(ENGINE)
+    command = f"{sys.executable} {tmp_path / 'engine.py'} {{port}}"
+    async with running(with_workers(settings_for(store_url), "homemade")) as gateway:
+        ada = await gateway.person(usd="1")
+        key = (await gateway.key("worker", user=ada.user)).key
+        async with worker_process(gateway.url, key, command) as process:
+            (offer,) = gateway.gateway.hub.offers("worker")
+            assert (offer.slots, offer.models[0].id) == (2, "homemade")
+            answer = await ask(gateway, ada, model="homemade")
+            assert (answer.status_code, answer.json()["error"]["message"]) == (418, "none")
+            engine = int((await process.said("pid ")).split()[1])
+            process.signal(signal.SIGKILL)
+            await eventually(lambda: ended(engine))
+
+
+async def ended(pid: int) -> bool:
+    """Whether there is no such process, or only what is left of one."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230 -- it is no disk
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
