@@ -45,8 +45,7 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
-from penstock.providers.demo import DemoProvider
-from penstock.providers.llamacpp import LlamaCppEngine
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.providers.other_process import OtherProcesses
 from penstock.providers.worker import WorkerProvider
@@ -150,10 +149,12 @@ async def open_gateway(
             hub=hub,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
             wire.routes() | Connect(access, hub, peering.start).routes(),
+            wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
@@ -269,11 +270,16 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
 
 
 def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
+    """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
     if settings.kind == "worker":
         return WorkerProvider(settings, hub)
     if settings.kind == "demo":
+        from penstock.providers.demo import DemoProvider  # noqa: PLC0415
+
         return DemoProvider(settings.name)
     if settings.kind == "llamacpp" and settings.model_path:
+        from penstock.providers.llamacpp import LlamaCppEngine  # noqa: PLC0415
+
         return LlamaCppEngine(
             Path(settings.model_path),
             settings.name,
@@ -281,7 +287,7 @@ def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
             slots=settings.slots,
             threads=settings.threads,
         )
-    return OpenAICompatible(settings)
+    return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
 async def _retire(provider: Provider) -> None:

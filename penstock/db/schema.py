@@ -7,6 +7,7 @@ text. USD is nano-USD, contract lots are tokens.
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
     prices (every version used)
+    responses ── response_items (what callers may continue, and refer to)
 """
 
 from __future__ import annotations
@@ -204,6 +205,31 @@ idempotency = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Index("idempotency_by_request", "request_id"),
     Index("idempotency_by_expiry", "expires_ms"),
+    sqlite_with_rowid=False,
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("previous_id", Text),  # of the same account; what it holds is part of this one's conversation
+    Column("input", Text, nullable=False),  # JSON: the items that were new with this request
+    Column("answer", Text, nullable=False),  # JSON: the response as its caller has it
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Index("responses_by_expiry", "expires_ms"),
+    Index("responses_by_account", "account_id", "created_ms", "size_bytes"),
+)
+
+response_items = Table(
+    "response_items",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("item_id", Text, primary_key=True),
+    Column("response_id", Text, nullable=False),  # in whose answer the item is
+    Index("response_items_by_response", "account_id", "response_id"),
     sqlite_with_rowid=False,
 )
 

@@ -5,6 +5,8 @@ An upstream's count of zero stays zero; what is produced after a count is estima
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from penstock.dialects.usage import TokenUsage
 from penstock.money.prices import Price, Tariff, charge
 
@@ -12,7 +14,7 @@ from penstock.money.prices import Price, Tariff, charge
 class Meter:
     """Counts one call. `output` is in tokens over all choices, whoever counted them."""
 
-    __slots__ = ("_counted", "_input_estimate", "_owed", "_since", "_tariff", "dispatched")
+    __slots__ = ("_counted", "_input_estimate", "_owed", "_since", "_tariff", "dispatched", "thinking_in_total")
 
     def __init__(self, tariff: Tariff, input_estimate: int) -> None:
         self._tariff = tariff
@@ -21,6 +23,7 @@ class Meter:
         self._since = 0  # tokens estimated since the last count
         self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
         self.dispatched = False  # an upstream has the request and may bill its prompt
+        self.thinking_in_total = False  # its count of output leaves thinking out; the total has it
 
     def __repr__(self) -> str:
         return f"Meter({self._counted} and {self._since} since, dispatched={self.dispatched})"
@@ -29,7 +32,7 @@ class Meter:
         """One piece more: `produced` tokens by estimate, and the upstream's running count if it gave one."""
         self._owed = None
         if usage is not None:
-            self._counted = usage
+            self._counted = _with_thinking(usage) if self.thinking_in_total else usage
             self._since = 0
         else:
             self._since += produced
@@ -49,14 +52,7 @@ class Meter:
         if counted is not None:
             if not since:
                 return counted
-            return TokenUsage(
-                input=counted.input,
-                output=counted.output + since,
-                cached_input=counted.cached_input,
-                reasoning=counted.reasoning,
-                total=counted.total + since,
-                cache_write=counted.cache_write,
-            )
+            return replace(counted, output=counted.output + since, total=counted.total + since)
         input_tokens = self._input_estimate if self.dispatched else 0
         return TokenUsage(input=input_tokens, output=since, total=input_tokens + since)
 
@@ -67,3 +63,9 @@ class Meter:
         if self._owed is None or self._owed[0] is not price:
             self._owed = price, charge(self._tariff, price, self.tokens())
         return self._owed[1]
+
+
+def _with_thinking(usage: TokenUsage) -> TokenUsage:
+    """The count with what its total has beyond input and output, which is thinking."""
+    hidden = max(usage.total - usage.input - usage.output, 0)
+    return replace(usage, output=usage.output + hidden, reasoning=usage.reasoning + hidden)

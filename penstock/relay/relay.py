@@ -3,6 +3,7 @@
     access   who asks, for which account                   route    what is meant, who may serve it, which money pays
     hold     money set aside; leaving it settles           attempt  the first offer that begins to answer
     meter    what has been used so far                     stream   the answer passes, metered
+    memory   what a call continues, and leaves to others
     ending   how a call can end                            departure  what if the caller leaves
 
 The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, wait until what
@@ -70,7 +71,8 @@ class Relay:
         if "inference" not in caller.scopes:
             raise Forbidden("This key has no scope for inference.")
         body = await ask.body()
-        wish = ask.dialect.peek(body, max_output_tokens=self._limits.max_output_tokens)
+        whole = await ask.memory.recall(caller, body)
+        wish = ask.dialect.peek(whole, max_output_tokens=self._limits.max_output_tokens)
         plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
         departure = Departure(self.drains)
         reply.when_gone(departure)
@@ -88,6 +90,8 @@ class Relay:
                 else:
                     last = await self._answer(ask, wish, plan, hold, reply)
             await hold.written()
+            if hold.ending in COMPLETE and hold.replayed is None:
+                await ask.memory.keep(caller, last)
             reply.finish(last)
         finally:
             departure.over()

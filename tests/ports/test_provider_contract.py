@@ -16,6 +16,7 @@ from penstock.config import ProviderSettings
 from penstock.errors import UpstreamFailed
 from penstock.hub.dialer import Dialer
 from penstock.ports import Call, Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
@@ -46,9 +47,9 @@ async def _demo() -> AsyncIterator[Socket]:
     yield Socket(DemoProvider(), prolong=lambda: None, upstream_idle=idle)
 
 
-async def _openai_compatible() -> AsyncIterator[Socket]:
+async def _over_http(adapter: type[OpenAICompatible]) -> AsyncIterator[Socket]:
     async with ScriptedUpstream() as upstream:
-        provider = OpenAICompatible(ProviderSettings(name="scripted", base_url=upstream.base_url))
+        provider = adapter(ProviderSettings(name="scripted", base_url=upstream.base_url))
 
         async def idle() -> None:
             await upstream.requests[-1].over.wait()
@@ -92,13 +93,17 @@ async def is_idle(dialer: Dialer) -> bool:
     return dialer.running == 0
 
 
-@pytest.fixture(params=["demo", "openai_compatible", "worker", pytest.param("llamacpp", marks=needs_engine)])
+@pytest.fixture(
+    params=["demo", "openai_compatible", "anthropic", "worker", pytest.param("llamacpp", marks=needs_engine)]
+)
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
         write_tiny_model(tmp_path / "tiny.gguf")
         sockets = _llamacpp(tmp_path / "tiny.gguf")
+    elif request.param in ("demo", "worker"):
+        sockets = {"demo": _demo, "worker": _worker}[request.param]()
     else:
-        sockets = {"demo": _demo, "openai_compatible": _openai_compatible, "worker": _worker}[request.param]()
+        sockets = _over_http(Anthropic if request.param == "anthropic" else OpenAICompatible)
     async for socket in sockets:
         yield socket
 
