@@ -25,7 +25,7 @@ from penstock.hub.dialer import Dialer
 from penstock.hub.messages import ModelOffer, Offer
 from penstock.worker.engine import HttpEngine
 from penstock.worker.worker import CONNECT, Forward
-from tests.stories.caller import eventually
+from tests.stories.caller import PATIENCE_S, eventually
 from tests.stories.gateway import Running
 from tests.stories.process import ENVIRONMENT, Process
 from tests.upstream import Exchange, Received, Script, ScriptedUpstream, Usual
@@ -43,12 +43,12 @@ def with_workers(settings: Settings, *models: str, **changes: Any) -> Settings:
     )
 
 
-async def served(gateway: Running, *, by: int = 1, model: str = MODEL) -> None:
-    """Wait until so many workers, here or elsewhere, serve the model."""
+async def served(gateway: Running, *, model: str = MODEL) -> None:
+    """Wait until a worker, here or elsewhere, serves the model."""
     hub = gateway.gateway.hub
 
     async def look() -> bool:
-        return sum(offer.serves(model) for offer in hub.offers("worker")) >= by
+        return any(offer.serves(model) for offer in hub.offers("worker"))
 
     await eventually(look)
 
@@ -62,9 +62,9 @@ async def worker(
     http = HttpEngine(engine)
     dialer = Dialer(gateway.url, CONNECT, key, offer, Forward(http), agent="tests")
     task = asyncio.create_task(dialer.run())
-    before = len(gateway.gateway.hub.offers("worker"))
     try:
-        await served(gateway, by=before + 1, model=models[0])
+        async with asyncio.timeout(PATIENCE_S):
+            await dialer.connected.wait()
         yield dialer
     finally:
         dialer.drain()
