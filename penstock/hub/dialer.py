@@ -29,6 +29,7 @@ from penstock.hub.messages import LARGEST_MESSAGE, PIECE_BYTES, VERSION, Nonsens
 OPEN_S = 10.0  # to connect, and then to be welcomed
 FIRST_PAUSE_S = 0.25  # before the second attempt; doubled for each further one
 LONGEST_PAUSE_S = 30.0
+STEADY_S = 5.0  # a connection that lasted so long was no failed attempt
 REFUSALS = frozenset({401, 403})  # of a gateway that has understood: trying again changes nothing
 
 _logger = logging.getLogger("penstock.worker")
@@ -164,7 +165,7 @@ class Dialer:
                     continue
                 began_s = asyncio.get_running_loop().time()
                 await self.until(session.leaves.wait())
-                if asyncio.get_running_loop().time() - began_s > FIRST_PAUSE_S:
+                if asyncio.get_running_loop().time() - began_s > STEADY_S:
                     pauses = _pauses()
                 if session.ended and not self._draining.is_set():
                     await self._rest(next(pauses))
@@ -306,13 +307,14 @@ class _Session:
                 await self._socket.close()
 
     async def _beat(self, every_s: float, dead_s: float) -> None:
-        with suppress(ConnectionClosed):
-            while True:
-                await asyncio.sleep(every_s)
-                if asyncio.get_running_loop().time() - self._heard_s > dead_s:
-                    _logger.warning("the gateway has been silent for %.0f s", dead_s)
-                    self._socket.transport.abort()
-                await self.say(messages.Heartbeat())
+        while True:
+            await asyncio.sleep(every_s)
+            if asyncio.get_running_loop().time() - self._heard_s > dead_s:
+                _logger.warning("the gateway has been silent for %.0f s", dead_s)
+                self._socket.transport.abort()
+            with suppress(ConnectionClosed, TimeoutError):  # a line that takes nothing is found out above
+                async with asyncio.timeout(every_s):
+                    await self.say(messages.Heartbeat())
 
     async def _take(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):

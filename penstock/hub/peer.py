@@ -105,6 +105,8 @@ class Peer:
 
     async def open(self, request: Request, limits: Timeouts) -> JobAnswer:
         """See `Seat.open`."""
+        if self.gone:
+            raise Lost("The worker has gone.")
         self._last += 1
         answer = JobAnswer(self, self._last, limits)
         self._jobs[answer.number] = answer
@@ -198,6 +200,7 @@ class Peer:
         """A piece of an answer came. NonsenseError."""
         if self.gone:
             return
+        self._heard_s = self._clock.monotonic()
         number, data = messages.cut(frame)
         answer = self._job(number)
         if answer is not None:

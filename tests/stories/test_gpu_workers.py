@@ -392,6 +392,47 @@ async def test_a_worker_whose_key_is_revoked_is_hung_up_on(gateway: Running, ada
         assert await peer.closed() == (1008, "the key is revoked or expired")
 
 
+HANDSHAKE = (
+    "GET /api/workers/v1/connect HTTP/1.1\r\nhost: gateway\r\nconnection: upgrade\r\nupgrade: {upgrade}\r\n"
+    "authorization: Bearer {key}\r\nsec-websocket-version: {version}\r\nsec-websocket-key: {nonce}\r\n{more}\r\n"
+)
+SOUND = {"upgrade": "websocket", "version": "13", "nonce": "dGhlIHNhbXBsZSBub25jZQ==", "more": ""}
+BEHIND = b"GET /health HTTP/1.1\r\nhost: gateway\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "statuses"),
+    [
+        ({"key": "wrk_nonsense"}, [401]),
+        ({"version": "8"}, [400]),
+        ({"nonce": "short"}, [400]),
+        ({"more": "host: another\r\n"}, [400]),
+        ({"upgrade": "h2c"}, [400, 200]),  # no wish that is heard: a request as any, and so is what follows
+        ({"upgrade": "websocket, h2c"}, [400, 200]),
+        ({"more": "content-length: 0\r\n"}, [400, 200]),
+    ],
+)
+async def test_what_stands_behind_a_refused_handshake_is_no_request(
+    gateway: Running, key: str, wrong: dict[str, str], statuses: list[int]
+) -> None:
+    async with calling(gateway.url) as caller:
+        await caller.send(HANDSHAKE.format(**{"key": key, **SOUND, **wrong}).encode() + BEHIND)
+        for status in statuses:
+            assert (await caller.head()).status == status
+            await caller.body()
+        if len(statuses) == 1:
+            assert await caller.closed()
+
+
+async def test_what_stands_behind_a_handshake_that_is_taken_is_the_peers_first_word(gateway: Running, key: str) -> None:
+    async with calling(gateway.url) as caller:
+        await caller.send(HANDSHAKE.format(key=key, **SOUND).encode() + BEHIND)
+        head = await caller.head()
+        assert (head.status, head.headers["sec-websocket-accept"]) == (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+        frame = await caller.reader.read()
+        assert (frame[0], int.from_bytes(frame[2:4], "big")) == (0x88, 1002)  # a close: what came is no frame
+
+
 BEFORE_HELLO: dict[str, Any] = {
     "no JSON": "nonsense",
     "another type": json.dumps({"type": "destroy"}),
