@@ -29,14 +29,14 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
-
-    `switches` says that a GET there may become a WebSocket.
+    `id_header` is one more header that says the request's id; `switches` that a GET there may become a WebSocket.
     """
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
+    id_header: bytes | None = None
     switches: bool = False
 
 
@@ -66,6 +66,7 @@ class Door:
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
         route = self._targets.get(exchange.target) or self._find(exchange.path)
+        exchange.id_header = route.id_header
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:
