@@ -24,8 +24,10 @@ import msgspec
 import uvloop
 
 from penstock.access import Access, Keyring, Sessions
+from penstock.api.connect import Connect
 from penstock.api.door import Door
 from penstock.api.lazy import Lazy
+from penstock.api.peering import Peering, peer_secret
 from penstock.api.server import Serving, serving
 from penstock.api.wire import Wire
 from penstock.catalogue import Catalogue
@@ -38,18 +40,21 @@ from penstock.db.prices import note_prices
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
 from penstock.errors import ConfigError
+from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
 from penstock.providers.anthropic import Anthropic
 from penstock.providers.openai_compatible import OpenAICompatible
+from penstock.providers.other_process import OtherProcesses
+from penstock.providers.worker import WorkerProvider
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.routing.health import STATES, Health
-from penstock.routing.pulse import Pulse
+from penstock.routing.pulse import Pulse, WorkerSeen
 from penstock.routing.upstreams import Upstreams
 from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
@@ -68,8 +73,11 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
     store = _store(settings.store, clock)
+    ids = IdMaker()
+    secret = peer_secret(settings.secrets.auth_secret)
+    hub = Hub(store=store, clock=clock, ids=ids, owner=ids.new("own"), reach=OtherProcesses(secret))
     upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
-    pulse = Pulse(upstreams, partial(_providers, settings))
+    pulse = Pulse(upstreams, partial(_providers, settings, hub), partial(_workers, hub))
     try:
         yield Office(
             store=store,
@@ -78,12 +86,14 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
             keyring=Keyring(settings.prefixes, settings.secrets.key_pepper),
             sessions=Sessions(settings.jwt, settings.secrets.auth_secret, clock),
             clock=clock,
-            ids=IdMaker(),
+            ids=ids,
             upstreams=upstreams,
             pulse=pulse,
+            hub=hub,
         )
     finally:
         pulse.close()
+        await hub.close()
         for provider in upstreams.providers.values():
             await provider.close()
         await store.close()
@@ -108,7 +118,9 @@ class Gateway:
         self.redact.learn(_secrets(kept))
         catalogue = Catalogue(kept)
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
-        providers, dropped = _exchange(self.relay.attempts.providers, office.settings.providers, kept.providers)
+        providers, dropped = _exchange(
+            self.relay.attempts.providers, office.settings.providers, kept.providers, office.hub
+        )
         office.settings, office.catalogue = kept, catalogue
         for name in providers.keys() | office.upstreams.providers.keys():
             if providers.get(name) is not office.upstreams.providers.get(name):
@@ -132,9 +144,11 @@ async def open_gateway(
     async with open_office(settings, redact) as office:
         log = RequestLog(log_stream, msgspec.json.encode)
         observer = Observer(log, office.clock, redact)
-        owner = office.ids.new("own")
+        owner, hub = office.hub.owner, office.hub
         holds = Holds(office.store, office.clock, settings.limits, owner=owner, observe=observer)
-        office.upstreams.providers = _providers(settings)
+        secret = peer_secret(settings.secrets.auth_secret)
+        peering = Peering(hub, host=settings.server.peer_host, secret=secret, most_bytes=settings.server.max_body_bytes)
+        office.upstreams.providers = _providers(settings, hub)
         attempts = Attempts(office.upstreams, settings.limits.attempts, redact)
         access = Access(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
@@ -154,6 +168,7 @@ async def open_gateway(
             holds=holds,
             relay=relay,
             observer=observer,
+            hub=hub,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
             check_providers=partial(_check_providers, office),
@@ -161,19 +176,21 @@ async def open_gateway(
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
-            wire.routes(),
+            wire.routes() | Connect(access, hub, peering.start).routes(),
             wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
         )
-        _show_gauges(observer, relay, holds, attempts, office.store)
+        _show_gauges(observer, relay, holds, attempts, office.store, hub)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
         gateway = Gateway(office, door, relay, observer, upkeep, redact)
         try:
             yield gateway
         finally:
+            await hub.close()
+            await peering.close()
             await upkeep.stop()
             for task in gateway.retiring:
                 task.cancel()
@@ -273,8 +290,10 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
     return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
 
 
-def _provider(settings: ProviderSettings) -> Provider:
+def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
     """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
+    if settings.kind == "worker":
+        return WorkerProvider(settings, hub)
     if settings.kind == "demo":
         from penstock.providers.demo import DemoProvider  # noqa: PLC0415
 
@@ -297,8 +316,23 @@ def _provider(settings: ProviderSettings) -> Provider:
     return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
-def _providers(settings: Settings) -> dict[str, Provider]:
-    return {each.name: _provider(each) for each in settings.providers}
+def _providers(settings: Settings, hub: Hub) -> dict[str, Provider]:
+    return {each.name: _provider(each, hub) for each in settings.providers}
+
+
+def _workers(hub: Hub) -> list[WorkerSeen]:
+    """The GPU workers that have dialled in, to whichever process."""
+    return [
+        WorkerSeen(
+            each.id,
+            each.account,
+            each.shared,
+            tuple(model.id for model in each.offer.models),
+            each.offer.slots,
+            each.outstanding,
+        )
+        for each in hub.all("worker")
+    ]
 
 
 async def _check_providers(office: Office) -> None:
@@ -314,12 +348,15 @@ async def _retire(provider: Provider) -> None:
 
 
 def _exchange(
-    running: Mapping[str, Provider], before: tuple[ProviderSettings, ...], after: tuple[ProviderSettings, ...]
+    running: Mapping[str, Provider],
+    before: tuple[ProviderSettings, ...],
+    after: tuple[ProviderSettings, ...],
+    hub: Hub,
 ) -> tuple[dict[str, Provider], list[Provider]]:
     """`(providers for `after`, those no longer needed)`. Unchanged ones go on; calls under way keep theirs anyway."""
     known = {each.name: each for each in before}
     kept = {each.name: running[each.name] for each in after if known.get(each.name) == each}
-    providers = {each.name: kept.get(each.name) or _provider(each) for each in after}
+    providers = {each.name: kept.get(each.name) or _provider(each, hub) for each in after}
     return providers, [provider for name, provider in running.items() if name not in kept]
 
 
@@ -332,7 +369,9 @@ def _secrets(settings: Settings) -> list[str]:
     return [each.api_key for each in settings.providers if each.api_key]
 
 
-def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store) -> None:
+def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store, hub: Hub) -> None:
+    observer.gauge("penstock_gpu_workers", "GPU workers connected.", partial(hub.connected, "worker"))
+    observer.gauge("penstock_tools_workers", "Tools workers connected.", partial(hub.connected, "tools_worker"))
     observer.gauge("penstock_holds_open", "Calls that hold money now.", lambda: len(holds))
     observer.gauge("penstock_streams_open", "Streams under way.", lambda: len(relay.streams))
     observer.gauge("penstock_drains", "Calls read to their end after the caller left.", lambda: relay.drains.now)

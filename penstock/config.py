@@ -32,7 +32,7 @@ DialectName = Literal[
     "openai_chat", "openai_responses", "openai_completions", "openai_embeddings", "anthropic_messages"
 ]
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
-_RANKS: MappingProxyType[str, ProviderClass] = MappingProxyType({"llamacpp": "gpu", "cli": "cli"})
+_RANKS: MappingProxyType[str, ProviderClass] = MappingProxyType({"llamacpp": "gpu", "worker": "gpu", "cli": "cli"})
 
 CHECKED_EVERY_S = 15.0  # a machine of one's own is switched off now and then, and asking it costs nobody anything
 
@@ -53,7 +53,7 @@ Aliases = Annotated[tuple[tuple[str, tuple[str, ...]], ...], by_surface((*SURFAC
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the gateway listens and what it accepts."""
+    """Where the gateway listens and what it accepts. At `peer_host` its processes ask each other for workers."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, whole(0, 65_535)] = 8420
@@ -64,6 +64,7 @@ class ServerSettings:
     keepalive_comment_s: Seconds = 15.0
     max_connections: Annotated[int, whole(1, 1_000_000)] = 10_000
     workers: Annotated[int, whole(1, 256)] = 1
+    peer_host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class ProviderSettings:
     """
 
     name: ProviderName
-    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "cli"] = "openai_compatible"
+    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "cli", "worker"] = "openai_compatible"
     vendor: VendorName | None = None
     base_url: WebAddress = ""
     model_path: str | None = None

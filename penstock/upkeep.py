@@ -6,6 +6,7 @@
             of the machine jumps
     1 s     check the health of providers whose turn it is
     5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
+    1 s     look after who has dialled in, here and elsewhere
     60 s    settle holds of its own that no call of it knows
 
     every   chore that one process does for all on the store
@@ -32,6 +33,7 @@ from penstock.db import journal, ledger, recovery, responses
 from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
 from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
+from penstock.hub.hub import Hub
 from penstock.log import FLUSH_S, RequestLog
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
@@ -63,6 +65,7 @@ class Upkeep:
         holds: Holds,
         relay: Relay,
         observer: Observer,
+        hub: Hub,
         log: RequestLog,
         quiet_s: float,
         check_providers: Callable[[], Awaitable[None]],
@@ -88,6 +91,7 @@ class Upkeep:
             Chore("let answers go", 1.0, self._let_go),
             Chore("watch the clock", 1.0, self._watch_clock),
             Chore("check providers", 1.0, check_providers),
+            Chore("look after workers", 1.0, hub.tick),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
             Chore("settle forgotten holds", 60.0, self._settle_forgotten),

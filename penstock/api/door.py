@@ -29,13 +29,15 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
-    `id_header` is one more header that says the request's id."""
+    `id_header` is one more header that says the request's id; `switches` that a GET there may become a WebSocket.
+    """
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
     id_header: bytes | None = None
+    switches: bool = False
 
 
 class Door:
@@ -91,6 +93,11 @@ class Door:
         status, body = render_openai(error, {}, id)
         self._observer.refused(request_id=id, surface="none", kind=error.kind, status=status, path="")
         return body
+
+    def switches(self, target: bytes) -> bool:
+        """Whether a WebSocket is spoken at this address."""
+        route = self._targets.get(target)
+        return route is not None and route.switches
 
     def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
         """Answer with an error. A response that has begun stays unfinished, and its connection ends."""
@@ -151,6 +158,9 @@ class FullDoor:
 
     def unreadable(self, id: str, why: str) -> bytes:
         return self._door.unreadable(id, why)
+
+    def switches(self, target: bytes) -> bool:
+        return False
 
 
 _BEHIND = Route("management", {}, {})

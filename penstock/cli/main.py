@@ -9,6 +9,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli import keys, money, people, process, routes
+from penstock.cli import worker as gpu_worker
 from penstock.cli.desk import open_desk_here, open_empty_desk, with_desk
 
 EPILOG = (
@@ -22,6 +23,7 @@ def program() -> typer.Typer:
     app = _typer("Run and manage Penstock, the metering gate between agents and inference.", epilog=EPILOG)
     app.callback()(_options)
     app.command("demo")(with_desk(process.demo, open_empty_desk))
+    app.command("worker")(with_desk(gpu_worker.worker, open_empty_desk))
     for name, function in (
         ("serve", process.serve),
         ("check-config", process.check_config),

@@ -57,6 +57,17 @@ CREDENTIALS_OF = Statement(
     "accounts", "user",
 )  # fmt: skip
 CHILDREN = Statement(select(credentials.c.id).where(credentials.c.parent_id == bindparam("parent")), "parent")
+STILL_GOOD = Statement(
+    select(credentials.c.id)
+    .outerjoin(users, users.c.id == credentials.c.user_id)
+    .where(
+        any_of(credentials.c.id, "ids"),
+        credentials.c.revoked_ms.is_(None),
+        credentials.c.expires_ms.is_(None) | (credentials.c.expires_ms > bindparam("now")),
+        users.c.disabled_ms.is_(None),
+    ),
+    "ids", "now",
+)  # fmt: skip
 REVOKE = Statement(
     update(credentials)
     .where(credentials.c.id == bindparam("key"), credentials.c.revoked_ms.is_(None))
@@ -183,6 +194,11 @@ def identify(digests: list[str], now_ms: int) -> Program[dict[str, Identity]]:
     rows = yield from fetch(BY_DIGEST, digests)
     found = yield from _identities(rows, now_ms)
     return {row[-1]: found[row[0]] for row in rows if row[0] in found}
+
+
+def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
+    """Those of these credentials that are alive, and whose users are. A parent's end is its children's as well."""
+    return {row[0] for row in (yield from fetch(STILL_GOOD, sorted(ids), now_ms))}
 
 
 def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | None]:
