@@ -108,6 +108,11 @@ class Hub:
         """Whether somebody may have such a job who is there, or was a moment ago and may be back at once."""
         return any(wanted.may(each) for each in [*self._all(), *self._just_left()])
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether it is known who is connected elsewhere."""
+        return self._read_s > float("-inf")
+
     def connected(self, kind: PeerKind) -> int:
         """How many of that kind are connected to this process."""
         return sum(each.kind == kind and each.welcome for each in self._peers.values())

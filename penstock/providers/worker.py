@@ -39,8 +39,9 @@ class WorkerProvider:
         return f"WorkerProvider({self.name}, {self._hub!r})"
 
     def ready(self, model: str, account: str) -> bool:
-        """Whether a worker that this account may use serves the model."""
-        return self._hub.knows(self._wanted(model, account))
+        """Whether a worker that this account may use serves the model; worth asking while a new process has not looked
+        round yet."""
+        return self._hub.knows(self._wanted(model, account)) or not self._hub.has_looked
 
     def open(self, call: Call) -> Coroutine[Any, Any, Answer]:
         """Have a worker that `call.account` may use do it. Errors: see `ports.Provider`; the first piece is here."""
