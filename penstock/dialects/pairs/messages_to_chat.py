@@ -379,7 +379,7 @@ def _of_assistant(content: str | list[Any], path: str) -> dict[str, Any]:
         return {"role": "assistant", "content": content}
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
-    thoughts: dict[str, str] = {}
+    thoughts: dict[str, list[str]] = {}
     for number, block in enumerate(content):
         match block:
             case _Text():
@@ -389,13 +389,14 @@ def _of_assistant(content: str | list[Any], path: str) -> dict[str, Any]:
             case _Thinking():
                 field = (block.signature or "").removeprefix(SIGNATURE)
                 if field in REASONING_FIELDS:
-                    thoughts[field] = thoughts.get(field, "") + block.thinking
+                    thoughts.setdefault(field, []).append(block.thinking)
             case _RedactedThinking():
                 pass
             case _:
                 _refuse(f"{path}.{number}.type", "it is nothing that a model says")
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) if texts or not calls else None}
-    return message | thoughts | ({"tool_calls": calls} if calls else {})
+    message |= {field: "".join(words) for field, words in thoughts.items()}
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 def _call(block: _ToolUse) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def messages(instructions: str | None, input: Any) -> list[Item]:
     """The messages of a conversation. `InvalidRequest` names an item, or a part of one, that chat has nothing for."""
     conversation = _Conversation()
     if instructions:
-        conversation.told("system", instructions)
+        conversation.told(instructions)
     items = [{"role": "user", "content": input}] if isinstance(input, str) else input
     for place, item in enumerate(items):
         conversation.add(item, f"input[{place}]")
@@ -50,12 +50,45 @@ def unsealed(text: Any) -> list[Any] | None:
     return details if isinstance(details, list) else None
 
 
-class _Conversation:
-    """Messages in the making. `_turn` is the assistant's that is being gathered, `_shown` what tools showed."""
+class _Turn:
+    """An assistant's turn in the making; `content` is None until it says something. Texts are put together once, at its
+    end, for there may be any number of them."""
+
+    __slots__ = ("calls", "content", "details", "refusal", "thoughts")
 
     def __init__(self) -> None:
+        self.content: list[str] | None = None
+        self.refusal = ""
+        self.thoughts: list[str] = []
+        self.details: list[Any] = []
+        self.calls: list[Item] = []
+
+    def __repr__(self) -> str:
+        return f"_Turn({len(self.calls)} calls)"
+
+    def has_spoken(self) -> bool:
+        """Whether what it says or thinks next belongs to another turn: it has said something and called nothing."""
+        return self.content is not None and not self.calls
+
+    def message(self) -> Item:
+        content = None if self.content is None else "\n\n".join(filter(None, self.content))
+        more: Item = {
+            "refusal": self.refusal,
+            "reasoning_content": "\n\n".join(self.thoughts),
+            "reasoning_details": self.details,
+            "tool_calls": self.calls,
+        }
+        return {"role": "assistant", "content": content} | {name: value for name, value in more.items() if value}
+
+
+class _Conversation:
+    """Messages in the making. `_told` are the instructions at the beginning, `_turn` is the assistant's that is being
+    gathered, `_shown` what tools showed."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
         self._messages: list[Item] = []
-        self._turn: Item | None = None
+        self._turn: _Turn | None = None
         self._shown: list[Item] = []
 
     def __repr__(self) -> str:
@@ -76,14 +109,15 @@ class _Conversation:
         """All messages."""
         self._end_turn()
         self._end_outputs()
-        return self._messages
+        first = [_system("\n\n".join(self._told))] if self._told else []
+        return first + self._messages
 
-    def told(self, role: str, text: str) -> None:
+    def told(self, text: str) -> None:
         """Instructions. Those at the beginning are one message: many models' templates take no more."""
-        if len(self._messages) == 1 and self._messages[0]["role"] == "system":
-            self._messages[0]["content"] += f"\n\n{text}"
+        if self._messages:
+            self._messages.append(_system(text))
         else:
-            self._messages.append({"role": role, "content": text})
+            self._told.append(text)
 
     def message(self, item: Item, where: str) -> None:
         role = item.get("role")
@@ -93,7 +127,7 @@ class _Conversation:
         self._end_turn()
         self._end_outputs()
         if role in ("system", "developer"):
-            self.told("system", "\n".join(_texts(item.get("content"), f"{where}.content")))
+            self.told("\n".join(_texts(item.get("content"), f"{where}.content")))
         elif role == "user":
             self._messages.append({"role": "user", "content": _user_content(item.get("content"), f"{where}.content")})
         else:
@@ -106,13 +140,9 @@ class _Conversation:
         texts = _reasoning_texts(item, where)
         if not details and not texts:
             return
-        if self._turn is not None and "content" in self._turn and "tool_calls" not in self._turn:
-            self._end_turn()
-        turn = self._open_turn()
-        if texts:
-            turn["reasoning_content"] = "\n\n".join([*filter(None, [turn.get("reasoning_content")]), *texts])
-        if details:
-            turn["reasoning_details"] = [*turn.get("reasoning_details", ()), *details]
+        turn = self._next_turn()
+        turn.thoughts += texts
+        turn.details += details or ()
 
     def call(self, item: Item, where: str) -> None:
         shell = item["type"] == "local_shell_call"
@@ -121,7 +151,7 @@ class _Conversation:
         if not name:
             raise InvalidRequest(f"'{where}.name' must be a string.", param=f"{where}.name")
         call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": call_arguments(item)}}
-        self._open_turn().setdefault("tool_calls", []).append(call)
+        self._open_turn().calls.append(call)
 
     def output(self, item: Item, where: str) -> None:
         call_id = _string(item, "id" if item["type"] == "local_shell_call_output" else "call_id", where)
@@ -133,22 +163,26 @@ class _Conversation:
 
     def _assistant(self, item: Item, where: str) -> None:
         text, refusal = _said(item.get("content"), f"{where}.content")
-        if self._turn is not None and "content" in self._turn and "tool_calls" not in self._turn:
-            self._end_turn()
-        turn = self._open_turn()
-        turn["content"] = "\n\n".join(filter(None, [turn.get("content"), text]))
-        if refusal:
-            turn["refusal"] = refusal
+        turn = self._next_turn()
+        turn.content = turn.content or []
+        turn.content.append(text)
+        turn.refusal = refusal or turn.refusal
 
-    def _open_turn(self) -> Item:
+    def _next_turn(self) -> _Turn:
+        """The turn that goes on speaking or thinking."""
+        if self._turn is not None and self._turn.has_spoken():
+            self._end_turn()
+        return self._open_turn()
+
+    def _open_turn(self) -> _Turn:
         if self._turn is None:
             self._end_outputs()
-            self._turn = {"role": "assistant"}
+            self._turn = _Turn()
         return self._turn
 
     def _end_turn(self) -> None:
         if self._turn is not None:
-            self._messages.append({"role": "assistant", "content": None} | self._turn)
+            self._messages.append(self._turn.message())
             self._turn = None
 
     def _end_outputs(self) -> None:
@@ -167,6 +201,10 @@ _ITEMS: dict[str, Callable[[_Conversation, Item, str], None]] = {
     "custom_tool_call_output": _Conversation.output,
     "local_shell_call_output": _Conversation.output,
 }
+
+
+def _system(text: str) -> Item:
+    return {"role": "system", "content": text}
 
 
 # Contents.

@@ -100,7 +100,10 @@ def _messages(fields: Mapping[str, Raw]) -> list[dict[str, Any]]:
     instructions = plain(fields.get("instructions"))
     if instructions is not None and not isinstance(instructions, str):
         raise InvalidRequest("'instructions' must be a string.", param="instructions")
-    return messages(instructions, plain(fields["input"]))
+    input = plain(fields["input"])
+    if input is None:  # a number beyond all bounds, or too deep, where `peek` does not look
+        raise InvalidRequest("'input' cannot be read.", param="input")
+    return messages(instructions, input)
 
 
 def _options(fields: Mapping[str, Raw]) -> dict[str, Any]:

@@ -76,10 +76,11 @@ class Tools:
         if not isinstance(tools, list):
             raise InvalidRequest("'tools' must be a list.", param="tools")
         insisted = plain(fields.get("tool_choice")) not in (None, "auto", "none")
-        only_search = all(_is_search(tool) for tool in tools)
-        self.given = [tool for tool in tools if insisted or only_search or not _is_search(tool)]
+        keeps_searches = insisted or all(_is_search(tool) for tool in tools)
+        self.given: list[Any] = []
         for place, tool in enumerate(tools):
-            if any(tool is each for each in self.given):
+            if keeps_searches or not _is_search(tool):
+                self.given.append(tool)
                 self._add(tool, f"tools[{place}]", None)
 
     def __repr__(self) -> str:

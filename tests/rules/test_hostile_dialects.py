@@ -1,0 +1,148 @@
+"""Requests, reports and tools made to be misread, in every dialect and on every way between two of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from penstock.dialects import Label, Pair, Wish, anthropic_messages, openai_chat, openai_completions, openai_responses
+from penstock.dialects.anthropic_usage import read_report
+from penstock.dialects.pairs import messages_to_chat, responses_to_chat, responses_to_messages
+from penstock.dialects.pairs.responses_items import sealed
+from penstock.dialects.usage import TokenUsage
+from penstock.errors import InvalidRequest
+from penstock.money.prices import Price, UsdTariff
+from penstock.relay.meter import Meter
+from tests.upstream_messages import event
+from tests.wishes import WISH
+
+MOST = 1_000_000
+Peek = Callable[[bytes], Wish]
+ASK = {"role": "user", "content": "Go on."}
+PEEK = partial(anthropic_messages.peek, max_output_tokens=MOST)
+LABEL = Label("m", None, "req_1", 1_700_000_000)
+NEEDED: dict[Any, dict[str, Any]] = {
+    openai_chat: {"messages": [ASK]},
+    openai_completions: {"prompt": "Go on."},
+    openai_responses: {"input": "Go on."},
+    anthropic_messages: {"messages": [ASK], "max_tokens": 5},
+}
+
+
+def body(dialect: Any, **fields: Any) -> bytes:
+    return json.dumps({"model": "m", **NEEDED[dialect], **fields}).encode()
+
+
+def sent(dialect: Any, pair: Pair, raw: bytes) -> bytes:
+    """What goes upstream for a body."""
+    wish = dialect.peek(raw, max_output_tokens=MOST)
+    return pair.request(wish, model="up", output_limit=5, limit_field="max_tokens", ask_usage=True)
+
+
+# Whatever a body is made of, reading it takes a time in proportion to its size. Each of these took a minute or more.
+
+SEALED = sealed([{"type": "reasoning.text", "text": "t", "signature": "s"}])
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+ENDLESS: dict[str, Callable[[], dict[str, Any]]] = {
+    "tools": lambda: {"tools": [{"type": "function", "name": f"f{number}"} for number in range(60_000)]},
+    "instructions": lambda: {"input": [{"role": "system", "content": "s" * 150}] * 60_000},
+    "what is said after a call": lambda: {
+        "input": [{"role": "assistant", "content": "a"}, CALL] + [{"role": "assistant", "content": "b" * 150}] * 60_000
+    },
+    "reasoning": lambda: {
+        "input": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "t" * 200}]}] * 60_000 + [ASK]
+    },
+    "sealed reasoning": lambda: {"input": [{"type": "reasoning", "encrypted_content": SEALED}] * 100_000 + [ASK]},
+}
+
+
+@pytest.mark.parametrize("of", ENDLESS)
+def test_a_response_is_asked_for_in_a_time_like_its_size(of: str) -> None:
+    began_s = time.process_time()
+    sent(openai_responses, responses_to_chat, body(openai_responses, **ENDLESS[of]()))
+    assert time.process_time() - began_s < 8
+
+
+def test_thinking_is_carried_over_in_a_time_like_its_size() -> None:
+    thought = {"type": "thinking", "thinking": "t" * 200, "signature": "penstock:reasoning"}
+    raw = body(anthropic_messages, messages=[{"role": "assistant", "content": [thought] * 60_000}, ASK])
+    began_s = time.process_time()
+    assert b"t" * 12_000_000 in sent(anthropic_messages, messages_to_chat, raw)
+    assert time.process_time() - began_s < 8
+
+
+@pytest.mark.parametrize("pair", [responses_to_chat, responses_to_messages])
+def test_an_input_that_only_a_lax_reader_reads_is_refused(pair: Pair) -> None:
+    raw = body(openai_responses, input=[ASK | {"x": "ODD"}]).replace(b'"ODD"', b"1e999")
+    with pytest.raises(InvalidRequest) as refusal:
+        sent(openai_responses, pair, raw)
+    assert refusal.value.param == "input"
+
+
+# More answers than are paid for, and what is kept where everybody's key could find it.
+
+
+@pytest.mark.parametrize("dialect", NEEDED)
+@pytest.mark.parametrize("name", ["n_cmpl", "N_Cmpl", "best_of"])
+def test_more_answers_than_are_reckoned_with_are_refused(dialect: Any, name: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        dialect.peek(body(dialect, **{name: 100}), max_output_tokens=MOST)
+    assert refusal.value.param == name
+
+
+@pytest.mark.parametrize("dialect", [openai_responses, anthropic_messages])
+def test_where_there_is_one_answer_one_may_be_asked_for(dialect: Any) -> None:
+    assert dialect.peek(body(dialect, n=1), max_output_tokens=MOST).choices == 1
+    with pytest.raises(InvalidRequest, match="one answer"):
+        dialect.peek(body(dialect, n=2), max_output_tokens=MOST)
+
+
+@pytest.mark.parametrize(
+    "peek", [anthropic_messages.peek_prompt, lambda raw: anthropic_messages.peek(raw, max_output_tokens=MOST)]
+)
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+def test_a_thread_that_an_upstream_would_keep_for_its_key_is_refused(
+    peek: Callable[[bytes], Wish], thread: Any
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        peek(body(anthropic_messages, thread=thread))
+    assert refusal.value.param == "thread"
+
+
+# What Messages upstreams report.
+
+START = event("message_start", message={"content": [], "usage": {"input_tokens": 7, "output_tokens": 1}})
+DELTA = event("content_block_delta", index=0, delta={"type": "text_delta", "text": "word " * 100})
+
+
+@pytest.mark.parametrize("report", [None, {}, {"input_tokens": 7}, {"output_tokens": "5"}, {"output_tokens": -5}, 5])
+def test_a_report_without_a_count_of_output_does_not_undo_what_was_estimated(report: Any) -> None:
+    meter = Meter(UsdTariff(Price(1, 1, 1, 1)), 3)
+    stream = anthropic_messages.open_stream(wish=WISH, label=LABEL)
+    for raw in (START, DELTA, event("message_delta", delta={"stop_reason": "end_turn"}, usage=report)):
+        step = stream.feed(raw)
+        meter.feed(step.produced, step.usage)
+    assert (meter.tokens().input, meter.output) == (7, 125)
+
+
+@pytest.mark.parametrize("odd", [5, "x", [], None, {"thinking_tokens": -1}, {"thinking_tokens": 1.5}])
+@pytest.mark.parametrize("name", ["output_tokens_details", "cache_creation", "iterations"])
+def test_an_odd_detail_of_a_report_is_left_out_and_the_counts_hold(name: str, odd: Any) -> None:
+    report = json.dumps({"input_tokens": 7, "output_tokens": 5, name: odd}).encode()
+    assert read_report(report).counted() == TokenUsage(7, 5, total=12)  # type: ignore[arg-type]
+
+
+def test_what_a_provider_did_beside_the_message_is_counted() -> None:
+    beside = {"input_tokens": 100, "output_tokens": 20, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 4}
+    iterations = [
+        {"type": "compaction", **beside, "cache_creation": {"ephemeral_1h_input_tokens": 4}},
+        {"type": "message", "input_tokens": 7, "output_tokens": 5},
+    ]
+    report = json.dumps({"input_tokens": 7, "output_tokens": 5, "iterations": iterations}).encode()
+    counted = read_report(report).counted()  # type: ignore[arg-type]
+    assert counted == TokenUsage(114, 25, cached_input=3, total=139, cache_write=4, cache_write_1h=4)
