@@ -116,7 +116,7 @@ def _page(items: list[Any], query: dict[str, str]) -> dict[str, Any]:
     order, limit, after = query.get("order", "desc"), query.get("limit", str(USUAL_ITEMS)), query.get("after")
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order' must be 'asc' or 'desc'.", param="order")
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MOST_ITEMS:
+    if not limit.isdecimal() or len(limit) > 3 or not 1 <= int(limit) <= MOST_ITEMS:
         raise InvalidRequest(f"'limit' must be a whole number from 1 to {MOST_ITEMS}.", param="limit")
     if order == "desc":
         items = items[::-1]

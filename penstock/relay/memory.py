@@ -91,14 +91,18 @@ class ResponseMemory:
         before = await self._before(caller.account, previous) if isinstance(previous, str) else []
         if not before and self._own == own:
             return body
-        whole = json_fields.join({**fields, "input": [*before, *self._own]})
-        if len(whole) > self._conversations.most_body_bytes:
+        items = [*before, *self._own]
+        self._require_room(items)  # before they are put together: one item may be named any number of times
+        return json_fields.join({**fields, "input": items})
+
+    def _require_room(self, items: list[Raw]) -> None:
+        most = self._conversations.most_body_bytes
+        if sum(len(bytes(item)) for item in items) > most:
             raise InvalidRequest(
-                f"With what it continues the request has more than {self._conversations.most_body_bytes} bytes.",
+                f"With what it continues the request has more than {most} bytes.",
                 param="previous_response_id",
                 code="context_length_exceeded",
             )
-        return whole
 
     async def keep(self, caller: Caller, last: bytes) -> None:
         """Keep the response, unless it was not to be kept or is too large for that."""
@@ -137,8 +141,9 @@ class ResponseMemory:
             return items
         read = answers_with(account, wanted, self._conversations.clock.now_ms())
         answers = await self._conversations.store.read(read)
+        found = {name: item_named(answer, name) for name, answer in answers.items()}
         return [
-            item if name is None else _named(answers, name, place)
+            item if name is None else _found(found.get(name), name, place)
             for place, (item, name) in enumerate(zip(items, names, strict=True))
         ]
 
@@ -157,8 +162,7 @@ class ResponseMemory:
         )
 
 
-def _named(answers: dict[str, str], name: str, place: int) -> Raw:
-    item = item_named(answers[name], name) if name in answers else None
+def _found(item: Raw | None, name: str, place: int) -> Raw:
     if item is None:
         raise InvalidRequest(f"Item with id '{name[:100]}' not found.", param=f"input[{place}]", code="item_not_found")
     return item

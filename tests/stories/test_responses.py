@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from penstock.config import Settings
-from penstock.db.responses import forget
+from penstock.db.responses import KeptResponse, forget, keep
 from tests.stories.gateway import (
     DEEPSEEK,
     FORWARD,
@@ -266,6 +267,21 @@ async def test_items_may_be_named_in_place_of_sent(gateway: Running, upstream: S
     assert [each["role"] for each in said] == ["user", "assistant", "user"]
 
 
+@over("openai_chat")
+async def test_items_named_very_often_are_found_once(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
+    ada = await gateway.person(usd="9")
+    now_ms = gateway.office.clock.now_ms()
+    said = [{"type": "message", "role": "assistant", "id": f"msg_{number}", "content": "x"} for number in range(1_000)]
+    answer = json.dumps({"id": "resp_1", "status": "completed", "output": said})
+    long = KeptResponse(ada.account, "resp_1", None, "[]", answer, len(answer), now_ms, now_ms + 60_000)
+    await gateway.office.store.write(keep(long, items=["msg_999"], ancestors=[]))
+    named = [{"type": "item_reference", "id": "msg_999"}] * 30_000
+    began_s = time.process_time()
+    answered = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": named})
+    assert answered.status_code == 200
+    assert time.process_time() - began_s < 8  # and not half a minute
+
+
 async def test_input_items_come_in_pages(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
     ada = await gateway.person(usd="1")
     upstream.script(answered(spoken))
@@ -274,7 +290,7 @@ async def test_input_items_come_in_pages(gateway: Running, upstream: ScriptedUps
         response = await client.responses.create(model=LLAMA, input=input)
         pages = [item.to_dict() async for item in client.responses.input_items.list(response.id, limit=2, order="asc")]
     assert [item["content"][0]["text"] for item in pages] == ["0", "1", "2", "3", "4"]  # type: ignore[index]
-    for query in ({"limit": "0"}, {"limit": "x"}, {"order": "up"}, {"after": "nothing"}):
+    for query in ({"limit": "0"}, {"limit": "000000001999"}, {"limit": "x"}, {"order": "up"}, {"after": "nothing"}):
         refused = await gateway.get(f"{ROUTER}/responses/{response.id}/input_items", ada, query=query)
         assert refused.status_code == 400
 
