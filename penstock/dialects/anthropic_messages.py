@@ -146,6 +146,8 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     fields = json_fields.request_fields(body)
     model = json_fields.read_model(fields)
     json_fields.refuse_lookalikes(fields, _MEANT)
+    json_fields.refuse_many(fields)
+    _refuse_thread(fields)
     weight = _weigh(fields)
     return Wish(
         model=model,
@@ -165,6 +167,7 @@ def peek_prompt(body: bytes) -> Wish:
     """The same for a body whose prompt is only to be counted: it has no output limit and no stream."""
     fields = json_fields.request_fields(body)
     model = json_fields.read_model(fields)
+    _refuse_thread(fields)
     weight = _weigh(fields)
     return Wish(
         model=model,
@@ -178,6 +181,13 @@ def peek_prompt(body: bytes) -> Wish:
         fields=fields,
         needs=_needs(fields, weight),
     )
+
+
+def _refuse_thread(fields: Fields) -> None:
+    """`InvalidRequest` for a conversation that an upstream would keep, or look up, for whoever has its key."""
+    for name in fields:
+        if name.casefold() == "thread" and json_fields.plain(fields[name]) is not None:
+            raise InvalidRequest(f"'{name}' is not served: threads are not kept here; send the messages.", param=name)
 
 
 def counted(input_tokens: int) -> bytes:
@@ -438,11 +448,10 @@ class MessagesStream:
         return Step(sse.with_data(event, json_fields.join(named)), usage=usage)
 
     def _count(self, raw: Raw | None) -> TokenUsage | None:
-        """The running total with this report."""
-        if not raw:
-            return None
-        self._report = read_report(raw).after(self._report)
-        usage = self._report.counted()
+        """The running total with this report. None when it counts no output anew: what has come since is not in it."""
+        report = read_report(raw)
+        self._report = report.after(self._report)
+        usage = None if report.output_tokens is None else self._report.counted()
         if usage is not None:
             self._usage = usage
         return usage

@@ -1,7 +1,8 @@
 """What a call used, in Anthropic's words: read from an upstream that speaks Messages, written for a caller who does.
 
 Anthropic tells the prompt in three parts that do not overlap: read from a cache, written to one, and the rest. Ours is
-their sum (`usage.TokenUsage`). In a stream the counts come in two events, and the later ones are totals.
+their sum (`usage.TokenUsage`). In a stream the counts come in two events, and the later ones are totals. Work that a
+provider did beside the message itself is told apart from them, and is billed as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,20 @@ class CacheCreation(Struct, gc=False):
     ephemeral_1h_input_tokens: Count | None = None
 
 
+class Iteration(Struct, gc=False):
+    """One of `usage.iterations`."""
+
+    type: str | None = None
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    cache_creation_input_tokens: Count = 0
+    cache_read_input_tokens: Count = 0
+    cache_creation: CacheCreation | None = None
+
+
+BESIDE = frozenset({"compaction", "advisor_message"})  # types of iterations that are not in the counts of the whole
+
+
 class UsageReport(Struct, gc=False):
     """The `usage` object of the wire."""
 
@@ -35,6 +50,7 @@ class UsageReport(Struct, gc=False):
     cache_read_input_tokens: Count | None = None
     output_tokens_details: OutputDetails | None = None
     cache_creation: CacheCreation | None = None
+    iterations: list[Iteration] | None = None
 
     def after(self, earlier: UsageReport) -> UsageReport:
         """This report with what only an earlier one of the same stream said."""
@@ -46,24 +62,36 @@ class UsageReport(Struct, gc=False):
         """The tokens reported, or None when the report does not say how many went in and came out."""
         if self.input_tokens is None or self.output_tokens is None:
             return None
-        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        beside = [each for each in self.iterations or () if each.type in BESIDE]
+        read = (self.cache_read_input_tokens or 0) + sum(each.cache_read_input_tokens for each in beside)
+        written = (self.cache_creation_input_tokens or 0) + sum(each.cache_creation_input_tokens for each in beside)
         details = self.output_tokens_details
         thinking = (details.thinking_tokens if details is not None else None) or 0
-        hour = (self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation is not None else None) or 0
-        input = self.input_tokens + read + written
+        hour = _for_an_hour(self.cache_creation) + sum(_for_an_hour(each.cache_creation) for each in beside)
+        input = self.input_tokens + sum(each.input_tokens for each in beside) + read + written
+        output = self.output_tokens + sum(each.output_tokens for each in beside)
         return TokenUsage(
             input,
-            self.output_tokens,
+            output,
             cached_input=read,
             reasoning=min(thinking, self.output_tokens),
-            total=input + self.output_tokens,
+            total=input + output,
             cache_write=written,
             cache_write_1h=min(hour, written),
         )
 
 
+def _for_an_hour(written: CacheCreation | None) -> int:
+    return (written.ephemeral_1h_input_tokens if written is not None else None) or 0
+
+
 _REPORT = json.Decoder(UsageReport)
-_COUNT = json.Decoder(Count)
+_FIELDS: dict[str, json.Decoder[Any]] = {
+    "output_tokens_details": json.Decoder(OutputDetails),
+    "cache_creation": json.Decoder(CacheCreation),
+    "iterations": json.Decoder(list[Iteration]),
+}
+_COUNT: json.Decoder[Any] = json.Decoder(Count)
 
 
 def read_report(raw: Raw | None) -> UsageReport:
@@ -77,20 +105,20 @@ def read_report(raw: Raw | None) -> UsageReport:
 
 
 def _salvage(raw: Raw) -> UsageReport:
-    """The fields of a report that are counts."""
+    """The fields of a report that are what they should be."""
     kept = {}
     try:
         for name, value in split(raw).items():
             if name in UsageReport.__struct_fields__:
-                kept[name] = _count(value)
+                kept[name] = _value(value, _FIELDS.get(name, _COUNT))
     except (ValueError, RecursionError):
         return UsageReport()
     return UsageReport(**{name: value for name, value in kept.items() if value is not None})
 
 
-def _count(raw: Raw) -> Any:
+def _value(raw: Raw, decoder: json.Decoder[Any]) -> Any:
     try:
-        return _COUNT.decode(raw)
+        return decoder.decode(raw)
     except (ValueError, RecursionError):
         return None
 
