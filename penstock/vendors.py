@@ -55,8 +55,10 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             "base_url": "https://api.anthropic.com/v1",
             "dialects": [MESSAGES],
             # Another speed and another region have prices of their own; so have a container's hours, and searches.
-            "priced_fields": ["speed", "inference_geo", "container", "service_tier"],
-            "priced_tools": ["web_search", "code_execution"],
+            # So does what other models answer, and what is read from elsewhere is in no bound of the prompt.
+            "priced_fields": ["speed", "inference_geo", "container", "service_tier", "fallbacks", "mcp_servers"],
+            "priced_tools": ["web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"],
+            "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
         },
         "cerebras": {
             "base_url": "https://api.cerebras.ai/v1",
@@ -118,13 +120,17 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             "dialects": [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS],
             "output_limit_field": "max_completion_tokens",
             "priced_fields": ["service_tier", "web_search_options"],
-            "priced_tools": ["web_search", "file_search", "code_interpreter", "image_generation"],
+            "priced_tools": ["web_search", "file_search", "code_interpreter", "image_generation", "mcp"],
         },
         "openrouter": {
             "base_url": "https://openrouter.ai/api/v1",
             "dialects": [CHAT, RESPONSES, MESSAGES, COMPLETIONS, EMBEDDINGS],
             # Plugins are billed by themselves; the others have another model or another, dearer host answer.
-            "priced_fields": ["plugins", "models", "route", "provider", "preset", "web_search_options", "service_tier"],
+            "priced_fields": [
+                *["plugins", "models", "fallbacks", "route", "provider", "preset"],
+                *["web_search_options", "service_tier"],
+            ],
+            "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
             "priced_tools": ["openrouter:"],
         },
         "perplexity": {

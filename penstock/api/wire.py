@@ -24,7 +24,7 @@ from penstock.api.door import Endpoint, Route
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
 from penstock.api.responses import PATH, KeptResponses
-from penstock.api.surfaces import ANTHROPIC, FORWARD, PLACES, ROUTER, TRUST, Place
+from penstock.api.surfaces import ANTHROPIC, FORWARD, MESSAGES, PLACES, ROUTER, TRUST, Place
 from penstock.catalogue import AUTO, Model
 from penstock.db.journal import ping
 from penstock.dialects import (
@@ -35,7 +35,7 @@ from penstock.dialects import (
     openai_embeddings,
     openai_responses,
 )
-from penstock.errors import InvalidRequest, NotFound, NotImplementedHere, StoreUnavailable
+from penstock.errors import Forbidden, InvalidRequest, NotFound, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
 from penstock.operations.balances import show_balance
@@ -111,12 +111,14 @@ class Wire:
         return found
 
     def prefixes(self) -> dict[str, Route]:
-        """Where an unknown path is refused in a surface's words."""
-        return {
-            f"{prefix}/": self._routed(place, {}, place.envelope)
-            for place in self._places()
-            for prefix in place.prefixes
-        }
+        """Where an unknown path is refused in a surface's words; below its messages in theirs."""
+        found = {}
+        for place in self._places():
+            for prefix in place.prefixes:
+                found[f"{prefix}/"] = self._routed(place, {}, place.envelope)
+                if MESSAGES[0] in place.paths:
+                    found[f"{prefix}{MESSAGES[0]}/"] = self._routed(place, {}, "anthropic")
+        return found
 
     def _places(self) -> list[Place]:
         enabled = dict(self._office.settings.surfaces)
@@ -190,6 +192,8 @@ class Wire:
     def _count(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
             caller = await self._caller(place, exchange)
+            if "inference" not in caller.scopes:
+                raise Forbidden("This key has no scope for inference.")
             wish = anthropic_messages.peek_prompt(await exchange.body())
             ask = _ask(exchange, place, "chat", anthropic_messages, Forgetful())
             attempts = self._relay.attempts

@@ -19,6 +19,7 @@ Fields = dict[str, Raw]
 _OBJECT: json.Decoder[Fields] = json.Decoder(dict[str, Raw])
 _STRING = json.Decoder(str)
 _ENCODER = json.Encoder()
+_MANY = frozenset({"n", "n_cmpl", "best_of"})
 
 split = _OBJECT.decode  # raises ValueError when it is not a JSON object and RecursionError when it is nested too deep
 join = _ENCODER.encode
@@ -61,6 +62,13 @@ def refuse_lookalikes(fields: Iterable[str], meant: Mapping[str, str]) -> None:
         ours = meant.get(name) or meant.get(name.casefold())
         if ours is not None and ours != name:
             raise InvalidRequest(f"'{name}' is not taken here; write '{ours}'.", param=name)
+
+
+def refuse_many(fields: Mapping[str, Raw]) -> None:
+    """`InvalidRequest` for a wish for several answers, in a dialect that has one: some servers would make them all."""
+    for name in fields:
+        if name.casefold() in _MANY and plain(fields[name]) not in (None, 1):
+            raise InvalidRequest(f"'{name}' is not taken here: there is one answer to a request.", param=name)
 
 
 def read(fields: Mapping[str, Raw], name: str, decoder: json.Decoder[T], shape: str) -> T | None:

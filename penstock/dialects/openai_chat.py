@@ -36,11 +36,13 @@ MOST_CHOICES = 128  # OpenAI's own limit for `n`
 LEAST_WINDOW = 2_048  # bytes in which a run of text events is looked for at first: a dozen of them
 TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it begins and ends
 # Names under which a field we read reaches an upstream that knows more of them: llama.cpp puts `n_predict` above
-# `max_tokens`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted `n`.
+# `max_tokens` and `n_cmpl` above `n`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted
+# `n`.
 _MEANT = {name: name for name in ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS)} | {
     "n_predict": LIMIT_FIELDS[1],
     "max_new_tokens": LIMIT_FIELDS[1],
     "best_of": "n",
+    "n_cmpl": "n",
 }
 _NOTHING: frozenset[str] = frozenset()
 _TOOLS = frozenset({"tools", "functions"})

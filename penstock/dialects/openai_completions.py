@@ -37,6 +37,7 @@ _MEANT = {name: name for name in ("model", "prompt", "stream", "stream_options",
     "max_completion_tokens": _LIMIT_FIELD,
     "n_predict": _LIMIT_FIELD,
     "max_new_tokens": _LIMIT_FIELD,
+    "n_cmpl": "n",
     "best_of": "n",  # so many are produced, and paid for, of which `n` are shown
 }
 

@@ -114,6 +114,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     fields = json_fields.request_fields(body)
     model = json_fields.read_model(fields)
     json_fields.refuse_lookalikes(fields, _MEANT)
+    json_fields.refuse_many(fields)
     _refuse_shared(fields)
     items = json_fields.read(fields, "input", _INPUT, _INPUT_SHAPE)
     if items is None:

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import Raw, Struct, json
+from msgspec import Raw, json
 
 from penstock.catalogue import Offer
 from penstock.dialects import Wish, json_fields
+from penstock.dialects.json_fields import Fields
 from penstock.errors import InvalidRequest
 
 # Values that ask for what would be had anyway.
 _USUAL: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default", "standard", "standard_only", "on_demand"),
     "speed": ("standard",),
+    "fallbacks": ("default",),
 }
 _NOTHING: tuple[object, ...] = (None, False, [], "")
 
 
-class _Tool(Struct, gc=False):
-    type: str = ""
-
-
-_TOOLS = json.Decoder(list[_Tool])
+_TOOLS = json.Decoder(list[Fields])
 
 
 def require_covered(wish: Wish, offer: Offer) -> None:
@@ -56,13 +54,14 @@ def _is_usual(name: str, raw: Raw) -> bool:
 def _require_free_tools(raw: Raw, priced: tuple[str, ...]) -> None:
     """Tools that the provider itself carries out are told by their type; a function's own name does not matter."""
     written = bytes(raw)
-    if not any(beginning.encode() in written for beginning in priced):  # nearly always, and cheaper than reading it
-        return
+    if b"\\u" not in written and not any(beginning.encode() in written for beginning in priced):
+        return  # nearly always, and cheaper than reading it
     try:
         tools = _TOOLS.decode(raw)
     except (ValueError, RecursionError):
-        return
+        raise InvalidRequest("'tools' must be a list of objects.", param="tools") from None
     for index, tool in enumerate(tools):
-        if tool.type.startswith(priced):
+        kind = json_fields.plain(tool.get("type"))
+        if isinstance(kind, str) and kind.startswith(priced):
             where = f"tools[{index}].type"
-            raise InvalidRequest(f"'{where}': {tool.type[:50]} is billed apart, and is not on offer here.", param=where)
+            raise InvalidRequest(f"'{where}': {kind[:50]} is billed apart, and is not on offer here.", param=where)

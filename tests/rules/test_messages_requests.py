@@ -149,7 +149,19 @@ def test_content_nested_deep_is_not_read_again_and_again() -> None:
 
 @given(st.dictionaries(st.text().filter(lambda name: name.isidentifier()), JSON, max_size=4))
 def test_unknown_fields_reach_the_upstream_as_they_came(extra: dict[str, Any]) -> None:
-    ours = {"model", "messages", "max_tokens", "stream", "thinking", "system", "tools"}
+    ours = {
+        "model",
+        "messages",
+        "max_tokens",
+        "stream",
+        "thinking",
+        "system",
+        "tools",
+        "thread",
+        "n",
+        "n_cmpl",
+        "best_of",
+    }
     extra = {name: value for name, value in extra.items() if name.casefold() not in ours}
     assert upstream(peek(body(**extra))) == json.loads(body(**extra)) | {"model": "up"}
 

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import Raw
 
 from penstock.catalogue import Catalogue, Offer
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, ProviderSettings, SecretSettings, Settings
@@ -86,3 +88,27 @@ def test_what_a_provider_refuses_and_nobody_misses_is_left_out() -> None:
     assert cut(body, offer("openai")) is body
     plain = b'{"model": "m",  "temperature":0.5}'
     assert cut(plain, offer("mistral")) is plain
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        '[{"type":"web\\u005fsearch"}]',
+        '[{"type":null,"name":"mine"},{"type":"web_search"}]',
+        '[{"type":5},{"type":"web_search","max":1e999}]',
+        '[{"type":"web_search"},5]',
+    ],
+)
+def test_a_tool_that_is_billed_apart_cannot_be_hidden(tools: str) -> None:
+    asked = msgspec.structs.replace(wish(), fields={"tools": Raw(tools.encode())})
+    with pytest.raises(InvalidRequest):
+        require_covered(asked, offer("openai"))
+
+
+def test_other_models_are_no_fallback_at_this_models_price() -> None:
+    for vendor in ("anthropic", "openrouter"):
+        with pytest.raises(InvalidRequest) as caught:
+            require_covered(wish(fallbacks=[{"model": "dear"}]), offer(vendor))
+        assert caught.value.param == "fallbacks"
+        require_covered(wish(fallbacks="default"), offer(vendor))
+        assert cut(b'{"model":"m","fallbacks":"default"}', offer(vendor)) == b'{"model":"m"}'

@@ -322,7 +322,7 @@ async def test_refusals_are_in_anthropics_shape(gateway: Running, ada: Person, p
 
 
 async def test_an_unknown_address_is_refused_in_anthropics_shape(gateway: Running, ada: Person) -> None:
-    for path in (f"{ANTHROPIC}/v1/batches", f"{ANTHROPIC}/chat/completions"):
+    for path in (f"{ANTHROPIC}/v1/batches", f"{ANTHROPIC}/chat/completions", f"{TRUST}/messages/batches"):
         answer = await gateway.post(path, ada, body={})
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
     answer = await gateway.get(f"{ANTHROPIC}/v1/messages", ada)
