@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _PREFIXES = {
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
 }
+_ID = re.compile(r"[!-~]{1,200}")  # what a store can look up; ids as published are far shorter
 _WITH_STATUS = frozenset({"message", "function_call", "function_call_output"})
 
 
@@ -39,11 +41,16 @@ def reference_in(item: Raw) -> str | None:
     return str(value.get("id")) if named else None
 
 
+def is_id(name: str) -> bool:
+    """Whether a response or an item could be kept under this name."""
+    return _ID.fullmatch(name) is not None
+
+
 def item_ids(output: Raw | None) -> list[str]:
-    """The ids of the items of an output."""
+    """The ids of the items of an output, those under which an item can be kept."""
     items = plain(output)
     found = [item.get("id") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    return [id for id in found if isinstance(id, str) and id]
+    return [id for id in found if isinstance(id, str) and is_id(id)]
 
 
 def output_of(answer: str) -> list[Raw]:

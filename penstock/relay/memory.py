@@ -19,7 +19,15 @@ from penstock.config import ResponseSettings
 from penstock.db.responses import KeptResponse, answers_with, conversation, keep
 from penstock.db.store import Store
 from penstock.dialects import json_fields
-from penstock.dialects.response_input import item_ids, item_named, items_of, output_of, reference_in, response_in
+from penstock.dialects.response_input import (
+    is_id,
+    item_ids,
+    item_named,
+    items_of,
+    output_of,
+    reference_in,
+    response_in,
+)
 from penstock.errors import InvalidRequest, StoreUnavailable
 
 DAY_MS = 24 * 3600 * 1000
@@ -123,7 +131,7 @@ class ResponseMemory:
     async def _before(self, account: str, previous: str) -> list[Raw]:
         """The items of the conversation that ends with response `previous`."""
         read = conversation(account, previous, self._conversations.clock.now_ms())
-        turns = await self._conversations.store.read(read)
+        turns = await self._conversations.store.read(read) if is_id(previous) else []
         if not turns:
             raise InvalidRequest(
                 f"Previous response with id '{previous[:100]}' not found.",
@@ -136,9 +144,9 @@ class ResponseMemory:
     async def _resolved(self, account: str, items: list[Raw]) -> list[Raw]:
         """The items, those in place of references that these name."""
         names = [reference_in(item) for item in items]
-        wanted = [name for name in names if name is not None]
-        if not wanted:
+        if all(name is None for name in names):
             return items
+        wanted = [name for name in names if name is not None and is_id(name)]
         read = answers_with(account, wanted, self._conversations.clock.now_ms())
         answers = await self._conversations.store.read(read)
         found = {name: item_named(answer, name) for name, answer in answers.items()}

@@ -267,6 +267,30 @@ async def test_items_may_be_named_in_place_of_sent(gateway: Running, upstream: S
     assert [each["role"] for each in said] == ["user", "assistant", "user"]
 
 
+@pytest.mark.parametrize("name", ["\x00", "resp_\x00", "", "x" * 10_000])
+async def test_what_no_store_could_keep_is_not_found(gateway: Running, spoken: str, name: str) -> None:
+    ada = await gateway.person(usd="1")
+    for body in ({"previous_response_id": name, "input": "x"}, {"input": [{"type": "item_reference", "id": name}]}):
+        refused = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, **body})
+        assert refused.status_code == 400, body
+        assert "not found" in refused.json()["error"]["message"]
+
+
+@over("openai_responses")
+@pytest.mark.parametrize("name", ["msg\x00", "", "".join(map(chr, range(0x100, 0x3000))), 5, None])
+async def test_an_answer_is_delivered_whatever_its_items_are_called(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str, name: Any
+) -> None:
+    ada = await gateway.person(usd="1")
+    said = {"type": "message", "id": name, "role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    upstream.script(Raw(json.dumps({"status": "completed", "output": [said], "usage": usage}).encode()))
+    answer = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": "x"})
+    assert answer.status_code == 200
+    assert await gateway.nano(ada) == 1_000_000_000 - IN - OUT
+    assert (await gateway.get(f"{ROUTER}/responses/{answer.json()['id']}", ada)).status_code == 200
+
+
 @over("openai_chat")
 async def test_items_named_very_often_are_found_once(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
     ada = await gateway.person(usd="9")
