@@ -11,8 +11,8 @@ from typing import Any
 
 from msgspec import Raw, Struct, json
 
-from penstock.dialects.json_fields import split
-from penstock.dialects.usage import Count, TokenUsage
+from penstock.dialects.json_fields import plain, split
+from penstock.dialects.usage import Count, TokenUsage, count_of
 
 
 class OutputDetails(Struct, gc=False):
@@ -91,7 +91,6 @@ _FIELDS: dict[str, json.Decoder[Any]] = {
     "cache_creation": json.Decoder(CacheCreation),
     "iterations": json.Decoder(list[Iteration]),
 }
-_COUNT: json.Decoder[Any] = json.Decoder(Count)
 
 
 def read_report(raw: Raw | None) -> UsageReport:
@@ -110,13 +109,13 @@ def _salvage(raw: Raw) -> UsageReport:
     try:
         for name, value in split(raw).items():
             if name in UsageReport.__struct_fields__:
-                kept[name] = _value(value, _FIELDS.get(name, _COUNT))
+                kept[name] = _part(value, _FIELDS[name]) if name in _FIELDS else count_of(plain(value))
     except (ValueError, RecursionError):
         return UsageReport()
     return UsageReport(**{name: value for name, value in kept.items() if value is not None})
 
 
-def _value(raw: Raw, decoder: json.Decoder[Any]) -> Any:
+def _part(raw: Raw, decoder: json.Decoder[Any]) -> Any:
     try:
         return decoder.decode(raw)
     except (ValueError, RecursionError):

@@ -18,7 +18,7 @@ from msgspec import Meta, Raw, Struct, json
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.response_progress import Progress
-from penstock.dialects.usage import Count, TokenUsage, estimate_delta_tokens, estimate_tokens
+from penstock.dialects.usage import Count, TokenUsage, count_of, estimate_delta_tokens, estimate_tokens
 from penstock.errors import InvalidRequest, UpstreamFailed
 
 NAME = "openai_responses"
@@ -284,8 +284,10 @@ def read_usage(raw: Raw | None) -> TokenUsage | None:
     if raw is None:
         return None
     try:
-        report = _USAGE.decode(raw)
+        report: _Usage | None = _USAGE.decode(raw)
     except (ValueError, RecursionError):
+        report = _salvaged(json_fields.plain(raw))
+    if report is None:
         return None
     before, after = report.input_tokens_details, report.output_tokens_details
     cached = (before.cached_tokens if before else None) or 0
@@ -298,6 +300,23 @@ def read_usage(raw: Raw | None) -> TokenUsage | None:
         reasoning=min(reasoning, report.output_tokens),
         total=report.input_tokens + report.output_tokens if report.total_tokens is None else report.total_tokens,
         cache_write=min(written, max(report.input_tokens - cached, 0)),
+    )
+
+
+def _salvaged(value: Any) -> _Usage | None:
+    """The counts of a report that has something else among them."""
+    report = value if isinstance(value, dict) else {}
+    before, after = report.get("input_tokens_details"), report.get("output_tokens_details")
+    before, after = (each if isinstance(each, dict) else {} for each in (before, after))
+    input, output = count_of(report.get("input_tokens")), count_of(report.get("output_tokens"))
+    if input is None or output is None:
+        return None
+    return _Usage(
+        input,
+        output,
+        count_of(report.get("total_tokens")),
+        _InputDetails(count_of(before.get("cached_tokens")), count_of(before.get("cache_write_tokens"))),
+        _OutputDetails(count_of(after.get("reasoning_tokens"))),
     )
 
 

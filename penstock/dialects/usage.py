@@ -123,8 +123,11 @@ def _salvage(value: Any) -> TokenUsage | None:
 
 
 def _count(report: Any, name: str) -> int | None:
+    return count_of(report.get(name)) if isinstance(report, dict) else None
+
+
+def count_of(value: Any) -> int | None:
     """A count of tokens; a float such as 12.0 is one, 12.5, true and "12" are not."""
-    value = report.get(name) if isinstance(report, dict) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
         return None
     return int(value) if value == int(value) else None

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from penstock.dialects import Label, Pair, Wish, anthropic_messages, openai_chat, openai_completions, openai_responses
 from penstock.dialects.anthropic_usage import read_report
-from penstock.dialects.pairs import messages_to_chat, responses_to_chat, responses_to_messages
+from penstock.dialects.pairs import chat_to_messages, messages_to_chat, responses_to_chat, responses_to_messages
 from penstock.dialects.pairs.responses_items import sealed
-from penstock.dialects.usage import TokenUsage
+from penstock.dialects.usage import TokenUsage, read_usage
 from penstock.errors import InvalidRequest
 from penstock.money.prices import Price, UsdTariff
 from penstock.relay.meter import Meter
@@ -134,7 +135,7 @@ def test_a_report_without_a_count_of_output_does_not_undo_what_was_estimated(rep
 @pytest.mark.parametrize("name", ["output_tokens_details", "cache_creation", "iterations"])
 def test_an_odd_detail_of_a_report_is_left_out_and_the_counts_hold(name: str, odd: Any) -> None:
     report = json.dumps({"input_tokens": 7, "output_tokens": 5, name: odd}).encode()
-    assert read_report(report).counted() == TokenUsage(7, 5, total=12)  # type: ignore[arg-type]
+    assert read_report(Raw(report)).counted() == TokenUsage(7, 5, total=12)
 
 
 def test_what_a_provider_did_beside_the_message_is_counted() -> None:
@@ -144,5 +145,40 @@ def test_what_a_provider_did_beside_the_message_is_counted() -> None:
         {"type": "message", "input_tokens": 7, "output_tokens": 5},
     ]
     report = json.dumps({"input_tokens": 7, "output_tokens": 5, "iterations": iterations}).encode()
-    counted = read_report(report).counted()  # type: ignore[arg-type]
+    counted = read_report(Raw(report)).counted()
     assert counted == TokenUsage(114, 25, cached_input=3, total=139, cache_write=4, cache_write_1h=4)
+
+
+# What upstreams report in any dialect.
+
+ODD_REPORTS: list[dict[str, Any]] = [
+    {"total_tokens": -5},
+    {"input_tokens": 7.0, "prompt_tokens": 7.0},
+    {"input_tokens_details": 5, "prompt_tokens_details": 5},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_REPORTS)
+@pytest.mark.parametrize("read", [openai_responses.read_usage, read_usage, lambda raw: read_report(raw).counted()])
+def test_a_report_keeps_its_counts_whatever_else_is_odd_in_it(read: Any, odd: dict[str, Any]) -> None:
+    report = {"input_tokens": 7, "output_tokens": 5, "prompt_tokens": 7, "completion_tokens": 5, **odd}
+    assert read(Raw(json.dumps(report).encode())) == TokenUsage(7, 5, total=12)
+
+
+@pytest.mark.parametrize("usage", [5, "x", [], {"prompt_tokens": 7.0, "completion_tokens": 5}, {"prompt_tokens": -1}])
+def test_a_chats_text_is_in_the_response_whatever_is_reported_beside_it(usage: Any) -> None:
+    wish = openai_responses.peek(body(openai_responses), max_output_tokens=MOST)
+    stream = responses_to_chat.open_stream(wish=wish, label=LABEL)
+    chunk = {"choices": [{"index": 0, "delta": {"content": "Hello"}}], "usage": usage}
+    step = stream.feed(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    assert b'"delta":"Hello"' in step.out
+    assert step.usage in (None, TokenUsage(7, 5, total=12))
+
+
+def test_output_is_counted_once_where_a_message_begins_with_a_count() -> None:
+    meter = Meter(UsdTariff(Price(1, 1, 1, 1)), 3)
+    stream = chat_to_messages.open_stream(wish=WISH, label=LABEL)
+    for raw in (START, DELTA):
+        step = stream.feed(raw)
+        meter.feed(step.produced, step.usage)
+    assert (meter.tokens().input, meter.output) == (7, 125)

@@ -217,7 +217,7 @@ def test_a_stream_of_text_is_chunks_with_one_end() -> None:
 
 def test_the_prompt_is_counted_when_the_stream_begins() -> None:
     step = open_stream().feed(begin())
-    assert (step.out, step.usage) == (b"", TokenUsage(60, 1, 30, 1, 61, cache_write=20, cache_write_1h=5))
+    assert (step.out, step.usage) == (b"", TokenUsage(60, 0, 30, 0, 60, cache_write=20, cache_write_1h=5))
 
 
 def test_what_was_not_counted_anew_is_not_taken_for_counted() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
+from msgspec.structs import replace
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
 from penstock.dialects.anthropic_usage import UsageReport, read_report
@@ -254,7 +255,10 @@ class MessagesAsChat:
                 return self._stop(event.index)
             case "message_start" if event.message is not None:
                 self._model = self._label.model or event.message.model
-                return Step(b"", usage=self._counted(event.message.usage))
+                usage = self._counted(event.message.usage)
+                if usage is not None:  # what it counts of the output comes in the events that follow
+                    usage = replace(usage, output=0, reasoning=0, total=usage.input)
+                return Step(b"", usage=usage)
             case "message_delta" if event.delta is not None:
                 return self._end(event.delta, event.usage)
             case "message_stop":

@@ -21,7 +21,7 @@ from penstock.dialects.json_fields import plain
 from penstock.dialects.pairs.responses_items import messages, sealed
 from penstock.dialects.pairs.responses_tools import LOCAL_SHELL, Tool, Tools, action_of, input_of, new_call
 from penstock.dialects.response_progress import Progress
-from penstock.dialects.usage import TokenUsage, UsageReport, estimate_delta_tokens, estimate_tokens, read_usage
+from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens, read_usage
 from penstock.errors import InvalidRequest, UpstreamFailed
 
 PATH = "chat/completions"
@@ -198,7 +198,7 @@ class _Choice(Struct, gc=False):
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: UsageReport | None = None
+    usage: Raw = Raw()
     error: Any = None
 
 
@@ -316,7 +316,7 @@ class ResponseOfChat:
         event, begun = self._writer.progress.event, self._writer.begun
         return event("response.created", response=begun) + event("response.in_progress", response=begun)
 
-    def _step(self, choice: _Choice, report: UsageReport | None) -> Step:
+    def _step(self, choice: _Choice, report: Raw) -> Step:
         out, produced = [self._begin()], 0
         for said in (choice.delta, choice.message):
             if said is not None:
@@ -332,8 +332,8 @@ class ResponseOfChat:
         error = json_fields.error_message(json_fields.split(data))
         return Step(b"" if error else self._begin(), usage=self._count(chunk.usage), error=error)
 
-    def _count(self, report: UsageReport | None) -> TokenUsage | None:
-        usage = None if report is None else report.counted()
+    def _count(self, report: Raw) -> TokenUsage | None:
+        usage = read_usage(report) if report else None
         self._usage = usage or self._usage
         return usage
 
