@@ -20,8 +20,10 @@ class Wish(Struct, frozen=True, gc=False):
 
     `output_limit` is in tokens a choice, None when the caller set none. `input_bytes` bounds the prompt: the size of
     the body without inline image data; `text_bytes` is the text in it that a model reads, for an estimate. `images`
-    counts the parts of the prompt that are not text (image, audio, file, video). `fields` is the body by top-level
-    field, for `request` to rewrite. `token_ids` counts a prompt that came as tokens, and not as text. `needs` is what
+    counts the parts of the prompt that are not text (image, audio, file, video), and `unmeasured` those of them whose
+    tokens no size in the body bounds: documents, which may be packed or elsewhere, and links to other things than
+    images. `fields` is the body by top-level field, for `request` to rewrite.
+    `token_ids` counts a prompt that came as tokens, and not as text. `needs` is what
     a model must be able to do for it: `tools`, `images`, `json_schema`.
     """
 
@@ -36,6 +38,7 @@ class Wish(Struct, frozen=True, gc=False):
     fields: dict[str, Raw]
     token_ids: int = 0
     needs: frozenset[str] = frozenset()
+    unmeasured: int = 0
 
     def __repr__(self) -> str:
         return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"

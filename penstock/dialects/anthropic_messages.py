@@ -84,12 +84,13 @@ _MESSAGES_SHAPE = "a non-empty list of objects, each with a string 'role' and a 
 class Weight:
     """What a prompt comes to: bytes of text that a model reads, parts that are not text, and inline image data."""
 
-    __slots__ = ("image_bytes", "images", "media", "text_bytes")
+    __slots__ = ("documents", "image_bytes", "images", "media", "text_bytes")
 
     def __init__(self) -> None:
         self.text_bytes = 0
         self.media = 0
         self.images = 0
+        self.documents = 0
         self.image_bytes = 0
 
     def __repr__(self) -> str:
@@ -125,8 +126,9 @@ class Weight:
             self.add_raw(source.content, depth + 1)
             return
         self.media += 1
-        if kind == "image":
-            # Only image data is left out of the prompt's size: documents become tokens in proportion to theirs.
+        if kind == "document":
+            self.documents += 1
+        else:
             self.images += 1
             self.image_bytes += len(source.data or "")
             if source.url is not None and source.url.startswith("data:"):
@@ -160,6 +162,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         images=weight.media,
         fields=fields,
         needs=_needs(fields, weight),
+        unmeasured=weight.documents,
     )
 
 
@@ -180,6 +183,7 @@ def peek_prompt(body: bytes) -> Wish:
         images=weight.media,
         fields=fields,
         needs=_needs(fields, weight),
+        unmeasured=weight.documents,
     )
 
 

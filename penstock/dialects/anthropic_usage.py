@@ -105,7 +105,7 @@ def read_report(raw: Raw | None) -> UsageReport:
 
 def _salvage(raw: Raw) -> UsageReport:
     """The fields of a report that are what they should be."""
-    kept = {}
+    kept: dict[str, Any] = {}
     try:
         for name, value in split(raw).items():
             if name in UsageReport.__struct_fields__:

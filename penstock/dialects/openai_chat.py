@@ -47,6 +47,7 @@ _MEANT = {name: name for name in ("model", "messages", "stream", "stream_options
 _NOTHING: frozenset[str] = frozenset()
 _TOOLS = frozenset({"tools", "functions"})
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
+_MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
 
@@ -87,7 +88,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     messages = json_fields.read(fields, "messages", _MESSAGES, "a non-empty list of objects, each with a string 'role'")
     if messages is None:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
-    images, image_bytes = _media(messages)
+    images, image_bytes, unmeasured = _media(messages)
     tools = fields.get("tools")
     options = json_fields.read(fields, "stream_options", _STREAM_OPTIONS, "an object with a boolean 'include_usage'")
     return Wish(
@@ -101,6 +102,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         images=images,
         fields=fields,
         needs=_needs(fields, images),
+        unmeasured=unmeasured,
     )
 
 
@@ -131,12 +133,12 @@ def _output_limit(fields: Fields, most: int) -> int | None:
     return limits.pop() if limits else None
 
 
-def _media(messages: list[_Message]) -> tuple[int, int]:
-    """The number of parts that are not text, and the bytes of inline image data among them.
+def _media(messages: list[_Message]) -> tuple[int, int, int]:
+    """The number of parts that are not text, the bytes of inline image data among them, and how many may be any size.
 
-    Only image data is left out of the prompt's size: audio and documents become tokens in proportion to their size.
+    Only image data is left out of the prompt's size: audio becomes tokens in proportion to its size.
     """
-    count = size = 0
+    count = size = unmeasured = 0
     for message in messages:
         if type(message.content) is not list:
             continue
@@ -144,10 +146,11 @@ def _media(messages: list[_Message]) -> tuple[int, int]:
             if not isinstance(part, _Part) or (part.type in _TEXT_PARTS and part.image_url is None):
                 continue
             count += 1
+            unmeasured += part.type not in _MEASURED
             url = part.image_url.url if isinstance(part.image_url, _Link) else part.image_url
             if url is not None and url.startswith("data:image/"):
                 size += len(url)
-    return count, size
+    return count, size, unmeasured
 
 
 def _text_size(message: _Message) -> int:

@@ -55,6 +55,7 @@ _MEANT = {name: name for name in _READ} | {
     "n_predict": LIMIT_FIELD,
     "messages": "input",
 }
+_MEASURED = frozenset({"input_image", "input_audio", "computer_screenshot"})  # kinds of parts; others may be anything
 _MEANT_IN_ITEMS = {"type": "type", "id": "id"}
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text"})
 # Items that make sense without an id. With one, an upstream that stores nothing looks for what it never kept.
@@ -119,7 +120,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     items = json_fields.read(fields, "input", _INPUT, _INPUT_SHAPE)
     if items is None:
         raise InvalidRequest("The 'input' field is required.", param="input")
-    images, image_bytes = _media([] if isinstance(items, str) else items)
+    images, image_bytes, unmeasured = _media([] if isinstance(items, str) else items)
     return Wish(
         model=model,
         stream=json_fields.read(fields, "stream", _FLAG, "a boolean") or False,
@@ -131,6 +132,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         images=images,
         fields=fields,
         needs=_needs(fields, images),
+        unmeasured=unmeasured,
     )
 
 
@@ -155,9 +157,9 @@ def _output_limit(fields: Fields, most: int) -> int | None:
     return limit
 
 
-def _media(items: list[_Item]) -> tuple[int, int]:
-    """The number of parts that are not text, and the bytes of inline image data among them."""
-    count = size = 0
+def _media(items: list[_Item]) -> tuple[int, int, int]:
+    """The number of parts that are not text, bytes of inline image data among them, and how many may be of any size."""
+    count = size = unmeasured = 0
     for place, item in enumerate(items):
         if item.type == "item_reference" or (item.type is None and item.role is None):
             raise InvalidRequest(
@@ -167,9 +169,10 @@ def _media(items: list[_Item]) -> tuple[int, int]:
             if isinstance(part, str) or (part.type in _TEXT_PARTS and part.image_url is None):
                 continue
             count += 1
+            unmeasured += part.type not in _MEASURED
             if part.image_url is not None and part.image_url.startswith("data:image/"):
                 size += len(part.image_url)
-    return count, size
+    return count, size, unmeasured
 
 
 def _parts(item: _Item) -> list[_Part | str]:

@@ -170,6 +170,8 @@ def _input(wish: Wish, model: Model) -> tuple[int, int]:
     """`(bound, estimate)` of the prompt's tokens for a model."""
     media = wish.images * model.image_tokens
     bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids) + media
+    if wish.unmeasured and model.context_length is not None:  # a small document may fill it
+        bound = max(bound, model.context_length)
     estimate = wish.token_ids or ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN)
     return bound, min(bound, estimate + media)
 

@@ -115,6 +115,32 @@ def test_a_thread_that_an_upstream_would_keep_for_its_key_is_refused(
     assert refusal.value.param == "thread"
 
 
+# Documents, whose size says nothing of their tokens.
+
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}
+UNMEASURED: list[tuple[Any, dict[str, Any]]] = [
+    (anthropic_messages, {"type": "document", "source": PDF}),
+    (anthropic_messages, {"type": "document", "source": {"type": "url", "url": "https://x/a.pdf"}}),
+    (anthropic_messages, {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "document", "source": PDF}]}),
+    (openai_chat, {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBE"}}),
+    (openai_chat, {"type": "video_url", "video_url": {"url": "https://x/a.mp4"}}),
+    (openai_responses, {"type": "input_file", "file_url": "https://x/a.pdf"}),
+]
+MEASURED: list[tuple[Any, dict[str, Any]]] = [
+    (anthropic_messages, {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}),
+    (anthropic_messages, {"type": "image", "source": {"type": "url", "url": "https://x/a.png"}}),
+    (openai_chat, {"type": "image_url", "image_url": {"url": "https://x/a.png"}}),
+    (openai_responses, {"type": "input_image", "image_url": "https://x/a.png"}),
+]
+
+
+@pytest.mark.parametrize(("dialect", "part"), [*UNMEASURED, *MEASURED])
+def test_a_document_is_told_from_what_a_body_bounds(dialect: Any, part: dict[str, Any]) -> None:
+    field = "input" if dialect is openai_responses else "messages"
+    wish = dialect.peek(body(dialect, **{field: [{"role": "user", "content": [part]}]}), max_output_tokens=MOST)
+    assert wish.unmeasured == ((dialect, part) in UNMEASURED)
+
+
 # What Messages upstreams report.
 
 START = event("message_start", message={"content": [], "usage": {"input_tokens": 7, "output_tokens": 1}})
