@@ -48,6 +48,9 @@ from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.routing.health import STATES, Health
+from penstock.routing.pulse import Pulse
+from penstock.routing.upstreams import Upstreams
 from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
 
@@ -57,11 +60,16 @@ _logger = logging.getLogger("penstock")
 
 
 @asynccontextmanager
-async def open_office(settings: Settings) -> AsyncIterator[Office]:
-    """An office on the settings' store, which is migrated if need be, and closed in the end."""
+async def open_office(settings: Settings, redact: Redactor | None = None) -> AsyncIterator[Office]:
+    """An office on the settings' store, which is migrated if need be, and closed in the end.
+
+    Its upstreams are there when somebody looks at them: a command that does not has no connections to make and close.
+    """
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
     store = _store(settings.store, clock)
+    upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
+    pulse = Pulse(upstreams, partial(_providers, settings))
     try:
         yield Office(
             store=store,
@@ -71,8 +79,13 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
             sessions=Sessions(settings.jwt, settings.secrets.auth_secret, clock),
             clock=clock,
             ids=IdMaker(),
+            upstreams=upstreams,
+            pulse=pulse,
         )
     finally:
+        pulse.close()
+        for provider in upstreams.providers.values():
+            await provider.close()
         await store.close()
 
 
@@ -97,7 +110,14 @@ class Gateway:
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
         providers, dropped = _exchange(self.relay.attempts.providers, office.settings.providers, kept.providers)
         office.settings, office.catalogue = kept, catalogue
-        self.relay.attempts.providers = providers
+        for name in providers.keys() | office.upstreams.providers.keys():
+            if providers.get(name) is not office.upstreams.providers.get(name):
+                office.upstreams.health.forget(name)
+        office.upstreams.providers = providers
+        office.upstreams.health.settings = kept.health
+        offered = (offer for model in catalogue.models for offer in model.offers)
+        office.upstreams.health.keep({(offer.provider, offer.model) for offer in offered})
+        self.relay.attempts.most = kept.limits.attempts
         self.relay.catalogue = catalogue
         for provider in dropped:
             self.retiring.add(asyncio.create_task(_retire(provider)))
@@ -108,15 +128,14 @@ async def open_gateway(
     settings: Settings, log_stream: IO[str], redact: Redactor | None = None
 ) -> AsyncIterator[Gateway]:
     """A gateway, ready to serve; when it closes, everything posted is settled."""
-    async with open_office(settings) as office:
-        redact = redact or _redactor(settings)
+    redact = redact or _redactor(settings)
+    async with open_office(settings, redact) as office:
         log = RequestLog(log_stream, msgspec.json.encode)
         observer = Observer(log, office.clock, redact)
         owner = office.ids.new("own")
         holds = Holds(office.store, office.clock, settings.limits, owner=owner, observe=observer)
-        attempts = Attempts(
-            {each.name: _provider(each) for each in settings.providers}, settings.limits.attempts, redact
-        )
+        office.upstreams.providers = _providers(settings)
+        attempts = Attempts(office.upstreams, settings.limits.attempts, redact)
         access = Access(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
         )
@@ -137,6 +156,7 @@ async def open_gateway(
             observer=observer,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            check_providers=partial(_check_providers, office),
             response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
@@ -158,8 +178,6 @@ async def open_gateway(
             for task in gateway.retiring:
                 task.cancel()
             await asyncio.gather(*gateway.retiring, return_exceptions=True)
-            for provider in attempts.providers.values():
-                await provider.close()
 
 
 Announce = Callable[[Gateway, str], Awaitable[None]]
@@ -279,6 +297,14 @@ def _provider(settings: ProviderSettings) -> Provider:
     return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
+def _providers(settings: Settings) -> dict[str, Provider]:
+    return {each.name: _provider(each) for each in settings.providers}
+
+
+async def _check_providers(office: Office) -> None:
+    await office.pulse.look_at_due(office.settings.providers)
+
+
 async def _retire(provider: Provider) -> None:
     """Close a provider when its last calls have had their time, or at once when the gateway ends."""
     try:
@@ -310,6 +336,18 @@ def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attem
     observer.gauge("penstock_holds_open", "Calls that hold money now.", lambda: len(holds))
     observer.gauge("penstock_streams_open", "Streams under way.", lambda: len(relay.streams))
     observer.gauge("penstock_drains", "Calls read to their end after the caller left.", lambda: relay.drains.now)
+    observer.gauges(
+        "penstock_provider_state",
+        "Processes in which a provider's breaker is in this state.",
+        ("provider", "state"),
+        partial(_states, attempts.upstreams),
+    )
+    observer.gauges(
+        "penstock_provider_outstanding",
+        "Calls under way, by provider.",
+        ("provider",),
+        lambda: {(name,): found.outstanding for name, found in attempts.upstreams.health.conditions.items()},
+    )
     observer.gauge("penstock_store_backlog", "Jobs that wait for the store's writer.", lambda: store.backlog)
     for figure in ("open_connections", "idle_connections", "waiting"):
         observer.gauge(
@@ -317,6 +355,12 @@ def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attem
             f"Upstream pool: {figure.replace('_', ' ')}.",
             partial(_total, attempts, figure),
         )
+
+
+def _states(upstreams: Upstreams) -> dict[tuple[str, ...], float]:
+    now_s = upstreams.health.clock.monotonic()
+    states = {name: upstreams.health.of(name).breaker.state(now_s) for name in upstreams.providers}
+    return {(name, state): float(states[name] == state) for name in states for state in STATES}
 
 
 def _show_connections(observer: Observer, server: Serving, worker: str) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from penstock.db.program import Program, Row, Statement, any_of, each_of, fetch, run
+from penstock.db.routing import Wanted, read_routing
 from penstock.db.schema import credentials, memberships, users
 
 DEEPEST = 8  # generations of child keys
@@ -69,7 +70,8 @@ class Identity:
     """Who presents a credential. `keys` are its id and those of the keys it was minted from, itself first.
 
     `accounts` are those the user behind it is a member of; `own_account` is that user's personal one. Empty and None
-    for a key that belongs to an account and to nobody in particular.
+    for a key that belongs to an account and to nobody in particular. `wanted` is how any of these keys and accounts
+    want their calls routed.
     """
 
     keys: tuple[str, ...]
@@ -81,6 +83,7 @@ class Identity:
     scopes: frozenset[str]
     models: frozenset[str] | None
     environment: str
+    wanted: dict[str, Wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +198,14 @@ def _identities(rows: list[Row], now_ms: int) -> Program[dict[str, Identity]]:
     """Of these credentials the ones that are good, by their ids."""
     lineages = [lineage for lineage in (yield from _lineages(rows)) if all(_alive(row, now_ms) for row in lineage)]
     people = yield from _people(sorted({lineage[0][2] for lineage in lineages if lineage[0][2] is not None}))
-    return {
-        lineage[0][0]: _identity(lineage, *people[user]) for lineage in lineages if (user := lineage[0][2]) in people
-    }
+    good = [(lineage, *people[user]) for lineage in lineages if (user := lineage[0][2]) in people]
+    wanted = yield from read_routing({subject for each in good for subject in _subjects(*each)})
+    return {lineage[0][0]: _identity(lineage, own, accounts, wanted) for lineage, own, accounts in good}
+
+
+def _subjects(lineage: list[Row], own_account: str | None, accounts: frozenset[str]) -> set[str]:
+    """Who may want something of how calls with this credential are routed: its keys, and any account it may be for."""
+    return {*(row[0] for row in lineage), *accounts, *filter(None, (lineage[0][3], own_account))}
 
 
 def _lineages(rows: list[Row]) -> Program[list[list[Row]]]:
@@ -236,12 +244,15 @@ def _people(ids: list[str]) -> Program[dict[str | None, tuple[str | None, frozen
     return people | enabled
 
 
-def _identity(lineage: list[Row], own_account: str | None, accounts: frozenset[str]) -> Identity:
+def _identity(
+    lineage: list[Row], own_account: str | None, accounts: frozenset[str], wanted: dict[str, Wanted]
+) -> Identity:
     _, kind, user, account, _, scopes, models, environment = lineage[0][:8]
     allowed = None if models is None else frozenset(json.loads(models))
     keys = tuple(row[0] for row in lineage)
     scope_set = frozenset(json.loads(scopes))
-    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment)
+    ours = {each: wanted[each] for each in _subjects(lineage, own_account, accounts) if each in wanted}
+    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment, ours)
 
 
 def _credential(row: Row) -> Credential:

@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -61,7 +62,7 @@ async def looker(office: Office) -> Looker:
     observer = Observer(log, clock, redact)
     holds = Holds(office.store, clock, limits, owner="own_looking", observe=observer)
     access = Access(office.store, office.keyring, office.sessions, clock, 1)
-    attempts = Attempts({}, 1, redact)
+    attempts = Attempts(office.upstreams, 1, redact)
     relay = Relay(access=access, holds=holds, attempts=attempts, catalogue=office.catalogue, clock=clock, limits=limits)
     upkeep = Upkeep(
         store=office.store,
@@ -72,6 +73,7 @@ async def looker(office: Office) -> Looker:
         observer=observer,
         log=log,
         quiet_s=60,
+        check_providers=partial(office.pulse.look_at_due, ()),
         response_bytes=1_000_000_000,
     )
     return Looker(office.store, clock, upkeep)
