@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -59,6 +59,35 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Let go, at once and without waiting. Calling it twice is harmless."""
+        ...
+
+
+class Tool(Struct, frozen=True, gc=False):
+    """A function that a model may call: a name of letters, digits, `_` and `-`, what it does, and the JSON schema of
+    its arguments (an object)."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class ToolResult(Struct, frozen=True, gc=False):
+    """What a tool came to, as text for the model. A failed one is a result as well: the model may try otherwise."""
+
+    text: str
+    failed: bool = False
+
+
+class Toolshop(Protocol):
+    """The tools that connected tools workers offer, account by account."""
+
+    def tools(self, account: str) -> tuple[Tool, ...]:
+        """What can be run for this account now; empty, and cheap to ask, when no worker of it is connected."""
+        ...
+
+    async def execute(self, account: str, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:
+        """Run one. NotFound when no worker offers it, UpstreamUnavailable when its worker is gone, UpstreamTimeout when
+        it took longer. Cancelling reaches the worker."""
         ...
 
 
