@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from penstock.config import ContractSettings, ModelSettings, PriceSettings, ProviderSettings, Settings
+from penstock.config import ContractSettings, ModelSettings, OfferSettings, PriceSettings, ProviderSettings, Settings
 from penstock.money.prices import Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
@@ -29,13 +29,23 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model at a provider at a price: what can be called."""
+    """A model at a provider at a price: what can be called. `model` is its name there, `model_id` ours.
+
+    `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
+    able to do of `tools`, `images` and `json_schema`.
+    """
 
     provider: str
     model: str
     price: Price
     limit_field: str
     ask_usage: bool
+    model_id: str
+    speaks: tuple[str, ...]
+    provider_class: str
+    accounts: frozenset[str]
+    context_length: int | None
+    capabilities: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +127,7 @@ def _model(
 ) -> Model:
     prices = [offer.price or settings.price for offer in settings.offers]
     offers = tuple(
-        _offer(offer.provider, offer.model, price, providers[offer.provider])
+        _offer(settings, offer, price, providers[offer.provider])
         for offer, price in zip(settings.offers, prices, strict=True)
     )
     contract = contracts[settings.contract] if settings.contract else None
@@ -151,8 +161,22 @@ def _tariffs(priced: tuple[Offer, ...], contract: Contract | None) -> dict[str, 
     return tariffs
 
 
-def _offer(provider: str, model: str, price: PriceSettings | None, settings: ProviderSettings) -> Offer:
-    return Offer(provider, model, _price(price or PriceSettings()), settings.output_limit_field, settings.stream_usage)
+def _offer(
+    model: ModelSettings, offer: OfferSettings, price: PriceSettings | None, provider: ProviderSettings
+) -> Offer:
+    return Offer(
+        provider=provider.name,
+        model=offer.model,
+        price=_price(price or PriceSettings()),
+        limit_field=provider.output_limit_field,
+        ask_usage=provider.stream_usage,
+        model_id=model.id,
+        speaks=provider.speaks,
+        provider_class=provider.ranks_as,
+        accounts=frozenset(provider.accounts),
+        context_length=offer.context_length or model.context_length,
+        capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
+    )
 
 
 def _price(settings: PriceSettings) -> Price:

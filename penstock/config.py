@@ -23,6 +23,12 @@ from penstock.config_value import (
 )
 
 SurfaceName = Literal["trust", "forward", "router"]
+ProviderClass = Literal["gpu", "cli", "cloud"]
+Capability = Literal["tools", "images", "json_schema"]
+ALL_CAPABILITIES: tuple[Capability, ...] = ("tools", "images", "json_schema")
+DialectName = Literal[
+    "openai_chat", "openai_responses", "openai_completions", "openai_embeddings", "anthropic_messages"
+]
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
 
 Seconds = Annotated[float, number(0.001, 86_400)]
@@ -97,7 +103,9 @@ class LimitSettings:
 class ProviderSettings:
     """One upstream. What differs from the common dialect is data: `output_limit_field`, `stream_usage`, `headers`.
 
-    `model_path` (a GGUF file), `threads`, `slots` and `context_tokens` are for `kind = "llamacpp"` alone.
+    `model_path` (a GGUF file), `threads`, `slots` and `context_tokens` are for `kind = "llamacpp"` alone. `dialects`
+    are those it is called in, `provider_class` is its place in the order of `auto`; both have a default by kind. With
+    `accounts` it serves these alone.
     """
 
     name: ProviderName
@@ -119,6 +127,19 @@ class ProviderSettings:
     headers: Annotated[tuple[tuple[str, str], ...], headers] = ()
     output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     stream_usage: bool = True
+    dialects: tuple[DialectName, ...] = ()
+    provider_class: ProviderClass | None = None
+    accounts: tuple[str, ...] = ()
+
+    @property
+    def speaks(self) -> tuple[str, ...]:
+        """The dialects it is called in."""
+        return self.dialects or ("openai_chat", "openai_embeddings")
+
+    @property
+    def ranks_as(self) -> ProviderClass:
+        """Its class: what runs here goes before what is far away."""
+        return self.provider_class or ("gpu" if self.kind == "llamacpp" else "cloud")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +159,7 @@ class PriceSettings:
 
 @dataclass(frozen=True, slots=True)
 class OfferSettings:
-    """A model at a provider: the name it has there and, where it differs, its price there.
+    """A model at a provider: the name it has there and, where they differ, its price, context and capabilities there.
 
     In a file the name may be left out: then it is the model's id, which `load` fills in.
     """
@@ -146,6 +167,8 @@ class OfferSettings:
     provider: str
     model: ModelName = ""
     price: PriceSettings | None = None
+    context_length: Tokens | None = None
+    capabilities: tuple[Capability, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +188,7 @@ class ModelSettings:
     owned_by: str = "penstock"
     created: Annotated[int, whole(0, 10_000_000_000)] = 0
     context_length: Tokens | None = None
+    capabilities: tuple[Capability, ...] = ALL_CAPABILITIES
     default_output_tokens: Tokens | None = None
     max_output_tokens: Tokens | None = None
     input_bytes_per_token: Annotated[int, whole(1, 16)] = 1

@@ -27,7 +27,8 @@ class Timeouts:
 
 
 class Call(Struct, frozen=True, gc=False):
-    """One request to a provider. `path` is relative to its base URL (`chat/completions`); `body` is JSON bytes.
+    """One request to a provider. `path` is relative to its base URL (`chat/completions`); `body` is JSON bytes. `model`
+    is the provider's name for what is called, when anything is.
 
     `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business. `sent` is
     called by the provider when the request is on its way: from then on the upstream may bill it.
@@ -39,6 +40,7 @@ class Call(Struct, frozen=True, gc=False):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     method: str = "POST"
     sent: Callable[[], None] | None = None
+    model: str = ""
 
 
 class Answer(Protocol):
@@ -97,12 +99,20 @@ class Provider(Protocol):
     name: str
     on_cancel: OnCancel
 
+    def ready(self, model: str) -> bool:
+        """Whether a call for this model could begin now, as far as is known without asking the upstream."""
+        ...
+
     async def open(self, call: Call) -> Answer:
         """Send the call; return when status and headers are here.
 
         Raises `UpstreamUnavailable` (not reached, nothing was sent or nothing came back) and `UpstreamTimeout`.
         Any HTTP status is an answer, not an error.
         """
+        ...
+
+    async def check(self) -> tuple[str, ...]:
+        """Ask the upstream whether it serves; the models it lists, none when it keeps no list. UpstreamError."""
         ...
 
     async def close(self) -> None:

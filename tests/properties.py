@@ -19,6 +19,7 @@ from penstock.dialects import Step, Wish, openai_chat, openai_embeddings, sse
 from penstock.dialects.usage import TokenUsage
 from penstock.errors import ConfigError, InvalidRequest, ModelMissing, UpstreamFailed
 from penstock.providers.openai_compatible import OpenAICompatible
+from tests.wishes import WISH, asking, labelled
 
 MOST_TOKENS = 1_000_000
 SHORT, PER_TOKEN = 16, 4  # how text is counted when nobody counts: see docs/money.md
@@ -144,7 +145,7 @@ def plain_answer(body: bytes) -> None:
     """An upstream's answer is none, or passes with our names in it and nothing else changed."""
     for names in ({}, {"model": "ours"}, {"model": "ours", "id_prefix": "cmpl-"}):
         try:
-            plain = openai_chat.answer(body, model=names.get("model"), id_prefix=names.get("id_prefix"))
+            plain = openai_chat.answer(body, wish=WISH, label=labelled(names.get("model"), names.get("id_prefix")))
         except UpstreamFailed:
             return
         assert plain.produced >= 0
@@ -167,7 +168,7 @@ def stream(pieces: list[bytes]) -> None:
     assert _split([whole]) == (events, rest)
     for model, prefix, usage in ((None, None, True), ("ours", None, False), ("ours", "cmpl-", True)):
         singly, together = (
-            openai_chat.open_stream(model=model, id_prefix=prefix, include_usage=usage) for _ in range(2)
+            openai_chat.open_stream(wish=asking(usage=usage), label=labelled(model, prefix)) for _ in range(2)
         )
         assert _feed(singly, events) == in_runs(together, b"".join(events))
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from penstock.api.asgi import App, hand_on
-from penstock.api.errors import render_openai
+from penstock.api.errors import Render, render_openai
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
 from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
@@ -33,6 +33,7 @@ class Route:
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
+    render: Render = render_openai
 
 
 class Door:
@@ -71,13 +72,13 @@ class Door:
     def unreadable(self, id: str, why: str) -> bytes:
         """The body of the answer, 400, to bytes that are no request."""
         error = InvalidRequest(why)
-        status, body = render_openai(error, {})
+        status, body = render_openai(error, {}, id)
         self._observer.refused(request_id=id, surface="none", kind=error.kind, status=status, path="")
         return body
 
     def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
         """Answer with an error. A response that has begun stays unfinished, and its connection ends."""
-        status, body = render_openai(error, route.shapes)
+        status, body = route.render(error, route.shapes, exchange.id)
         self._observer.refused(
             request_id=exchange.id, surface=route.surface, kind=error.kind, status=status, path=exchange.path
         )

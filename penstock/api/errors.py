@@ -1,10 +1,15 @@
-"""Errors, rendered: one taxonomy (`penstock/errors.py`), one envelope a dialect, wording by surface."""
+"""Errors, rendered: one taxonomy (`penstock/errors.py`), one envelope a dialect, wording by surface.
+
+An envelope is a function from an error to `(status, body)`; it is told the surface's own shapes and the request's id.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from penstock.api.surfaces import Shape
+from penstock.dialects.anthropic_errors import error_type
 from penstock.errors import PenstockError, UpstreamRefused
 
 COMMON: dict[str, Shape] = {
@@ -33,10 +38,13 @@ COMMON: dict[str, Shape] = {
 }
 
 
-def render_openai(error: PenstockError, shapes: dict[str, Shape]) -> tuple[int, bytes]:
-    """`(status, body)` in OpenAI's envelope; `shapes` are the surface's own, all four fields are always there."""
+Render = Callable[[PenstockError, dict[str, Shape], str], tuple[int, bytes]]
+
+
+def render_openai(error: PenstockError, shapes: dict[str, Shape], id: str = "") -> tuple[int, bytes]:
+    """OpenAI's envelope; all four fields are always there. It has no place for an id."""
     shape = shapes.get(error.kind) or COMMON[error.kind]
-    status = error.refused_status if isinstance(error, UpstreamRefused) else shape.status or error.status
+    status = _status(error, shape)
     envelope = {
         "message": shape.message if shape.message and _says_no_more(error) else error.message,
         "type": shape.type,
@@ -44,6 +52,20 @@ def render_openai(error: PenstockError, shapes: dict[str, Shape]) -> tuple[int, 
         "param": error.param,
     }
     return status, json.dumps({"error": envelope}, ensure_ascii=False).encode()
+
+
+def render_anthropic(error: PenstockError, shapes: dict[str, Shape], id: str) -> tuple[int, bytes]:
+    """Anthropic's envelope: a type by kind, and the request's id."""
+    status = _status(error, shapes.get(error.kind) or COMMON[error.kind])
+    words = {"type": error_type(error.kind), "message": error.message}
+    return status, json.dumps({"type": "error", "error": words, "request_id": id}, ensure_ascii=False).encode()
+
+
+RENDER: dict[str, Render] = {"openai": render_openai, "anthropic": render_anthropic}
+
+
+def _status(error: PenstockError, shape: Shape) -> int:
+    return error.refused_status if isinstance(error, UpstreamRefused) else shape.status or error.status
 
 
 def _says_no_more(error: PenstockError) -> bool:

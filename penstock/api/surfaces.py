@@ -6,6 +6,7 @@ A surface is a row. Below this table nothing knows which document a call came fr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from penstock.access import Surface
 
@@ -27,16 +28,20 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A surface and its paths. `shapes` says where its errors differ from the common ones (`errors.py`)."""
+    """A surface and its paths: what is served below each of its prefixes. `shapes` says where its errors differ from
+    the common ones of its `envelope` (`errors.py`)."""
 
     surface: Surface
     prefixes: tuple[str, ...]
+    paths: tuple[str, ...]
     shapes: dict[str, Shape]
+    envelope: Literal["openai", "anthropic"] = "openai"
 
 
 TRUST = Place(
     Surface("trust", OPENAI_PERSON, account_rule="trust", lane="credits", id_prefix="cmpl-"),
     ("/v1",),
+    ("/chat/completions", "/embeddings", "/models", "/balance", "/usage"),
     {
         "auth_missing": Shape("auth_error", "auth_error"),
         "auth_invalid": Shape("auth_error", "auth_error"),
@@ -46,6 +51,7 @@ TRUST = Place(
 FORWARD = Place(
     Surface("forward", frozenset({"inference"}), account_rule="key", lane="contract"),
     ("/api/v1/gateway/v1",),
+    ("/chat/completions", "/embeddings", "/models"),
     {
         "auth_missing": Shape("authentication_error", "invalid_api_key"),
         "auth_invalid": Shape("authentication_error", "invalid_api_key"),
@@ -58,6 +64,7 @@ FORWARD = Place(
 ROUTER = Place(
     Surface("router", frozenset({"personal", "team"}), account_rule="own", lane="credits"),
     ("/api/openai", "/api/openai/v1"),
+    ("/chat/completions", "/embeddings", "/models"),
     {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},
 )
 PLACES = (TRUST, FORWARD, ROUTER)

@@ -16,6 +16,7 @@ import msgspec
 from penstock import __version__
 from penstock.access import Access, Caller
 from penstock.api.door import Endpoint, Route
+from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
 from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
@@ -40,6 +41,13 @@ USAGE_CHOICES: dict[str, tuple[str, ...]] = {"lane": get_args(Lane), "state": ge
 USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "cursor", "limit"})
 
 
+# What is served by path: the kind of model it asks for, the dialect, and the envelope of its errors.
+INFERENCE: dict[str, tuple[str, Dialect, str]] = {
+    "/chat/completions": ("chat", openai_chat, "openai"),
+    "/embeddings": ("embeddings", openai_embeddings, "openai"),
+}
+
+
 class Wire:
     """Answers the wire endpoints."""
 
@@ -62,14 +70,14 @@ class Wire:
         }
         for place in self._places():
             for prefix in place.prefixes:
-                for path, endpoints in self._endpoints(place).items():
-                    found[prefix + path] = Route(place.surface.name, place.shapes, endpoints)
+                for path in place.paths:
+                    found[prefix + path] = self._route(place, path)
         return found
 
     def prefixes(self) -> dict[str, Route]:
         """Where an unknown path is refused in a surface's words."""
         return {
-            f"{prefix}/": Route(place.surface.name, place.shapes, {})
+            f"{prefix}/": Route(place.surface.name, place.shapes, {}, RENDER[place.envelope])
             for place in self._places()
             for prefix in place.prefixes
         }
@@ -78,16 +86,14 @@ class Wire:
         enabled = dict(self._office.settings.surfaces)
         return [place for place in PLACES if place.surface.name not in enabled or enabled[place.surface.name].enabled]
 
-    def _endpoints(self, place: Place) -> dict[str, dict[str, Endpoint]]:
-        endpoints: dict[str, dict[str, Endpoint]] = {
-            "/chat/completions": {"POST": self._inference(place, "chat", openai_chat)},
-            "/embeddings": {"POST": self._inference(place, "embeddings", openai_embeddings)},
-            "/models": {"GET": self._models(place)},
-        }
-        if place is TRUST:
-            endpoints["/balance"] = {"GET": self._balance}
-            endpoints["/usage"] = {"GET": self._usage}
-        return endpoints
+    def _route(self, place: Place, path: str) -> Route:
+        """What answers at a path of a place. The errors of an inference path are in its dialect's words."""
+        if path in INFERENCE:
+            kind, dialect, envelope = INFERENCE[path]
+            endpoint = self._inference(place, kind, dialect)
+            return Route(place.surface.name, place.shapes, {"POST": endpoint}, RENDER[envelope])
+        answers = {"/models": self._models(place), "/balance": self._balance, "/usage": self._usage}
+        return Route(place.surface.name, place.shapes, {"GET": answers[path]}, RENDER[place.envelope])
 
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface
@@ -98,16 +104,17 @@ class Wire:
                 surface=surface,
                 kind=kind,
                 dialect=dialect,
-                authorization=exchange.header(b"authorization"),
+                authorization=_credential(exchange),
                 trust=_trust(exchange),
                 lane=exchange.header(b"x-payment-lane") if b"x-payment-lane" in exchange.headers else None,
                 idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
                 body=exchange.body,
+                headers=_forwarded(exchange, dialect.FORWARDED) if dialect.FORWARDED else (),
             )
             await self._relay.call(ask, exchange)
 
         async def serve_embeddings(exchange: Exchange) -> None:
-            await self._access.admit(exchange.header(b"authorization"), _trust(exchange), place.surface)
+            await self._access.admit(_credential(exchange), _trust(exchange), place.surface)
             if not any(model.kind == "embeddings" for model in self._relay.catalogue.listed(surface.name)):
                 raise NotImplementedHere("No embedding model is configured.")
             await serve(exchange)
@@ -187,7 +194,7 @@ class Wire:
         exchange.whole(200, METRICS, await self._observer.render())
 
     async def _caller(self, place: Place, exchange: Exchange) -> Caller:
-        return await self._access.enter(exchange.header(b"authorization"), _trust(exchange), place.surface)
+        return await self._access.enter(_credential(exchange), _trust(exchange), place.surface)
 
 
 def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:
@@ -227,6 +234,19 @@ def _pricing(model: Model, place: Place) -> dict[str, str] | None:
 def _reader(caller: Caller) -> Actor:
     """An inference credential may look at the account it spends from, and at nothing else."""
     return Actor(frozenset({"read"}), sees=frozenset({caller.account}), manages=frozenset(), user=caller.user)
+
+
+def _credential(exchange: Exchange) -> str | None:
+    """The `Authorization` header, or what it would say of the key in `x-api-key`, as Anthropic's clients send it."""
+    authorization = exchange.header(b"authorization")
+    if authorization is None and b"x-api-key" in exchange.headers:
+        return f"Bearer {exchange.header(b'x-api-key')}"
+    return authorization
+
+
+def _forwarded(exchange: Exchange, names: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that an upstream should see, as far as the caller sent them."""
+    return tuple((name, value.encode("latin-1")) for name in names if (value := exchange.header(name)) is not None)
 
 
 def _trust(exchange: Exchange) -> str | None:

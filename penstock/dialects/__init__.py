@@ -1,8 +1,9 @@
 """Wire formats without I/O: what a caller asks for, what goes upstream, what came back and what it used.
 
-A dialect is a module; `Dialect` says which names it has, so that `penstock/relay` can treat dialects as data. Bodies
-pass through: a handful of fields is read, fewer are replaced, everything else stays as it came. Who may call, what it
-costs and where it goes is decided elsewhere.
+A dialect is a module, and so is a pair, the way from one dialect to another and back (`pairs/`); `Dialect` and `Pair`
+say which names they have, so that `penstock/relay` can treat them as data. A dialect is its own pair: bodies pass
+through, a handful of fields is read, fewer are replaced, everything else stays as it came. Who may call, what it costs
+and where it goes is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Wish(Struct, frozen=True, gc=False):
     `output_limit` is in tokens a choice, None when the caller set none. `input_bytes` bounds the prompt: the size of
     the body without inline image data; `text_bytes` is the text in it that a model reads, for an estimate. `images`
     counts the parts of the prompt that are not text (image, audio, file, video). `fields` is the body by top-level
-    field, for `request` to rewrite. `token_ids` counts a prompt that came as tokens, and not as text.
+    field, for `request` to rewrite. `token_ids` counts a prompt that came as tokens, and not as text. `needs` is what
+    a model must be able to do for it: `tools`, `images`, `json_schema`.
     """
 
     model: str
@@ -33,9 +35,20 @@ class Wish(Struct, frozen=True, gc=False):
     images: int
     fields: dict[str, Raw]
     token_ids: int = 0
+    needs: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"
+
+
+class Label(Struct, frozen=True, gc=False):
+    """What an answer is called: `model` (None keeps the upstream's name for it) and `id_prefix`; and for dialects that
+    must name an answer themselves our `id` of the request (`req_…`) and when it was made, in seconds since 1970."""
+
+    model: str | None
+    id_prefix: str | None
+    id: str
+    created_s: int
 
 
 class Plain(Struct, frozen=True, gc=False):
@@ -92,28 +105,36 @@ class Stream(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """A wire format, as a module."""
+class Pair(Protocol):
+    """The way from a caller's dialect to an upstream's and back, as a module. `PATH` is the upstream's."""
 
-    NAME: str
     PATH: str
-
-    def peek(self, body: bytes, *, max_output_tokens: int) -> Wish:
-        """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
-        ...
 
     def request(self, wish: Wish, *, model: str, output_limit: int | None, limit_field: str, ask_usage: bool) -> bytes:
         """The body to send upstream, where the model is called `model`.
 
         With an `output_limit` (tokens a choice) that limit replaces the caller's, in the field `limit_field`; with None
-        the caller's stays as it is. `ask_usage` asks for usage at the end of a stream.
+        the caller's stays as it is. `ask_usage` asks for usage at the end of a stream. `InvalidRequest` names a field
+        that the upstream's dialect has nothing for.
         """
         ...
 
-    def answer(self, body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
-        """Read an upstream's answer and name `model` in it (None keeps its name). `UpstreamFailed` when it is none."""
+    def answer(self, body: bytes, *, wish: Wish, label: Label) -> Plain:
+        """Read an upstream's answer and give it in the caller's dialect. `UpstreamFailed` when it is none."""
         ...
 
-    def open_stream(self, *, model: str | None, id_prefix: str | None, include_usage: bool) -> Stream:
-        """Begin reading a streamed answer; `include_usage` says whether the caller asked for the usage event."""
+    def open_stream(self, *, wish: Wish, label: Label) -> Stream:
+        """Begin reading a streamed answer."""
+        ...
+
+
+class Dialect(Pair, Protocol):
+    """A wire format, as a module. `FORWARDED` names the headers of a request that an upstream which speaks it should
+    see, in lower case."""
+
+    NAME: str
+    FORWARDED: tuple[bytes, ...]
+
+    def peek(self, body: bytes, *, max_output_tokens: int) -> Wish:
+        """Read a caller's body. `ModelMissing` before anything else about the fields, else `InvalidRequest`."""
         ...

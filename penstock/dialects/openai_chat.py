@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Plain, Step, Wish, json_fields, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
     TokenUsage,
@@ -28,6 +28,7 @@ from penstock.errors import InvalidRequest
 
 NAME = "openai_chat"
 PATH = "chat/completions"
+FORWARDED: tuple[bytes, ...] = ()
 DONE = b"data: [DONE]\n\n"
 _DATA_AT = len(b"data:")  # where an event's JSON begins, usually; the blank and the line ends around it are JSON's own
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
@@ -41,6 +42,8 @@ _MEANT = {name: name for name in ("model", "messages", "stream", "stream_options
     "max_new_tokens": LIMIT_FIELDS[1],
     "best_of": "n",
 }
+_NOTHING: frozenset[str] = frozenset()
+_TOOLS = frozenset({"tools", "functions"})
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
@@ -95,7 +98,20 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         text_bytes=sum(map(_text_size, messages)) + (len(bytes(tools)) if tools is not None else 0),
         images=images,
         fields=fields,
+        needs=_needs(fields, images),
     )
+
+
+def _needs(fields: Fields, images: int) -> frozenset[str]:
+    """What a model must be able to do for these fields."""
+    needs = []
+    if fields.keys() & _TOOLS:
+        needs.append("tools")
+    if images:
+        needs.append("images")
+    if "response_format" in fields and b'"json_schema"' in bytes(fields["response_format"]):
+        needs.append("json_schema")
+    return frozenset(needs) if needs else _NOTHING
 
 
 def _output_limit(fields: Fields, most: int) -> int | None:
@@ -218,8 +234,9 @@ _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
 
 
-def answer(body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
-    """Read an upstream's answer and name `model` in it (None keeps its name). `UpstreamFailed` when it is none."""
+def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
+    """Read an upstream's answer and name the model in it. `UpstreamFailed` when it is none."""
+    model, id_prefix = label.model, label.id_prefix
     fields = json_fields.answer_fields(body)
     usage = read_usage(fields.get("usage"))
     finish_reason, estimate = _outcome(fields.get("choices"), counted=usage is not None)
@@ -228,9 +245,9 @@ def answer(body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
     return Plain(body, usage, finish_reason, estimate if usage is None else usage.output)
 
 
-def open_stream(*, model: str | None, id_prefix: str | None, include_usage: bool) -> ChatStream:
-    """Begin reading a streamed answer; `include_usage` says whether the caller asked for the usage event."""
-    return ChatStream(model=model, id_prefix=id_prefix, include_usage=include_usage)
+def open_stream(*, wish: Wish, label: Label) -> ChatStream:
+    """Begin reading a streamed answer."""
+    return ChatStream(model=label.model, id_prefix=label.id_prefix, include_usage=wish.include_usage)
 
 
 def _outcome(raw: Raw | None, *, counted: bool) -> tuple[str | None, int]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from msgspec import json
 
-from penstock.dialects import Plain, Stream, Wish, json_fields
+from penstock.dialects import Label, Plain, Stream, Wish, json_fields
 from penstock.dialects.usage import read_usage
 from penstock.errors import InvalidRequest
 
 NAME = "openai_embeddings"
 PATH = "embeddings"
+FORWARDED: tuple[bytes, ...] = ()
 
 _INPUT_SHAPE = "a string, or a list of strings, of token ids, or of lists of token ids, and not empty"
 _MEANT = {"model": "model", "input": "input"}
@@ -55,14 +56,14 @@ def request(wish: Wish, *, model: str, output_limit: int | None, limit_field: st
     return json_fields.join({**wish.fields, "model": model})
 
 
-def answer(body: bytes, *, model: str | None, id_prefix: str | None) -> Plain:
-    """Read an upstream's answer and name `model` in it (None keeps its name). `UpstreamFailed` when it is none."""
+def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
+    """Read an upstream's answer and name the model in it. `UpstreamFailed` when it is none."""
     fields = json_fields.answer_fields(body)
-    if model is not None:
-        body = json_fields.join({**fields, "model": model})
+    if label.model is not None:
+        body = json_fields.join({**fields, "model": label.model})
     return Plain(body, read_usage(fields.get("usage")), None, 0)
 
 
-def open_stream(*, model: str | None, id_prefix: str | None, include_usage: bool) -> Stream:
+def open_stream(*, wish: Wish, label: Label) -> Stream:
     """`InvalidRequest`: embeddings come in one piece. `peek` never reports a wish to stream."""
     raise InvalidRequest("Embeddings are not streamed.", param="stream")

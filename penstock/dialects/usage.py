@@ -20,7 +20,8 @@ Count = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
 
 
 class TokenUsage(Struct, frozen=True, gc=False):
-    """Tokens of one call. `cached_input` is a part of `input`, `reasoning` a part of `output`.
+    """Tokens of one call. `cached_input`, read from a cache, and `cache_write`, written to one, are parts of `input`;
+    `reasoning` is a part of `output`.
 
     `total` is what the upstream called the total, else the sum of input and output.
     """
@@ -30,6 +31,7 @@ class TokenUsage(Struct, frozen=True, gc=False):
     cached_input: int = 0
     reasoning: int = 0
     total: int = 0
+    cache_write: int = 0
 
 
 class PromptDetails(Struct, gc=False):

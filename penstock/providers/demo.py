@@ -159,6 +159,14 @@ class DemoProvider:
             return _error_answer(400, "invalid_request_error", bad)
         return _error_answer(404, "not_found", NotFound(f"The demo engine does not serve {call.method} {call.path}."))
 
+    def ready(self, model: str) -> bool:
+        """It serves any model, always."""
+        return True
+
+    async def check(self) -> tuple[str, ...]:
+        """The names it lists."""
+        return self.models
+
     async def close(self) -> None:
         """Nothing is kept, so there is nothing to close."""
 

@@ -133,6 +133,15 @@ class LlamaCppEngine:
         replica = self._replica() or await self._running()
         return await replica.upstream.open(call)
 
+    def ready(self, model: str) -> bool:
+        """It serves one model, whatever it is called; a start that is under way is worth waiting for."""
+        return not self._closed
+
+    async def check(self) -> tuple[str, ...]:
+        """Ask the engine, starting it when it does not run."""
+        replica = self._replica() or await self._running()
+        return await replica.upstream.check()
+
     async def close(self) -> None:
         """Stop the engine: SIGTERM, and SIGKILL after 5 s. The provider is not used afterwards."""
         self._closed = True

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
+
 from penstock import __version__
 from penstock.config import ProviderSettings
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UpstreamFailed
 from penstock.ports import Answer, Call, OnCancel, Timeouts
 from penstock.providers.http1 import Client, Origin
+
+LARGEST_LIST = 16 * 1024 * 1024  # bytes: the longest list of models there is takes a few
+NO_LIST = frozenset({404, 405})
 
 
 class OpenAICompatible:
@@ -57,6 +62,22 @@ class OpenAICompatible:
             headers = tuple(pair for pair in headers if pair[0].lower() not in self._own_names)
         return self._client.request(call.method, call.path, headers, call.body, sent=call.sent)
 
+    def ready(self, model: str) -> bool:
+        """Whether it can be reached is not known before it is asked."""
+        return True
+
+    async def check(self) -> tuple[str, ...]:
+        """Have the upstream list its models; one that keeps no list (404, 405) serves all the same."""
+        answer = await self.open(Call("models", b"", stream=False, method="GET"))
+        try:
+            if answer.status in NO_LIST:
+                return ()
+            if answer.status != 200:
+                raise UpstreamFailed(f"The provider answered with status {answer.status}.")
+            return _listed(await answer.read(LARGEST_LIST))
+        finally:
+            answer.close()
+
     async def close(self) -> None:
         """Close every connection."""
         await self._client.close()
@@ -95,3 +116,18 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, UnicodeError):
         return "its key and headers must be made of Latin characters"
     return str(error)
+
+
+class _Entry(msgspec.Struct):
+    id: str
+
+
+class _List(msgspec.Struct):
+    data: list[_Entry]
+
+
+def _listed(body: bytes) -> tuple[str, ...]:
+    try:
+        return tuple(entry.id for entry in msgspec.json.decode(body, type=_List).data)
+    except (ValueError, RecursionError):
+        raise UpstreamFailed("The provider's list of models is not one.", began=True) from None

@@ -13,7 +13,8 @@ from penstock.dialects import Dialect
 
 
 class Ask(Struct, frozen=True, gc=False):
-    """One request. `body` reads it (TooLarge, InvalidRequest); `id` names the request everywhere."""
+    """One request. `body` reads it (TooLarge, InvalidRequest); `id` names the request everywhere; `headers` are for an
+    upstream that speaks the same dialect."""
 
     id: str
     surface: Surface
@@ -24,6 +25,7 @@ class Ask(Struct, frozen=True, gc=False):
     lane: str | None
     idempotency_key: str | None
     body: Callable[[], Awaitable[bytes]]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def once_of(ask: Ask, caller: Caller, body: bytes) -> Once | None:

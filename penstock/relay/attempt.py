@@ -14,9 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from penstock.catalogue import Offer
-from penstock.dialects import Dialect, Plain, Wish, sse
+from penstock.dialects import Label, Pair, Plain, Stream, Wish, sse
+from penstock.dialects.pairs import between
 from penstock.errors import NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
 from penstock.ports import Answer, Call, Provider
+from penstock.relay.ask import Ask
 from penstock.relay.hold import Hold
 from penstock.relay.route import Plan
 
@@ -40,8 +42,9 @@ class Served(Struct, frozen=True, gc=False):
 
 
 class Begun(Struct, frozen=True, gc=False):
-    """A stream: its first whole events, and where the rest comes from."""
+    """A stream: how it is read, its first whole events, and where the rest comes from."""
 
+    stream: Stream
     block: bytes
     pieces: AsyncIterator[bytes]
     splitter: sse.Splitter
@@ -65,9 +68,7 @@ class Attempts:
         # At the end there may be half a secret, which is not known for one; so as much as a whole one goes as well.
         return self._redact(words[: LONGEST_WORDS + LONGEST_SECRET])[:-LONGEST_SECRET]
 
-    async def first_answer(
-        self, plan: Plan, dialect: Dialect, wish: Wish, hold: Hold, *, id_prefix: str | None
-    ) -> Served:
+    async def first_answer(self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label) -> Served:
         """The first offer that begins to answer well; the hold is told which. The caller closes the answer.
 
         UpstreamRefused at once; else the last offer's UpstreamError when none answers.
@@ -75,23 +76,24 @@ class Attempts:
         failure: UpstreamError | None = None
         for number, offer in enumerate(plan.offers[: self._most], 1):
             provider = self.providers.get(offer.provider)
-            if provider is None:  # a reload has just taken it out of the configuration
+            pair = between(ask.dialect, offer.speaks)
+            if provider is None or pair is None:  # a reload has just changed the configuration
                 continue
-            body = dialect.request(
+            body = pair.request(
                 wish,
                 model=offer.model,
                 output_limit=hold.output_limit,
                 limit_field=offer.limit_field,
                 ask_usage=offer.ask_usage,
             )
-            call = Call(dialect.PATH, body, wish.stream, sent=hold.sent)
+            headers = ask.headers if pair is ask.dialect else ()
+            call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model)
             hold.calling(offer, provider.on_cancel)
             try:
                 answer = await provider.open(call)
                 try:
-                    if wish.stream:
-                        return await self._stream(offer, number, answer, dialect)
-                    return await self._plain(offer, number, answer, dialect, wish.model, id_prefix)
+                    read = self._stream if wish.stream else self._plain
+                    return Served(offer, number, answer, await read(answer, pair, wish, label))
                 except BaseException:
                     answer.close()
                     raise
@@ -105,26 +107,23 @@ class Attempts:
                 hold.answered()
         raise failure or NoHealthyProvider()
 
-    async def _plain(
-        self, offer: Offer, number: int, answer: Answer, dialect: Dialect, model: str, id_prefix: str | None
-    ) -> Served:
+    async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
         await self._require_success(answer)
         body = await answer.read(LARGEST_ANSWER)
         try:
-            plain = dialect.answer(body, model=model, id_prefix=id_prefix)
+            return pair.answer(body, wish=wish, label=label)
         except UpstreamFailed as error:  # may be in the upstream's own words
             raise UpstreamFailed(self.redact(error.message), began=True) from None
-        return Served(offer, number, answer, plain)
 
-    async def _stream(self, offer: Offer, number: int, answer: Answer, dialect: Dialect) -> Served:
+    async def _stream(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Begun:
         await self._require_success(answer)
         self._require_stream(answer)
         pieces, splitter = aiter(answer), sse.Splitter()
         async for piece in pieces:
             block = splitter.feed(piece)
             if block:
-                self._require_no_error(block[: sse.event_end(block, 0)], dialect)
-                return Served(offer, number, answer, Begun(block, pieces, splitter))
+                self._require_no_error(block[: sse.event_end(block, 0)], pair, wish, label)
+                return Begun(pair.open_stream(wish=wish, label=label), block, pieces, splitter)
         raise UpstreamFailed("The provider ended the stream before it began.")
 
     async def _require_success(self, answer: Answer) -> None:
@@ -133,11 +132,11 @@ class Attempts:
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise UpstreamFailed("The provider compressed its answer, which was not asked for.")
 
-    def _require_no_error(self, event: bytes, dialect: Dialect) -> None:
+    def _require_no_error(self, event: bytes, pair: Pair, wish: Wish, label: Label) -> None:
         """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""
         if b'"error"' not in event:  # nearly always, and cheaper than reading it
             return
-        error = dialect.open_stream(model=None, id_prefix=None, include_usage=False).feed(event).error
+        error = pair.open_stream(wish=wish, label=label).feed(event).error
         if error is not None:
             raise UpstreamFailed(self.redact(error))
 

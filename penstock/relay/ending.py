@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from enum import StrEnum
 
-from penstock.errors import PenstockError, UpstreamError, UpstreamRefused, UpstreamTimeout
+from penstock.errors import InvalidRequest, PenstockError, UpstreamError, UpstreamRefused, UpstreamTimeout
 
 
 class Ending(StrEnum):
@@ -33,6 +33,8 @@ def ending_of(error: BaseException, *, caller_gone: bool) -> tuple[Ending, int]:
         return (Ending.CALLER_GONE, 499) if caller_gone else (Ending.SHUTDOWN, 503)
     if isinstance(error, UpstreamRefused):
         return Ending.REFUSED, error.refused_status
+    if isinstance(error, InvalidRequest):  # a field that no offer's dialect has anything for
+        return Ending.REFUSED, error.status
     if isinstance(error, UpstreamTimeout):
         return Ending.TIMEOUT, error.status
     if isinstance(error, UpstreamError):

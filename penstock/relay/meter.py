@@ -55,6 +55,7 @@ class Meter:
                 cached_input=counted.cached_input,
                 reasoning=counted.reasoning,
                 total=counted.total + since,
+                cache_write=counted.cache_write,
             )
         input_tokens = self._input_estimate if self.dispatched else 0
         return TokenUsage(input=input_tokens, output=since, total=input_tokens + since)

@@ -16,7 +16,7 @@ from penstock.catalogue import Catalogue
 from penstock.clock import Clock
 from penstock.config import LimitSettings
 from penstock.db.records import UsageRecord
-from penstock.dialects import Plain, Wish
+from penstock.dialects import Label, Plain, Wish
 from penstock.errors import Forbidden
 from penstock.money.units import dollars
 from penstock.relay.ask import Ask, once_of
@@ -94,11 +94,12 @@ class Relay:
 
     async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply) -> bytes:
         """Have the call answered, all but the last bytes, which are returned."""
-        served = await self.attempts.first_answer(plan, ask.dialect, wish, hold, id_prefix=ask.surface.id_prefix)
+        label = Label(wish.model, ask.surface.id_prefix, ask.id, self._clock.now_ms() // 1000)
+        served = await self.attempts.first_answer(plan, ask, wish, hold, label)
         try:
             if isinstance(served.body, Plain):
                 return self._plain(served.body, served, hold, reply)
-            return await self._stream(ask, wish, served.body, served, hold, reply)
+            return await self._stream(wish, served.body, served, hold, reply)
         finally:
             served.answer.close()
 
@@ -109,11 +110,10 @@ class Relay:
         reply.start(200, [*JSON, *_trail(served, hold), cost])
         return answer.body
 
-    async def _stream(self, ask: Ask, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
-        stream = ask.dialect.open_stream(
-            model=wish.model, id_prefix=ask.surface.id_prefix, include_usage=wish.include_usage
+    async def _stream(self, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
+        live = LiveStream(
+            begun.stream, hold, reply, self._clock, self.attempts.redact, include_usage=wish.include_usage
         )
-        live = LiveStream(stream, hold, reply, self._clock, self.attempts.redact, include_usage=wish.include_usage)
         self.streams.add(live)
         try:
             reply.start(200, [*EVENT_STREAM, *_trail(served, hold)])

@@ -13,6 +13,7 @@ from msgspec import Raw
 from penstock.dialects import openai_chat
 from penstock.dialects.usage import MOST_TOKENS, TokenUsage, estimate_delta_tokens, estimate_tokens, read_usage
 from penstock.errors import UpstreamFailed
+from tests.wishes import WISH, labelled
 
 ANSWER = (
     b'{"id":"chatcmpl-B9M","object":"chat.completion","created":1741569952,"model":"gpt-4o-2024-08-06","choices":[{"index":0,'
@@ -27,11 +28,11 @@ def choices(*messages: dict[str, Any]) -> bytes:
 
 
 def produced(body: bytes) -> int:
-    return openai_chat.answer(body, model=None, id_prefix=None).produced
+    return openai_chat.answer(body, wish=WISH, label=labelled(None, None)).produced
 
 
 def test_an_answer_is_read_and_renamed() -> None:
-    plain = openai_chat.answer(ANSWER, model="fast", id_prefix="cmpl-")
+    plain = openai_chat.answer(ANSWER, wish=WISH, label=labelled("fast", "cmpl-"))
     assert plain.body == ANSWER.replace(b"gpt-4o-2024-08-06", b"fast").replace(b"chatcmpl-B9M", b"cmpl-B9M")
     assert plain.usage == TokenUsage(input=19, output=10, cached_input=8, reasoning=4, total=29)
     assert (plain.finish_reason, plain.produced) == ("stop", 10)
@@ -39,7 +40,7 @@ def test_an_answer_is_read_and_renamed() -> None:
 
 def test_an_answer_with_nothing_to_rename_stays_as_it_is() -> None:
     spaced = ANSWER.replace(b",", b" , ")
-    assert openai_chat.answer(spaced, model=None, id_prefix=None).body == spaced
+    assert openai_chat.answer(spaced, wish=WISH, label=labelled(None, None)).body == spaced
 
 
 @pytest.mark.parametrize(
@@ -47,29 +48,31 @@ def test_an_answer_with_nothing_to_rename_stays_as_it_is() -> None:
     [('"chatcmpl-1"', '"cmpl-1"'), ('"cmpl-1"', '"cmpl-1"'), ('"gen-1"', '"cmpl-gen-1"'), ("null", "null"), ("7", "7")],
 )
 def test_an_id_gets_our_prefix_once(id: str, expected: str) -> None:
-    plain = openai_chat.answer(f'{{"id":{id},"choices":[]}}'.encode(), model=None, id_prefix="cmpl-")
+    plain = openai_chat.answer(f'{{"id":{id},"choices":[]}}'.encode(), wish=WISH, label=labelled(None, "cmpl-"))
     assert plain.body == f'{{"id":{expected},"choices":[]}}'.encode()
 
 
 def test_an_answer_without_a_model_gets_the_callers() -> None:
-    assert openai_chat.answer(b'{"choices":[]}', model="m", id_prefix=None).body == b'{"choices":[],"model":"m"}'
+    plain = openai_chat.answer(b'{"choices":[]}', wish=WISH, label=labelled("m", None))
+    assert plain.body == b'{"choices":[],"model":"m"}'
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b'{"choices":', b"[" * 100_000, b'{"a":' * 100_000])
 def test_what_is_not_a_json_object_is_a_failure_of_the_upstream(body: bytes) -> None:
     with pytest.raises(UpstreamFailed) as failure:
-        openai_chat.answer(body, model="m", id_prefix=None)
+        openai_chat.answer(body, wish=WISH, label=labelled("m", None))
     assert failure.value.began
 
 
 @pytest.mark.parametrize("error", ['{"error":{"message":"overloaded"}}', '{"error":"overloaded"}'])
 def test_an_error_with_a_good_status_is_a_failure_of_the_upstream(error: str) -> None:
     with pytest.raises(UpstreamFailed, match="overloaded"):
-        openai_chat.answer(error.encode(), model="m", id_prefix=None)
+        openai_chat.answer(error.encode(), wish=WISH, label=labelled("m", None))
 
 
 def test_an_empty_error_beside_an_answer_is_none() -> None:
-    assert openai_chat.answer(b'{"error":null,"object":"chat.completion"}', model=None, id_prefix=None).usage is None
+    body = b'{"error":null,"object":"chat.completion"}'
+    assert openai_chat.answer(body, wish=WISH, label=labelled(None, None)).usage is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_estimates_follow_the_size() -> None:
 )
 def test_arbitrary_bytes_are_an_answer_or_a_failure(body: bytes) -> None:
     try:
-        plain = openai_chat.answer(body, model="m", id_prefix="cmpl-")
+        plain = openai_chat.answer(body, wish=WISH, label=labelled("m", "cmpl-"))
     except UpstreamFailed:
         return
     json.loads(plain.body)

@@ -7,6 +7,7 @@ import pytest
 from penstock.dialects import Dialect, openai_chat, openai_embeddings
 from penstock.dialects.usage import TokenUsage
 from penstock.errors import InvalidRequest, ModelMissing, UpstreamFailed
+from tests.wishes import WISH, labelled
 
 DIALECTS: tuple[Dialect, ...] = (openai_chat, openai_embeddings)
 
@@ -41,7 +42,7 @@ def test_the_model_comes_before_the_input() -> None:
 def test_an_answer_names_the_callers_model_and_reports_the_input() -> None:
     usage = b'"usage":{"prompt_tokens":5,"total_tokens":5}'
     body = b'{"object":"list","data":[{"embedding":[0.10,-2e-3]}],"model":"up",' + usage + b"}"
-    plain = openai_embeddings.answer(body, model="m", id_prefix="cmpl-")
+    plain = openai_embeddings.answer(body, wish=WISH, label=labelled("m", "cmpl-"))
     assert plain.body == body.replace(b'"up"', b'"m"')
     assert (plain.usage, plain.finish_reason, plain.produced) == (TokenUsage(input=5, output=0, total=5), None, 0)
 
@@ -49,9 +50,9 @@ def test_an_answer_names_the_callers_model_and_reports_the_input() -> None:
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":{"message":"overloaded"}}'])
 def test_what_is_no_answer_is_a_failure_of_the_upstream(body: bytes) -> None:
     with pytest.raises(UpstreamFailed):
-        openai_embeddings.answer(body, model="m", id_prefix=None)
+        openai_embeddings.answer(body, wish=WISH, label=labelled("m", None))
 
 
 def test_embeddings_are_never_streamed() -> None:
     with pytest.raises(InvalidRequest):
-        openai_embeddings.open_stream(model="m", id_prefix=None, include_usage=False)
+        openai_embeddings.open_stream(wish=WISH, label=labelled("m", None))

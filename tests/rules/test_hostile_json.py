@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from penstock.dialects import openai_chat, openai_embeddings
 from penstock.errors import InvalidRequest, UpstreamFailed
 from tests import properties
+from tests.wishes import WISH, labelled
 
 # Structure-aware: the names that matter, spelt in every way, more than once, in any order, with telling values.
 
@@ -57,6 +58,7 @@ PARTS = st.sampled_from(
 MESSAGES = st.lists(PARTS, max_size=3).map(lambda parts: f'[{{"role":"user","content":{listed(parts)}}}]') | (
     st.sampled_from(['[{"role":"user","content":"Hi"}]', '[{"role":"user"}]', "[{}]", '[{"role":"u","content":null}]'])
 )
+
 INPUTS = st.recursive(
     st.sampled_from(["1", "0", "50256", '"Hi"', "1.5"]),
     lambda inner: st.lists(inner, max_size=4).map(listed),
@@ -222,7 +224,7 @@ def frame(document: Any) -> bytes:
 
 
 def test_indexes_without_end_are_not_remembered() -> None:
-    reader = openai_chat.open_stream(model="m", id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled("m", None))
     for start in range(0, 200_000, 1_000):
         many = [{"index": index, "delta": {"content": "a"}} for index in range(start, start + 1_000)]
         assert reader.feed(frame({"choices": many})).produced > 0
@@ -234,32 +236,32 @@ def test_indexes_without_end_are_not_remembered() -> None:
 def test_many_events_at_once_take_time_in_proportion(delta: str) -> None:
     text = b'data: {"model":"up","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
     other = b'data: {"model":"up","choices":[{"delta":' + delta.encode() + b"}]}\n\n"
-    reader = openai_chat.open_stream(model="ours", id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled("ours", None))
     began_s = time.perf_counter()
     properties.in_runs(reader, (other + text) * 8_000)
     assert time.perf_counter() - began_s < 10  # a second at most; when each event looked through the rest, a minute
 
 
 def test_a_whole_message_in_a_stream_is_counted() -> None:
-    reader = openai_chat.open_stream(model="m", id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled("m", None))
     assert reader.feed(frame({"choices": [{"message": {"content": "x" * 400}}]})).produced == 100
 
 
 def test_an_event_with_a_name_that_is_no_text_passes_counted() -> None:
-    reader = openai_chat.open_stream(model="m", id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled("m", None))
     event = b'data: {"\xff":1,"choices":[{"delta":{"content":"Hello"}}]}\n\n'
     assert (reader.feed(event).out, reader.feed(event).produced > 0) == (event, True)
 
 
 def test_a_line_that_repeats_the_data_is_not_taken_for_it() -> None:
-    reader = openai_chat.open_stream(model="ours", id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled("ours", None))
     data = b'{"model":"up","choices":[{"delta":{"content":"Hi"}}]}'
     step = reader.feed(b"id: " + data + b"\ndata: " + data + b"\n\n")
     assert (step.produced, step.out) == (1, b"id: " + data + b"\ndata: " + data.replace(b"up", b"ours") + b"\n\n")
 
 
 def test_our_own_events_are_text_whatever_the_upstreams_were() -> None:
-    reader = openai_chat.open_stream(model=None, id_prefix=None, include_usage=False)
+    reader = openai_chat.open_stream(wish=WISH, label=labelled(None, None))
     assert reader.feed(b'data: {"id":"\xff","model":"\xfe","choices":[{"delta":{"content":"Hello"}}]}\n\n').produced > 0
     last = reader.final_chunk(finish_reason="length", reason="x")
     assert json.loads(last.removeprefix(b"data: "))["id"] == "chatcmpl-0"
@@ -269,7 +271,7 @@ def test_our_own_events_are_text_whatever_the_upstreams_were() -> None:
 def test_an_error_beside_no_choices_is_an_error(choices: str) -> None:
     with pytest.raises(UpstreamFailed, match="Bad key"):
         openai_chat.answer(
-            f'{{"choices":{choices},"error":{{"message":"Bad key"}}}}'.encode(), model="m", id_prefix=None
+            f'{{"choices":{choices},"error":{{"message":"Bad key"}}}}'.encode(), wish=WISH, label=labelled("m", None)
         )
 
 
