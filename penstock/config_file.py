@@ -30,6 +30,7 @@ from penstock.config import (
     Settings,
     StoreSettings,
     SurfaceSettings,
+    ToolSettings,
 )
 from penstock.config_checks import (
     Catalogue,
@@ -60,6 +61,7 @@ TABLES: dict[str, type] = {
     "store": StoreSettings,
     "jwt": JwtSettings,
     "limits": LimitSettings,
+    "tools": ToolSettings,
     "prefixes": KeyPrefixes,
 }
 TOP_KEYS = (*TABLES, "well_known", "providers", "models", "contracts", "surfaces")

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
+from penstock.tools import Tool, ToolResult
+
 OnCancel = Literal["stop", "drain", "full"]
 
 
@@ -62,22 +64,6 @@ class Answer(Protocol):
     def close(self) -> None:
         """Let go, at once and without waiting. Calling it twice is harmless."""
         ...
-
-
-class Tool(Struct, frozen=True, gc=False):
-    """A function that a model may call: a name of letters, digits, `_` and `-`, what it does, and the JSON schema of
-    its arguments (an object)."""
-
-    name: str
-    description: str
-    parameters: dict[str, Any]
-
-
-class ToolResult(Struct, frozen=True, gc=False):
-    """What a tool came to, as text for the model. A failed one is a result as well: the model may try otherwise."""
-
-    text: str
-    failed: bool = False
 
 
 class Toolshop(Protocol):

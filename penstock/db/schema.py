@@ -6,6 +6,7 @@ text. USD is nano-USD, contract lots are tokens.
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes)   leases   usage_records   idempotency   prices (every version used)
+    tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ usage_records = Table(
     Column("first_byte_us", BigInteger),
     Column("total_us", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("tools", Text),  # JSON list of the tools run for it; null when there were none
     Index("usage_by_account", "account_id", "request_id"),
     sqlite_with_rowid=False,
 )
@@ -186,6 +188,24 @@ idempotency = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Index("idempotency_by_request", "request_id"),
     Index("idempotency_by_expiry", "expires_ms"),
+    sqlite_with_rowid=False,
+)
+
+tool_policies = Table(
+    "tool_policies",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("policy", Text, nullable=False),  # JSON: what the account has rules of its own for
+    Column("changed_ms", BigInteger, nullable=False),
+)
+
+tool_turns = Table(
+    "tool_turns",
+    metadata,
+    Column("digest", Text, primary_key=True),  # of account, message and calls: see dialects/rounds
+    Column("turns", LargeBinary, nullable=False),  # JSON
+    Column("expires_ms", BigInteger, nullable=False),
+    Index("tool_turns_by_expiry", "expires_ms"),
     sqlite_with_rowid=False,
 )
 

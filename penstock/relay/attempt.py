@@ -21,6 +21,7 @@ from penstock.ports import Answer, Call, Provider
 from penstock.relay.ask import Ask
 from penstock.relay.hold import Hold
 from penstock.relay.route import Plan
+from penstock.relay.toolloop import Equipped
 
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
 LARGEST_ERROR = 64 * 1024
@@ -68,9 +69,12 @@ class Attempts:
         # At the end there may be half a secret, which is not known for one; so as much as a whole one goes as well.
         return self._redact(words[: LONGEST_WORDS + LONGEST_SECRET])[:-LONGEST_SECRET]
 
-    async def first_answer(self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label) -> Served:
+    async def first_answer(
+        self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label, equipped: Equipped | None
+    ) -> Served:
         """The first offer that begins to answer well; the hold is told which. The caller closes the answer.
 
+        A call that is `equipped` with tools may take several rounds at an offer; once one has run no other is tried.
         UpstreamRefused at once; else the last offer's UpstreamError when none answers.
         """
         failure: UpstreamError | None = None
@@ -90,7 +94,10 @@ class Attempts:
             call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model)
             hold.calling(offer, provider.on_cancel)
             try:
-                answer = await provider.open(call)
+                if equipped is None or "tools" not in offer.capabilities:
+                    answer = await provider.open(call)
+                else:
+                    answer = await equipped.open(provider, call)
                 try:
                     read = self._stream if wish.stream else self._plain
                     return Served(offer, number, answer, await read(answer, pair, wish, label))
@@ -102,6 +109,8 @@ class Attempts:
             except UpstreamError as error:
                 hold.failed(error)
                 _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
+                if equipped is not None and equipped.used:
+                    raise
                 failure = error
             finally:
                 hold.answered()

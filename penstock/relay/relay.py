@@ -4,6 +4,7 @@
     hold     money set aside; leaving it settles           attempt  the first offer that begins to answer
     meter    what has been used so far                     stream   the answer passes, metered
     ending   how a call can end                            departure  what if the caller leaves
+    tools    what connected workers offer the account      toolloop   an answer in rounds, because the model calls them
 
 The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, wait until what
 they cost is written down: whoever has a complete answer has been charged for it, whatever dies next.
@@ -25,8 +26,10 @@ from penstock.relay.departure import Departure, Drains
 from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold, Holds
 from penstock.relay.reply import Copied, Headers, Reply, replay
-from penstock.relay.route import Plan, route
+from penstock.relay.route import Plan, route, with_definitions
 from penstock.relay.stream import LiveStream
+from penstock.relay.toolloop import Equipped
+from penstock.relay.tools import Bench, Tools
 
 LARGEST_KEPT = 1024 * 1024  # bytes of an answer kept for its idempotency key
 COMPLETE = frozenset({Ending.ANSWER, Ending.MONEY})  # a stream that broke may be asked for again
@@ -48,11 +51,13 @@ class Relay:
         holds: Holds,
         attempts: Attempts,
         catalogue: Catalogue,
+        tools: Tools,
         clock: Clock,
         limits: LimitSettings,
     ) -> None:
         self.catalogue = catalogue
         self.attempts = attempts
+        self.tools = tools
         self.drains = Drains(limits)
         self.streams: set[LiveStream] = set()
         self._access = access
@@ -72,6 +77,10 @@ class Relay:
         body = await ask.body()
         wish = ask.dialect.peek(body, max_output_tokens=self._limits.max_output_tokens)
         plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
+        bench = None
+        if ask.surface.tools and ask.kind == "chat" and self.tools.on_offer(caller.account):
+            bench = await self.tools.bench(caller.account)
+            plan = plan if bench is None else with_definitions(plan, bench.size)
         departure = Departure(self.drains)
         reply.when_gone(departure)
         once = once_of(ask, caller, body)
@@ -82,20 +91,21 @@ class Relay:
                     last = replay(hold.replayed, reply)
                 elif once is not None:
                     copied = Copied(reply, LARGEST_KEPT)
-                    last = await self._answer(ask, wish, plan, hold, copied)
+                    last = await self._answer(ask, wish, plan, hold, copied, bench)
                     if hold.ending in COMPLETE:
                         hold.keep = copied.kept(last)
                 else:
-                    last = await self._answer(ask, wish, plan, hold, reply)
+                    last = await self._answer(ask, wish, plan, hold, reply, bench)
             await hold.written()
             reply.finish(last)
         finally:
             departure.over()
 
-    async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply) -> bytes:
+    async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply, bench: Bench | None) -> bytes:
         """Have the call answered, all but the last bytes, which are returned."""
         label = Label(wish.model, ask.surface.id_prefix, ask.id, self._clock.now_ms() // 1000)
-        served = await self.attempts.first_answer(plan, ask, wish, hold, label)
+        equipped = None if bench is None else Equipped(self.tools, bench, plan, hold)
+        served = await self.attempts.first_answer(plan, ask, wish, hold, label, equipped)
         try:
             if isinstance(served.body, Plain):
                 return self._plain(served.body, served, hold, reply)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock.access import Caller, Surface
 from penstock.catalogue import Catalogue, Model, Offer
@@ -60,6 +61,15 @@ def route(wish: Wish, kind: str, caller: Caller, surface: Surface, lane: str | N
         input_bound=bound,
         input_estimate=min(bound, estimate + media),
         default_output_tokens=model.default_output_tokens if kind == "chat" else 0,
+    )
+
+
+def with_definitions(plan: Plan, size: int) -> Plan:
+    """The plan of a call whose model is told of `size` bytes of tools besides."""
+    return replace(
+        plan,
+        input_bound=plan.input_bound + ceil_div(size, plan.model.input_bytes_per_token),
+        input_estimate=plan.input_estimate + ceil_div(size, ESTIMATED_BYTES_PER_TOKEN),
     )
 
 

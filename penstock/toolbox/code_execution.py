@@ -20,9 +20,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from penstock.ports import Tool, ToolResult
 from penstock.toolbox.settings import CodeExecutionSettings
 from penstock.toolbox.source import ToolError, arguments_as, cut, schema_of
+from penstock.tools import Tool, ToolResult
 
 NAME = "code_execution"
 SCRIPT = Path(__file__).with_name("jail.py")

@@ -27,9 +27,9 @@ from mcp_types import (
     ToolListChangedNotification,
 )
 
-from penstock.ports import Tool, ToolResult
 from penstock.toolbox.settings import McpSettings
 from penstock.toolbox.source import ToolError, cut, function_name
+from penstock.tools import Tool, ToolResult
 
 LARGEST_RESULT = 200_000  # bytes; the gateway cuts further
 MOST_PAGES = 50  # of a server's list of tools

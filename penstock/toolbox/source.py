@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from penstock.ports import Tool, ToolResult
+from penstock.tools import Tool, ToolResult
 
 T = TypeVar("T")
 LONGEST_NAME = 64  # OpenAI's limit for a function's name

@@ -19,10 +19,10 @@ import httpx2
 from msgspec import Struct
 
 from penstock import __version__
-from penstock.ports import Tool, ToolResult
 from penstock.toolbox.addresses import AddressRefused, Resolver, system_resolver, target
 from penstock.toolbox.settings import WebFetchSettings
 from penstock.toolbox.source import ToolError, arguments_as, cut, schema_of
+from penstock.tools import Tool, ToolResult
 
 NAME = "web_fetch"
 MOST_HOPS = 6  # the page and five redirects

@@ -13,9 +13,9 @@ import httpx2
 import msgspec
 from msgspec import Struct
 
-from penstock.ports import Tool, ToolResult
 from penstock.toolbox.settings import WebSearchSettings
 from penstock.toolbox.source import ToolError, arguments_as, schema_of
+from penstock.tools import Tool, ToolResult
 
 NAME = "web_search"
 MOST_ANSWER = 2_000_000  # bytes of an engine's answer

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.ports import ToolResult
 from penstock.toolbox.code_execution import CodeExecution
 from penstock.toolbox.settings import CodeExecutionSettings
 from penstock.toolbox.source import Toolbox
+from penstock.tools import ToolResult
 
 LIMITS = CodeExecutionSettings(memory_bytes=300_000_000, files_bytes=2_000_000, max_output_bytes=2_000)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from penstock.ports import ToolResult
 from penstock.toolbox.mcp_servers import McpServer
 from penstock.toolbox.settings import McpSettings, ToolsSettings
 from penstock.toolbox.shop import open_toolbox
 from penstock.toolbox.source import Toolbox
+from penstock.tools import ToolResult
 from tests import mcp_server
 
 SCRIPT = str(Path(mcp_server.__file__))

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from penstock.ports import ToolResult
 from penstock.toolbox.settings import WebFetchSettings
 from penstock.toolbox.source import Toolbox
 from penstock.toolbox.web_fetch import WebFetch, text_of
+from penstock.tools import ToolResult
 
 Site = Callable[[bytes], bytes]  # from a request's head to the whole response
 

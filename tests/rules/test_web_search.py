@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from penstock.ports import ToolResult
 from penstock.toolbox.settings import WebSearchSettings
 from penstock.toolbox.source import Toolbox
 from penstock.toolbox.web_search import ENGINES, WebSearch, shown
+from penstock.tools import ToolResult
 
 RESULTS = [
     {"title": "One", "url": "https://one.example/", "content": "First.", "description": "First."},
