@@ -24,9 +24,12 @@ import msgspec
 import uvloop
 
 from penstock.access import Access, Keyring, Sessions
+from penstock.api.connect import Connect
 from penstock.api.door import Door
 from penstock.api.lazy import Lazy
+from penstock.api.peering import Peering, peer_secret
 from penstock.api.server import Serving, serving
+from penstock.api.tools import ToolDoor
 from penstock.api.wire import Wire
 from penstock.catalogue import Catalogue
 from penstock.channel import Channel
@@ -38,17 +41,22 @@ from penstock.db.prices import note_prices
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
 from penstock.errors import ConfigError
+from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
+from penstock.providers.connected_tools import ConnectedTools
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine
 from penstock.providers.openai_compatible import OpenAICompatible
+from penstock.providers.other_process import OtherProcesses
+from penstock.providers.worker import WorkerProvider
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.relay.tools import Tools
 from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
 
@@ -87,6 +95,7 @@ class Gateway:
     observer: Observer
     upkeep: Upkeep
     redact: Redactor
+    hub: Hub
     retiring: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def reload(self, settings: Settings) -> None:
@@ -96,10 +105,13 @@ class Gateway:
         self.redact.learn(_secrets(kept))
         catalogue = Catalogue(kept)
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
-        providers, dropped = _exchange(self.relay.attempts.providers, office.settings.providers, kept.providers)
+        providers, dropped = _exchange(
+            self.relay.attempts.providers, office.settings.providers, kept.providers, self.hub
+        )
         office.settings, office.catalogue = kept, catalogue
         self.relay.attempts.providers = providers
         self.relay.catalogue = catalogue
+        self.relay.tools.settings = kept.tools
         for provider in dropped:
             self.retiring.add(asyncio.create_task(_retire(provider)))
 
@@ -115,17 +127,24 @@ async def open_gateway(
         observer = Observer(log, office.clock, redact)
         owner = office.ids.new("own")
         holds = Holds(office.store, office.clock, settings.limits, owner=owner, observe=observer)
+        secret = peer_secret(settings.secrets.auth_secret)
+        hub = Hub(store=office.store, clock=office.clock, ids=office.ids, owner=owner, reach=OtherProcesses(secret))
+        peering = Peering(hub, host=settings.server.peer_host, secret=secret, most_bytes=settings.server.max_body_bytes)
         attempts = Attempts(
-            {each.name: _provider(each) for each in settings.providers}, settings.limits.attempts, redact
+            {each.name: _provider(each, hub) for each in settings.providers}, settings.limits.attempts, redact
         )
         access = Access(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
         )
+        tools = Tools(ConnectedTools(hub), office.store, office.clock, settings.tools)
+        if settings.tools.enabled:
+            hub.watch()
         relay = Relay(
             access=access,
             holds=holds,
             attempts=attempts,
             catalogue=office.catalogue,
+            tools=tools,
             clock=office.clock,
             limits=settings.limits,
         )
@@ -136,12 +155,15 @@ async def open_gateway(
             holds=holds,
             relay=relay,
             observer=observer,
+            hub=hub,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
-            wire.routes(),
+            wire.routes()
+            | Connect(access, hub, peering.start).routes()
+            | ToolDoor(access, tools, office.store, office.clock).routes(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
@@ -149,10 +171,12 @@ async def open_gateway(
         _show_gauges(observer, relay, holds, attempts, office.store)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
-        gateway = Gateway(office, door, relay, observer, upkeep, redact)
+        gateway = Gateway(office, door, relay, observer, upkeep, redact, hub)
         try:
             yield gateway
         finally:
+            await hub.close()
+            await peering.close()
             await upkeep.stop()
             for task in gateway.retiring:
                 task.cancel()
@@ -254,7 +278,9 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
     return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
 
 
-def _provider(settings: ProviderSettings) -> Provider:
+def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
+    if settings.kind == "worker":
+        return WorkerProvider(settings, hub)
     if settings.kind == "demo":
         return DemoProvider(settings.name)
     if settings.kind == "llamacpp" and settings.model_path:
@@ -277,12 +303,15 @@ async def _retire(provider: Provider) -> None:
 
 
 def _exchange(
-    running: Mapping[str, Provider], before: tuple[ProviderSettings, ...], after: tuple[ProviderSettings, ...]
+    running: Mapping[str, Provider],
+    before: tuple[ProviderSettings, ...],
+    after: tuple[ProviderSettings, ...],
+    hub: Hub,
 ) -> tuple[dict[str, Provider], list[Provider]]:
     """`(providers for `after`, those no longer needed)`. Unchanged ones go on; calls under way keep theirs anyway."""
     known = {each.name: each for each in before}
     kept = {each.name: running[each.name] for each in after if known.get(each.name) == each}
-    providers = {each.name: kept.get(each.name) or _provider(each) for each in after}
+    providers = {each.name: kept.get(each.name) or _provider(each, hub) for each in after}
     return providers, [provider for name, provider in running.items() if name not in kept]
 
 

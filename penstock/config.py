@@ -49,7 +49,7 @@ Aliases = Annotated[tuple[tuple[str, tuple[str, ...]], ...], by_surface((*SURFAC
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where the gateway listens and what it accepts."""
+    """Where the gateway listens and what it accepts. At `peer_host` its processes ask each other for workers."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, whole(0, 65_535)] = 8420
@@ -59,6 +59,7 @@ class ServerSettings:
     grace_s: Annotated[float, number(0, 3_600)] = 20.0
     keepalive_comment_s: Seconds = 15.0
     workers: Annotated[int, whole(1, 256)] = 1
+    peer_host: str = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class ProviderSettings:
     """
 
     name: ProviderName
-    kind: Literal["openai_compatible", "demo", "llamacpp"] = "openai_compatible"
+    kind: Literal["openai_compatible", "demo", "llamacpp", "worker"] = "openai_compatible"
     base_url: WebAddress = ""
     model_path: str | None = None
     threads: Annotated[int, whole(1, 1_024)] = 2
@@ -160,7 +161,7 @@ class ProviderSettings:
     @property
     def ranks_as(self) -> ProviderClass:
         """Its class: what runs here goes before what is far away."""
-        return self.provider_class or ("gpu" if self.kind == "llamacpp" else "cloud")
+        return self.provider_class or ("gpu" if self.kind in ("llamacpp", "worker") else "cloud")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ class Timeouts:
 
 class Call(Struct, frozen=True, gc=False):
     """One request to a provider. `path` is relative to its base URL (`chat/completions`); `body` is JSON bytes. `model`
-    is the provider's name for what is called, when anything is.
+    is the provider's name for what is called, when anything is; `account` is whose call it is, for providers that are
+    not there for everybody.
 
     `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business. `sent` is
     called by the provider when the request is on its way: from then on the upstream may bill it.
@@ -43,6 +44,7 @@ class Call(Struct, frozen=True, gc=False):
     method: str = "POST"
     sent: Callable[[], None] | None = None
     model: str = ""
+    account: str = ""
 
 
 class Answer(Protocol):

@@ -5,6 +5,7 @@
     1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting; notice when the clock
             of the machine jumps
     5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
+    1 s     look after who has dialled in, here and elsewhere
     60 s    settle holds of its own that no call of it knows
 
     every   chore that one process does for all on the store
@@ -29,7 +30,9 @@ from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery
 from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
 from penstock.db.store import Store
+from penstock.db.tools import forget_turns
 from penstock.errors import StoreUnavailable
+from penstock.hub.hub import Hub
 from penstock.log import FLUSH_S, RequestLog
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
@@ -61,6 +64,7 @@ class Upkeep:
         holds: Holds,
         relay: Relay,
         observer: Observer,
+        hub: Hub,
         log: RequestLog,
         quiet_s: float,
     ) -> None:
@@ -82,6 +86,7 @@ class Upkeep:
             Chore("keep streams alive", 1.0, self._keep_alive),
             Chore("let answers go", 1.0, self._let_go),
             Chore("watch the clock", 1.0, self._watch_clock),
+            Chore("look after workers", 1.0, hub.tick),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
             Chore("settle forgotten holds", 60.0, self._settle_forgotten),
@@ -205,6 +210,7 @@ class Upkeep:
             _logger.error("%d holds were never closed: a defect; they are settled and under review", overdue)
         await self._store.write(journal.expire_lots(now_ms))
         await self._store.write(ledger.forget_answers(now_ms))
+        await self._store.write(forget_turns(now_ms))
 
 
 def host_identity() -> str:

@@ -28,12 +28,16 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics."""
+    """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
+
+    `switches` says that a GET there may become a WebSocket.
+    """
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
+    switches: bool = False
 
 
 class Door:
@@ -75,6 +79,11 @@ class Door:
         status, body = render_openai(error, {}, id)
         self._observer.refused(request_id=id, surface="none", kind=error.kind, status=status, path="")
         return body
+
+    def switches(self, target: bytes) -> bool:
+        """Whether a WebSocket is spoken at this address."""
+        route = self._targets.get(target)
+        return route is not None and route.switches
 
     def _refuse(self, route: Route, exchange: Exchange, error: PenstockError) -> None:
         """Answer with an error. A response that has begun stays unfinished, and its connection ends."""

@@ -19,17 +19,23 @@ from penstock.errors import InvalidRequest, TooLarge
 from penstock.relay.reply import Headers
 
 if TYPE_CHECKING:
-    from penstock.api.protocol import Connection
+    from uvicorn.server import ServerState
+
+    from penstock.api.protocol import Connection, Successor
 
 MOST_HEADER_CHARACTERS = 4_096  # of the headers we read; longer ones are refused before they are used
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
+_SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\n%bupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-accept: %b\r\nx-request-id: %b\r\n\r\n"
+)
 
 
 class Exchange:
     """A request as it arrived, and the way back. Header names are lower case; of a name given twice the first counts.
 
     `keep` says whether the connection may be used again, `gone` that the caller has left, `started` that a byte of the
-    response is out, `complete` that all of it is.
+    response is out, `complete` that all of it is; `switches` that the caller asks for a WebSocket and may have one.
     """
 
     __slots__ = (
@@ -48,6 +54,7 @@ class Exchange:
         "keep",
         "method",
         "started",
+        "switches",
         "target",
         "version",
     )
@@ -61,6 +68,7 @@ class Exchange:
         self.version = version
         self.headers = headers
         self.keep = True
+        self.switches = False
         self.gone = False
         self.arrived = False
         self.started = False
@@ -75,6 +83,11 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"Exchange({self.method} {self.target!r}, {self.id}, started={self.started}, complete={self.complete})"
+
+    @property
+    def server_state(self) -> ServerState:
+        """What the server knows of its connections."""
+        return self._connection.server_state
 
     # The request.
 
@@ -194,6 +207,14 @@ class Exchange:
         """An answer in one piece."""
         self.start(status, headers)
         self.finish(body)
+
+    def switch(self, accept: bytes, successor: Successor) -> None:
+        """Answer with 101; once this request is over the connection is `successor`'s. `accept` answers the key."""
+        if self.gone:
+            return
+        self.started = self.complete = True
+        self._connection.transport.write(_SWITCHING % (self._connection.common_headers(), accept, self.id.encode()))
+        self._connection.succeeded_by(successor)
 
     def drop(self) -> None:
         """Give up on a caller that does not read."""

@@ -2,7 +2,8 @@
 
 It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event, no task and no timer:
 bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. What is not one of our
-addresses is handed on as ASGI by the door.
+addresses is handed on as ASGI by the door. At the few addresses that speak WebSocket a request may end with another
+protocol taking the connection over (`websocket.py`); anywhere else such a wish is not heard.
 
 Strict where laxness is dangerous: what two readers could take for two different requests is refused; a request and the
 reading of its answer have an end, in size and in time. After anything that is not HTTP/1.1 the connection is answered
@@ -33,6 +34,7 @@ LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chun
 MOST_QUEUED = 64  # requests behind one that is being answered; a packet holds thousands, each a hundred times its size
 
 _HOST = re.compile(rb"[0-9A-Za-z.~!$&'()*+,;=:%\[\]_-]*")
+_WITH_BODY = frozenset([b"transfer-encoding", b"content-length", b"expect"])
 _ONCE = frozenset([b"host", b"transfer-encoding", b"content-length"])  # twice, they could mean two things
 
 
@@ -47,6 +49,18 @@ class Server(Protocol):
         """The body of the answer to bytes that are no request."""
         ...
 
+    def switches(self, target: bytes) -> bool:
+        """Whether a WebSocket is spoken at this address."""
+        ...
+
+
+class Successor(Protocol):
+    """What takes a connection over."""
+
+    def begin(self, transport: asyncio.Transport, early: bytes) -> None:
+        """It is yours; `early` is what came behind the request."""
+        ...
+
 
 class Connection(asyncio.Protocol):
     """One connection. `keeps` turns false when the server is about to end, or to hand over to another one."""
@@ -59,6 +73,7 @@ class Connection(asyncio.Protocol):
         "_defaults",
         "_door",
         "_drained",
+        "_early",
         "_headers",
         "_host",
         "_ids",
@@ -69,6 +84,7 @@ class Connection(asyncio.Protocol):
         "_retiring",
         "_since_s",
         "_state",
+        "_successor",
         "_target",
         "_task",
         "_unread",
@@ -108,6 +124,8 @@ class Connection(asyncio.Protocol):
         self._work: asyncio.Future[None] | None = None  # what the task waits for
         self._queue: deque[Exchange] = deque()
         self._drained: asyncio.Future[None] | None = None
+        self._early: bytearray | None = None  # what comes behind a request for a WebSocket, while that is decided
+        self._successor: Successor | None = None
         self._defaults: list[tuple[bytes, bytes]] | None = None
         self._common = b""
 
@@ -154,6 +172,11 @@ class Connection(asyncio.Protocol):
 
     # What an exchange calls.
 
+    @property
+    def server_state(self) -> ServerState:
+        """What the server knows of its connections."""
+        return self._state
+
     def common_headers(self) -> bytes:
         """The server's own header lines; they change once a second."""
         defaults = self._state.default_headers
@@ -169,6 +192,16 @@ class Connection(asyncio.Protocol):
                 self._drained = self.loop.create_future()
             await asyncio.shield(self._drained)
 
+    def succeeded_by(self, successor: Successor) -> None:
+        """Hand the connection over when the request under way is over."""
+        self._successor = successor
+
+    def _hand_over(self, successor: Successor, task: asyncio.Task[None]) -> None:
+        self._current = None
+        self._state.tasks.discard(task)
+        self._state.connections.discard(self)
+        successor.begin(self.transport, bytes(self._early or b""))
+
     async def _answer_all(self) -> None:
         """Answer one exchange after the other, until the connection ends. The server knows the task only while it has
         something to do: what is idle need not be waited for."""
@@ -182,6 +215,9 @@ class Connection(asyncio.Protocol):
             self._state.tasks.add(task)
             await self._door.serve(exchange)
             self._state.total_requests += 1
+            if self._successor is not None:
+                self._hand_over(self._successor, task)
+                return
             if not (exchange.complete and exchange.keep and self.keeps):
                 self.transport.close()
             self._turn()
@@ -224,6 +260,9 @@ class Connection(asyncio.Protocol):
         self._begin(self._current)
 
     def data_received(self, data: bytes) -> None:
+        if self._early is not None:
+            self._early += data
+            return
         self._bare += len(data)
         if self._current is None and not self._reading:  # be it a line end: nothing keeps a connection open for ever
             self._reading = True
@@ -233,6 +272,8 @@ class Connection(asyncio.Protocol):
         except HttpParserError as error:
             reason = error.__context__ if isinstance(error.__context__, _Refused) else None
             self._refuse(reason or _Refused("This is not HTTP/1.1."))
+        except _Refused as refused:
+            self._refuse(refused)
         else:
             if self._bare > LARGEST_HEAD and self._reading:
                 self._refuse(_Refused("The request's headers are too large."))
@@ -241,7 +282,37 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade as pause:
-            self._feed(self._as_if_not_asked() + data[pause.args[0] :])
+            rest = data[pause.args[0] :]
+            if self._may_switch():
+                self._begin_switch(rest)
+            else:
+                self._feed(self._as_if_not_asked() + rest)
+
+    def _may_switch(self) -> bool:
+        """Whether a wish for another protocol is one for a WebSocket where one is spoken. Nothing may be before it on
+        the connection, nor a body behind it: what that meant in the other protocol could be taken for something."""
+        headers = self._headers
+        return (
+            headers.get(b"upgrade", b"").lower() == b"websocket"
+            and self._parser.get_method() == b"GET"
+            and self._parser.get_http_version() == "1.1"
+            and self._door.switches(self._target)
+            and self._current is None
+            and not self._retiring
+            and self.keeps
+            and headers.keys().isdisjoint(_WITH_BODY)
+        )
+
+    def _begin_switch(self, rest: bytes) -> None:
+        """Have the door decide about a request for a WebSocket. Nothing more is read until it has."""
+        self._require_one_meaning("1.1")
+        self._early = bytearray(rest)
+        self.transport.pause_reading()
+        exchange = Exchange(self, self._ids.new("req"), "GET", self._target, "1.1", self._headers)
+        exchange.switches = exchange.arrived = True
+        exchange.keep = False  # if it is refused
+        self._reading = False
+        self._begin(exchange)
 
     def _as_if_not_asked(self) -> bytes:
         """The head of a request for another protocol without that wish, for a new parser.

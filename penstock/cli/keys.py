@@ -12,7 +12,8 @@ from penstock.operations.choices import KeyKind
 
 KeyId = Annotated[str, typer.Argument(help="Key id (key_…), not the key itself.", metavar="KEY")]
 Scopes = Annotated[
-    list[str] | None, typer.Option("--scope", metavar="SCOPE", help="read, management or operator; repeat for more.")
+    list[str] | None,
+    typer.Option("--scope", metavar="SCOPE", help="read, management, operator; for workers shared; repeat for more."),
 ]
 Models = Annotated[
     list[str] | None,
@@ -26,10 +27,13 @@ Rate = Annotated[int | None, typer.Option("--requests-per-minute", help="Its rat
 def create(
     desk: Desk,
     kind: Annotated[
-        KeyKind, typer.Option(help="personal: a user's own; team; account: for X-Trust; inference: contracts.")
+        KeyKind,
+        typer.Option(
+            help="personal: a user's own; team; account: for X-Trust; inference: contracts; worker, tools_worker"
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name, for people to read.")],
-    user: Annotated[str | None, typer.Option(help="The user it belongs to (personal, account).")] = None,
+    user: Annotated[str | None, typer.Option(help="The user it belongs to (personal, account, workers).")] = None,
     account: Annotated[str | None, typer.Option(help="The account it belongs to (all but personal).")] = None,
     scopes: Scopes = None,
     models: Models = None,

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from penstock import __version__
-from penstock.cli import keys, money, people, process
+from penstock.cli import keys, money, people, process, tools, tools_worker
+from penstock.cli import worker as gpu_worker
 from penstock.cli.desk import open_desk_here, open_empty_desk, with_desk
 
 EPILOG = (
@@ -22,6 +23,8 @@ def program() -> typer.Typer:
     app = _typer("Run and manage Penstock, the metering gate between agents and inference.", epilog=EPILOG)
     app.callback()(_options)
     app.command("demo")(with_desk(process.demo, open_empty_desk))
+    app.command("worker")(with_desk(gpu_worker.worker, open_empty_desk))
+    app.command("tools-worker")(with_desk(tools_worker.tools_worker, open_empty_desk))
     for name, function in (
         ("serve", process.serve),
         ("check-config", process.check_config),
@@ -43,6 +46,14 @@ def program() -> typer.Typer:
     )
     _group(app, "usage", "What was used.", list=money.list_usage, summary=money.summarize_usage)
     _group(app, "ledger", "The books.", verify=money.verify)
+    _group(
+        app,
+        "tools",
+        "What models may do with workers' tools.",
+        policy=tools.policy,
+        set_policy=tools.set_policy,
+        clear_policy=tools.clear_policy,
+    )
     sessions = _group(app, "sessions", "What people sign in with.")
     sessions.command("token")(with_desk(people.issue_token, open_desk_here))
     return app

@@ -50,7 +50,7 @@ def _serve_alone(desk: Desk, settings: Settings, given: dict[str, str | None], s
 
 
 def _supervise(desk: Desk, settings: Settings, given: dict[str, str | None], sample: bool) -> int:
-    from penstock.cli.worker import command
+    from penstock.cli.serving_process import command
     from penstock.supervisor import supervise
 
     start = command(desk.config, "sample" if sample else "")

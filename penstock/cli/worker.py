@@ -1,56 +1,60 @@
-"""A worker of `penstock serve --workers`: `python -m penstock.cli.worker NUMBER SOCKET LINE CONFIG SAMPLE`.
-
-Not a command for people. The supervisor starts it, with two descriptors it inherits and the options of its own command
-line in the environment.
-"""
+"""`penstock worker`: serve a gateway's calls with an engine on this machine."""
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from penstock.cli.desk import Desk, report
-from penstock.errors import PenstockError
+import typer
 
+from penstock.cli.desk import Desk, ExitCode
+from penstock.errors import ConfigError
 
-def command(config: Path | None, sample: str) -> Callable[[int, int, int], Sequence[str]]:
-    """What starts a worker: the interpreter that runs now, and the same package."""
-    # `-m` would look for packages in the current directory first; only where that is so already.
-    here = [] if os.getcwd() in sys.path or "" in sys.path else ["-P"]
-
-    def words(number: int, listener: int, line: int) -> Sequence[str]:
-        given = (str(number), str(listener), str(line), str(config or ""), sample)
-        return (sys.executable, *here, "-m", "penstock.cli.worker", *given)
-
-    return words
+VARIABLE = "PENSTOCK_WORKER_KEY"
+KEY_HELP = "The worker's key [PENSTOCK_WORKER_KEY; better, for others can see a process's arguments]."
 
 
-def main() -> None:
-    """Serve until the supervisor, or a signal, says that it is enough."""
-    from penstock.app import serve
-    from penstock.cli.welcome import welcome, welcome_with_sample
-    from penstock.supervised import Post
+def worker(
+    desk: Desk,
+    gateway: Annotated[str, typer.Option(help="Where the gateway is: https://host.", metavar="URL")],
+    engine: Annotated[
+        str,
+        typer.Option(help="The engine: its URL, a .gguf file, or a command with {port} in it.", metavar="ENGINE"),
+    ],
+    key: Annotated[str | None, typer.Option("--key", help=KEY_HELP, metavar="KEY")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The file that holds the key.", metavar="FILE")] = None,
+    slots: Annotated[int | None, typer.Option(help="Calls at once, in place of what the engine says.", min=1)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens for each call, with a .gguf file.", min=1)] = None,
+    grace: Annotated[float, typer.Option(help="Seconds for calls under way, after SIGTERM.", min=0)] = 30.0,
+) -> None:
+    """Dial in to a gateway and serve its calls with an engine here, until SIGTERM and the last call's end."""
+    import asyncio
+    import logging
+    import sys
 
-    number, listener, line, config, sample = sys.argv[1:]
-    desk = Desk(as_json=False, config=Path(config) if config else None, database_url=None, url=None, key=None)
-    announce = welcome_with_sample if sample else welcome
+    from penstock.hub.dialer import RefusedError
+    from penstock.log import Redactor, configure
+    from penstock.worker.worker import Options, work
+
+    secret = worker_key(key, key_file, VARIABLE)
+    configure(sys.stderr, Redactor([secret]))
+    options = Options(gateway, secret, engine, os.environ.get("PENSTOCK_ENGINE_KEY"), slots, context, grace)
     try:
-        post = Post(int(number), _inherited(listener), _inherited(line))
-        code = serve(desk.settings(), reload=desk.settings, announce=announce, post=post)
-    except PenstockError as error:
-        code = report(desk, error)
-    sys.exit(code)
+        asyncio.run(work(options))
+    except RefusedError as error:
+        logging.getLogger("penstock.worker").error("the gateway refuses this worker: %s", error)
+        raise typer.Exit(ExitCode.REFUSED) from None
 
 
-def _inherited(descriptor: str) -> socket.socket:
-    """A socket by its descriptor, which processes started from here shall not inherit in turn."""
-    inherited = socket.socket(fileno=int(descriptor))
-    inherited.set_inheritable(False)
-    return inherited
-
-
-if __name__ == "__main__":
-    main()
+def worker_key(given: str | None, file: Path | None, variable: str) -> str:
+    """The worker's key, from wherever it is. ConfigError when it is nowhere."""
+    if file is not None:
+        try:
+            given = file.read_text()
+        except (OSError, ValueError) as error:
+            raise ConfigError([f"key-file: {file} cannot be read: {error}"]) from None
+    key = (given or os.environ.get(variable) or "").strip()
+    if not key.isascii() or not key.isprintable() or not key:
+        raise ConfigError([f"key: give {variable}, --key-file or --key"])
+    return key

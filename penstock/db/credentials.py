@@ -176,6 +176,15 @@ def identify(digest: str, now_ms: int) -> Program[Identity | None]:
     return (yield from _identity((yield from fetch(BY_DIGEST, digest)), now_ms))
 
 
+def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
+    """Those of these credentials that are alive, and whose parents and users are."""
+    good: set[str] = set()
+    for id in sorted(ids):
+        if (yield from _identity((yield from fetch(BY_ID, id)), now_ms)) is not None:
+            good.add(id)
+    return good
+
+
 def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | None]:
     """The session credential of a user, entered on first sight so that limits and revocation have a row to stand in."""
     if not (yield from fetch(USER, session.user_id)):

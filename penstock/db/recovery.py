@@ -27,6 +27,7 @@ from penstock.db.ledger import Settlement, commit_group
 from penstock.db.program import Program, Row, Run, Statement, any_of, fetch, run
 from penstock.db.records import UsageRecord
 from penstock.db.schema import holds, leases, owners
+from penstock.db.workers import DROP_WORKERS_OF
 from penstock.money.books import Need
 
 LEASE_MS = 15_000
@@ -166,6 +167,7 @@ def bury(owner: str, now_ms: int, *, lease_until_ms: int | None = None) -> Progr
     if lease_until_ms is not None and (yield from fetch(LEASE_OF, owner)) != [(lease_until_ms,)]:
         return 0
     settled = yield from _settle((yield from fetch(HOLDS_OF, owner)), now_ms)
+    yield from run(DROP_WORKERS_OF, owner)
     yield from run(DROP_OWNER, owner)
     return settled
 

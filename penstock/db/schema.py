@@ -5,7 +5,8 @@ text. USD is nano-USD, contract lots are tokens.
 
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
-    owners (processes)   leases   usage_records   idempotency   prices (every version used)
+    owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
+    prices (every version used)
     tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
 """
 
@@ -123,6 +124,23 @@ leases = Table(
     Column("name", Text, primary_key=True),  # what one process at a time does for all: see recovery.py
     Column("holder", Text, nullable=False),  # an owner
     Column("until_ms", BigInteger, nullable=False),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner_id", Text, nullable=False),  # the process that has the connection
+    Column("kind", Text, nullable=False),  # worker | tools_worker
+    Column("credential_id", Text, nullable=False),
+    Column("account_id", Text, nullable=False),  # whose calls it takes
+    Column("shared", Integer, nullable=False),  # it takes everybody's
+    Column("address", Text, nullable=False),  # where other processes ask for it
+    Column("offer", Text, nullable=False),  # JSON: see hub/messages.py
+    Column("outstanding", Integer, nullable=False),
+    Column("draining", Integer, nullable=False),
+    Column("beat", BigInteger, nullable=False),  # changes as long as it is there
+    Column("connected_ms", BigInteger, nullable=False),
 )
 
 transfers = Table(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-KeyKind = Literal["personal", "team", "account", "inference", "management"]
-KeyScope = Literal["inference", "read", "management", "operator"]
+KeyKind = Literal["personal", "team", "account", "inference", "management", "worker", "tools_worker"]
+KeyScope = Literal["inference", "read", "management", "operator", "connect", "shared"]
 Role = Literal["owner", "member"]
 Lane = Literal["credits", "contract"]
 State = Literal["final", "review"]

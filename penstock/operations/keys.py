@@ -6,6 +6,9 @@ team         a team account                   call models, paid by that account
 inference    an account                       call models, paid by its contract lots
 account      a user, or one account           call models for any account of the user (X-Trust), or for that one
 management   an account                       manage it; with scope `operator`, everything
+worker       a user, or an account            connect a GPU worker that serves that account's calls (of a user: of the
+                                              personal account); with scope `shared`, everybody's
+tools_worker a user, or an account            the same for a tools worker
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from penstock.operations.office import Office
 from penstock.operations.values import Listing, parse_instant, parse_name, parse_usd, within
 
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
+CONNECTING = frozenset({"worker", "tools_worker"})
 MOST_PER_MINUTE = 1_000_000_000
 SHOWN_CHARACTERS = 4
 
@@ -53,13 +57,15 @@ async def create_key(
 ) -> MintedKey:
     """Create a key and show it in full, once.
 
-    `personal` keys take a user; `account` keys a user or an account; all others an account. `scopes` are for management
-    keys (`read`, `management`, `operator`; `management` when left out). `limit` is what the key may spend in all, in
-    dollars. Without `models` every model is allowed.
+    `personal` keys take a user; `account`, `worker` and `tools_worker` keys a user or an account; all others an
+    account. `scopes` are for management keys (`read`, `management`, `operator`; `management` when left out) and for
+    workers' (`connect`; with `shared`, which the operator alone can give, the worker serves every account). `limit` is
+    what the key may spend in all, in dollars. Without `models` every model is allowed; workers' keys have neither.
     """
     if actor.child:
         raise Forbidden("A key that was minted from another mints only children of its own.")
     _check_binding(kind, user, account)
+    _check_spends(kind, models, limit)
     per_minute = office.settings.limits.requests_per_minute if requests_per_minute is None else requests_per_minute
     key, new = mint(
         office,
@@ -120,7 +126,8 @@ def find_managed(actor: Actor, key: str) -> Program[list[Credential]]:
 def check_within(actor: Actor, scopes: Collection[str]) -> None:
     """Forbidden when a key with these scopes could manage more than the actor itself: nobody rises by minting."""
     for scope in scopes:
-        if scope in MANAGEMENT_SCOPES and not actor.may(scope):
+        needed = "operator" if scope == "shared" else scope
+        if needed in MANAGEMENT_SCOPES and not actor.may(needed):
             raise Forbidden(f"The scope '{scope}' is more than the caller has.")
 
 
@@ -146,15 +153,28 @@ def parse_expiry(office: Office, written: str | None) -> int | None:
 
 def _check_binding(kind: str, user: str | None, account: str | None) -> None:
     """Whether what is given is what a key of that kind belongs to."""
-    takes = {"personal": ("user",), "account": ("user", "account")}.get(kind, ("account",))
+    either = ("user", "account")
+    takes = {"personal": ("user",), "account": either, "worker": either, "tools_worker": either}.get(kind, ("account",))
     given = [name for name, id in (("user", user), ("account", account)) if id is not None]
     if len(given) != 1 or given[0] not in takes:
         raise InvalidRequest(f"A key of kind {kind} belongs to one {' or '.join(takes)}.", param=takes[-1])
 
 
+def _check_spends(kind: str, models: Sequence[str] | None, limit: str | None) -> None:
+    """A worker's key calls nothing: what would bound its calls is meant for another kind of key."""
+    for name, given in (("models", models), ("limit", limit)):
+        if kind in CONNECTING and given is not None:
+            raise InvalidRequest(f"A key of kind {kind} calls no models and has no '{name}'.", param=name)
+
+
 def _scopes(actor: Actor, kind: str, asked: Sequence[str] | None) -> tuple[str, ...]:
-    allowed = MANAGEMENT_SCOPES if kind == "management" else frozenset({"inference"})
-    scopes = ("management" if kind == "management" else "inference",) if asked is None else tuple(asked)
+    usual, *more = {"management": ("management", "read", "operator")}.get(
+        kind, ("connect", "shared") if kind in CONNECTING else ("inference",)
+    )
+    allowed = frozenset({usual, *more})
+    scopes = (usual,) if asked is None else tuple(asked)
+    if asked is not None and "shared" in scopes and kind in CONNECTING:
+        scopes = (*scopes, usual)  # who serves everybody connects as well
     if not scopes or not allowed.issuperset(scopes):
         raise InvalidRequest(f"The scopes of a {kind} key are among {', '.join(sorted(allowed))}.", param="scopes")
     check_within(actor, scopes)

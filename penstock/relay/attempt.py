@@ -91,7 +91,7 @@ class Attempts:
                 ask_usage=offer.ask_usage,
             )
             headers = ask.headers if pair is ask.dialect else ()
-            call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model)
+            call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model, account=hold.account)
             hold.calling(offer, provider.on_cancel)
             try:
                 if equipped is None or "tools" not in offer.capabilities:

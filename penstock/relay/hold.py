@@ -280,6 +280,11 @@ class Hold:
             self.record.first_byte_us = self._elapsed_us()
 
     @property
+    def account(self) -> str:
+        """Whose call it is."""
+        return self._need.account
+
+    @property
     def caller_gone(self) -> bool:
         return self._departure.gone
 

@@ -93,6 +93,12 @@ class ToolsSettings:
     web_search: WebSearchSettings | None = None
     mcp: tuple[McpSettings, ...] = ()
 
+    def secrets(self) -> list[str]:
+        """What must not get into a log."""
+        search = [self.web_search.api_key] if self.web_search is not None else []
+        servers = [text for each in self.mcp for text in (each.bearer, *(value for _, value in each.variables))]
+        return [each for each in (*search, *servers) if each]
+
 
 def load(path: Path | None, environ: Mapping[str, str]) -> ToolsSettings:
     """The settings in a file; the built-in tools that need none when there is none. ConfigError with every mistake."""

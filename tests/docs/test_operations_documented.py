@@ -55,7 +55,7 @@ def test_every_operation_has_a_command_and_every_command_passes_what_the_operati
 
 
 def test_every_kind_of_key_is_documented() -> None:
-    kinds = re.findall(r"^\| `(\w+)` \| `(?:user|team|pen|ak)\S*", OPERATIONS_PAGE, re.MULTILINE)
+    kinds = re.findall(r"^\| `(\w+)` \| `(?:user|team|pen|ak|wrk|tls)\S*", OPERATIONS_PAGE, re.MULTILINE)
     assert set(kinds) == set(get_args(KeyKind))
 
 

@@ -18,10 +18,12 @@ from penstock.app import open_office
 from penstock.config import Settings
 from penstock.db.recovery import UPKEEP, Lease, Owner, all_owners, lease_named, register, renew, take_lease
 from penstock.db.store import Store
+from penstock.hub.hub import Hub
 from penstock.log import Redactor, RequestLog
 from penstock.operations.actor import LOCAL
 from penstock.operations.office import Office
 from penstock.operations.usage import UsageView, list_usage
+from penstock.providers.other_process import OtherProcesses
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
@@ -61,6 +63,7 @@ async def looker(office: Office) -> Looker:
     access = Access(office.store, office.keyring, office.sessions, clock, 1)
     attempts = Attempts({}, 1, redact)
     relay = Relay(access=access, holds=holds, attempts=attempts, catalogue=office.catalogue, clock=clock, limits=limits)
+    hub = Hub(store=office.store, clock=clock, ids=office.ids, owner="own_looking", reach=OtherProcesses("secret"))
     upkeep = Upkeep(
         store=office.store,
         clock=clock,
@@ -68,6 +71,7 @@ async def looker(office: Office) -> Looker:
         holds=holds,
         relay=relay,
         observer=observer,
+        hub=hub,
         log=log,
         quiet_s=60,
     )

@@ -1,0 +1,332 @@
+"""The hub of a process: who has dialled in, here or at another process on the same store, and who gets a job.
+
+A job goes to the seat with the fewest jobs among those that may have it and have room; what is connected here is
+preferred. When none has room the job waits, for as long as its caller is patient. A seat that says it is overloaded is
+no failure: somebody else is asked. A seat that dies before a byte of its answer came is none either, a few times.
+
+Who may use a peer: the account that its key belongs to, a user's personal one for a user's key. Only a key with the
+scope `shared`, which the operator alone can mint, serves everybody.
+
+Nothing here knows what a job is about, HTTP or WebSocket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import msgspec
+
+from penstock.clock import Clock
+from penstock.db.credentials import still_good
+from penstock.db.recovery import Sightings
+from penstock.db.store import Store
+from penstock.db.workers import WorkerRow, note_workers, workers_elsewhere
+from penstock.errors import StoreUnavailable, UpstreamFailed, UpstreamUnavailable
+from penstock.hub.elsewhere import Elsewhere, Reach
+from penstock.hub.messages import Offer
+from penstock.hub.peer import POLICY, RESTART, Line, Peer
+from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Wanted
+from penstock.ids import IdMaker
+from penstock.ports import Answer, Timeouts
+
+MOST_PEERS = 4096  # of one process; each costs a connection and a row
+MOST_PER_KEY = 256
+MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
+MOST_WAITING = 4096  # jobs without a seat
+RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
+LOOK_S = 0.25  # between looks of a job that waits, for what happens elsewhere
+BEAT_S = 5.0  # a third of what makes a row nobody's
+LARGEST_RESULT = 16 * 2**20  # bytes of an answer that is asked for as a whole
+
+_logger = logging.getLogger("penstock.hub")
+
+
+class Hub:
+    """See above. `address` is where other processes can ask this one for its peers; until it has one, none can."""
+
+    def __init__(self, *, store: Store, clock: Clock, ids: IdMaker, owner: str, reach: Reach) -> None:
+        self.address: str | None = None
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._owner = owner
+        self._reach = reach
+        self._peers: dict[str, Peer] = {}
+        self._elsewhere: dict[str, Elsewhere] = {}
+        self._seen = Sightings(clock)
+        self._departed: list[tuple[float, Seat]] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._written: dict[str, tuple[WorkerRow, float]] = {}
+        self._read_s = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+        self._sharing: asyncio.Task[None] | None = None
+        self._share_again = False
+        self._watching = False
+
+    def __repr__(self) -> str:
+        return f"Hub({len(self._peers)} here, {len(self._elsewhere)} elsewhere, {len(self._waiting)} jobs wait)"
+
+    # Who is there.
+
+    def join(self, line: Line, *, kind: PeerKind, key: str, account: str, shared: bool) -> Peer:
+        """Somebody has connected, and may be given jobs as soon as it has said hello."""
+        peer = Peer(
+            line,
+            self._clock,
+            id=self._ids.new("wkr" if kind == "worker" else "tlw"),
+            kind=kind,
+            key=key,
+            account=account,
+            shared=shared,
+            changed=self._changed,
+        )
+        self._peers[peer.id] = peer
+        return peer
+
+    def full_for(self, key: str) -> bool:
+        """Whether there is no room for another connection with this key."""
+        return len(self._peers) >= MOST_PEERS or Counter(each.key for each in self._peers.values())[key] >= MOST_PER_KEY
+
+    def here(self, peer: str) -> Peer | None:
+        """The peer of that id, when it is connected to this process."""
+        found = self._peers.get(peer)
+        return found if found is not None and found.welcome else None
+
+    def seats(self, kind: PeerKind, account: str) -> list[Seat]:
+        """Everybody of that kind whom the account may use, wherever it is connected."""
+        return [each for each in self._all() if Wanted(kind, account, _anything).may(each)]
+
+    def serves(self, kind: PeerKind, suits: Callable[[Offer], bool]) -> bool:
+        """Whether somebody for some account does, or did a moment ago and may be back at once."""
+        return any(each.kind == kind and suits(each.offer) for each in [*self._all(), *self._just_left()])
+
+    def offers(self, kind: PeerKind) -> list[Offer]:
+        """What everybody of that kind offers, for whomever."""
+        return [each.offer for each in self._all() if each.kind == kind]
+
+    def _all(self) -> Iterator[Seat]:
+        yield from (each for each in self._peers.values() if each.welcome)
+        yield from (each for each in self._elsewhere.values() if not each.silent)
+
+    def _just_left(self) -> Iterator[Seat]:
+        now_s = self._clock.monotonic()
+        self._departed = [(left_s, seat) for left_s, seat in self._departed if now_s - left_s < RETURN_S]
+        return (seat for _, seat in self._departed)
+
+    # Giving jobs.
+
+    async def ask(self, wanted: Wanted, request: Request, within_s: float) -> bytes:
+        """Give a job and wait for the whole answer. UpstreamFailed when its status is not 200, UpstreamUnavailable,
+        UpstreamTimeout."""
+        limits = Timeouts(first_byte_s=within_s, idle_s=within_s, total_s=within_s)
+        answer = await self.open(wanted, request, limits, patience_s=within_s)
+        try:
+            body = await answer.read(LARGEST_RESULT)
+            if answer.status != 200:
+                raise UpstreamFailed(f"The worker answered with status {answer.status}.", began=True)
+        finally:
+            answer.close()
+        return body
+
+    async def open(self, wanted: Wanted, request: Request, limits: Timeouts, *, patience_s: float) -> Answer:
+        """Give a job to somebody; return when the first piece of the answer (or its end) is here.
+
+        UpstreamUnavailable when nobody may have it, none has room for `patience_s`, or they die of it; UpstreamTimeout.
+        """
+        until_s = self._clock.monotonic() + patience_s
+        losses = 0
+        while True:
+            seat = self._best(wanted) or await self._next(wanted, until_s)
+            try:
+                return await seat.open(request, limits)
+            except Overloaded:
+                _logger.info("%s is overloaded; the job goes to somebody else", seat.id)
+                if self._clock.monotonic() >= until_s:
+                    raise UpstreamUnavailable("Every worker is overloaded.") from None
+            except Lost as lost:
+                losses += 1
+                _logger.warning("%s has lost a job before it began to answer: %s", seat.id, lost)
+                if losses == MOST_LOSSES:
+                    raise UpstreamUnavailable(str(lost)) from None
+            request = replace(request, sent=None)  # once it has been on its way it has
+
+    def _best(self, wanted: Wanted) -> Seat | None:
+        able = [each for each in self._all() if each.room and wanted.may(each)]
+        return min(able, key=lambda each: (each.outstanding, isinstance(each, Elsewhere)), default=None)
+
+    async def _next(self, wanted: Wanted, until_s: float) -> Seat:
+        """Wait until somebody has room. UpstreamUnavailable."""
+        if not self._known(wanted):
+            await self.refresh()
+        if len(self._waiting) >= MOST_WAITING:
+            raise UpstreamUnavailable("Too many jobs wait for a worker.")
+        while (seat := self._best(wanted)) is None:
+            if not self._known(wanted):
+                raise UpstreamUnavailable("No worker for this is connected.")
+            left_s = until_s - self._clock.monotonic()
+            if left_s <= 0:
+                raise UpstreamUnavailable("Every worker is busy.")
+            await self._change(min(LOOK_S, left_s))
+        return seat
+
+    def _known(self, wanted: Wanted) -> bool:
+        """Whether somebody may have the job who is there, or will be back in a moment."""
+        return any(wanted.may(each) for each in [*self._all(), *self._just_left()])
+
+    async def _change(self, most_s: float) -> None:
+        """Wait until something has changed here, or for so long. Who waits longest is woken first."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        try:
+            async with asyncio.timeout(most_s):
+                await waiter
+        except TimeoutError:
+            await self._stale()
+        finally:
+            self._waiting.pop(waiter, None)
+
+    async def _stale(self) -> None:
+        if self._clock.monotonic() - self._read_s > 1.0:
+            await self.refresh()
+
+    def _changed(self, peer: Peer) -> None:
+        """Somebody has come, gone, or has more or less to do."""
+        if peer.gone and self._peers.pop(peer.id, None) is not None and peer.welcome:
+            self._departed.append((self._clock.monotonic(), peer))
+        for waiter in list(self._waiting):
+            if not waiter.done():
+                waiter.set_result(None)
+        known = self._written.get(peer.id)
+        if peer.gone or known is None or known[0].draining != _leaves(peer) or known[0].offer != _text(peer.offer):
+            self.share_soon()
+
+    # Telling other processes, and hearing from them.
+
+    def watch(self) -> None:
+        """Look at other processes' peers from now on, though there are none here yet."""
+        self._watching = True
+
+    async def tick(self) -> None:
+        """Once a second: hang up on the silent, and on those whose key has ended; tell and hear what is new."""
+        now_s = self._clock.monotonic()
+        for peer in list(self._peers.values()):
+            peer.look(now_s)
+        if self._peers:
+            await self._check_keys()
+        if self._peers or self._written:
+            await self.share()
+        if self._watching or self._peers:
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read who is connected elsewhere. Callers at the same time share one look."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(self._has_read)
+        await asyncio.wait([self._reading])
+
+    def share_soon(self) -> None:
+        """Write down how things stand, without anybody waiting for it."""
+        self._share_again = True
+        if self._sharing is None and self.address is not None:
+            self._sharing = asyncio.create_task(self._share_while_new())
+
+    async def share(self) -> None:
+        """Write down how things stand here, as far as that is new. StoreUnavailable."""
+        if self.address is None:
+            return
+        now_s = self._clock.monotonic()
+        present = [row for row in map(self._row, self._peers.values()) if row is not None and self._is_news(row, now_s)]
+        gone = [id for id in self._written if id not in self._peers]
+        if present or gone:
+            await self._store.write(note_workers(present, gone))
+        self._written |= {row.id: (row, now_s) for row in present}
+        for id in gone:
+            self._written.pop(id, None)
+
+    async def close(self) -> None:
+        """Hang up on everybody, and stop."""
+        for peer in list(self._peers.values()):
+            peer.close(RESTART, "the gateway ends")
+        for task in (self._sharing, self._reading):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        await self._reach.close()
+
+    async def _check_keys(self) -> None:
+        keys = {peer.key for peer in self._peers.values()}
+        good = await self._store.read(still_good(keys, self._clock.now_ms()))
+        for peer in list(self._peers.values()):
+            if peer.key in keys - good:
+                peer.close(POLICY, "the key is revoked or expired")
+
+    async def _share_while_new(self) -> None:
+        try:
+            while self._share_again:
+                self._share_again = False
+                await self.share()
+        except StoreUnavailable:
+            pass  # the next tick tries again
+        except Exception:
+            _logger.exception("who is connected here could not be written down")
+        finally:
+            self._sharing = None
+
+    def _row(self, peer: Peer) -> WorkerRow | None:
+        if not peer.welcome or self.address is None:
+            return None
+        now_ms = self._clock.now_ms()
+        known = self._written.get(peer.id)
+        return WorkerRow(
+            id=peer.id,
+            owner_id=self._owner,
+            kind=peer.kind,
+            credential_id=peer.key,
+            account_id=peer.account,
+            shared=int(peer.shared),
+            address=self.address,
+            offer=_text(peer.offer),
+            outstanding=peer.outstanding,
+            draining=_leaves(peer),
+            beat=known[0].beat + 1 if known else 0,
+            connected_ms=known[0].connected_ms if known else now_ms,
+        )
+
+    def _is_news(self, row: WorkerRow, now_s: float) -> bool:
+        known = self._written.get(row.id)
+        return known is None or now_s - known[1] > BEAT_S or replace(known[0], beat=row.beat) != row
+
+    async def _read(self) -> None:
+        rows = await self._store.read(workers_elsewhere(self._owner))
+        self._read_s = self._clock.monotonic()
+        silent = self._seen.silent({row.id: row.beat for row in rows})
+        before, self._elsewhere = self._elsewhere, {}
+        for row in rows:
+            seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
+            seat.update(row)
+            seat.silent = row.id in silent
+            self._elsewhere[row.id] = seat
+        self._departed += [(self._read_s, seat) for seat in before.values() if not seat.silent]
+
+    def _has_read(self, task: asyncio.Task[None]) -> None:
+        self._reading = None
+        if not task.cancelled() and task.exception() is not None:
+            self._seen.forget()  # the store was away; what was known before is still the best there is
+            _logger.warning("who is connected elsewhere cannot be read: %s", task.exception())
+
+
+def _leaves(peer: Peer) -> int:
+    return int(peer.draining or peer.leaving)
+
+
+def _text(offer: Offer) -> str:
+    return msgspec.json.encode(offer).decode()
+
+
+def _anything(offer: Offer) -> bool:
+    return True

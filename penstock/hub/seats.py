@@ -1,0 +1,79 @@
+"""What a job needs of the hub, and what the hub needs of whoever can do one: a few types, no behaviour.
+
+A *seat* is somebody a job can be given to, connected to this process (`peer.py`) or to another (`elsewhere.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from penstock.hub.messages import Offer
+from penstock.ports import Answer, Timeouts
+
+PeerKind = Literal["worker", "tools_worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A job to be given. `path` is relative; `sent` is called when it is on its way for the first time."""
+
+    path: str
+    body: bytes
+    method: str = "POST"
+    headers: tuple[tuple[str, str], ...] = ()
+    stream: bool = False
+    sent: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Who may do a job: a peer of this kind that `account` may use and whose offer suits."""
+
+    kind: PeerKind
+    account: str
+    suits: Callable[[Offer], bool]
+
+    def may(self, seat: Seat) -> bool:
+        """Whether this seat could do it, if it had room."""
+        return seat.kind == self.kind and (seat.shared or seat.account == self.account) and self.suits(seat.offer)
+
+
+class Seat(Protocol):
+    """Somebody who does jobs. Only `account` may use it, unless it is `shared`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def account(self) -> str: ...
+    @property
+    def shared(self) -> bool: ...
+    @property
+    def offer(self) -> Offer: ...
+    @property
+    def outstanding(self) -> int:
+        """Jobs it has now."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Jobs it could take now; none while it is leaving, or has just said that it is overloaded."""
+        ...
+
+    async def open(self, request: Request, limits: Timeouts) -> Answer:
+        """Give it a job; return when the first piece of the answer (or its end) is here.
+
+        Overloaded, Lost: nothing came back and somebody else may be asked. UpstreamTimeout.
+        """
+        ...
+
+
+class Overloaded(Exception):
+    """It has no room for the job, and has done nothing of it."""
+
+
+class Lost(Exception):
+    """It, or its engine, has gone before a byte of the answer came."""

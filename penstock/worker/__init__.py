@@ -1,0 +1,1 @@
+"""What runs beside an engine, on a machine of its own: `penstock worker`. It imports nothing of the gateway's doors."""
