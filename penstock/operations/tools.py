@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any, get_type_hints
 
 from penstock.config import ToolSettings
@@ -88,10 +89,17 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in given.items():
         try:
-            checked[name] = convert(hints[name], list(value) if isinstance(value, tuple) else value)
+            checked[name] = convert(hints[name], _as_in_toml(value))
         except WrongValueError as error:
             raise InvalidRequest(f"'{name}' {error}.", param=name) from None
     return checked
+
+
+def _as_in_toml(value: Any) -> Any:
+    """A value as the configuration's reader expects it."""
+    if isinstance(value, float):
+        return Decimal(str(value))
+    return value if isinstance(value, bool | int) else list(value)
 
 
 def _own(account: str) -> Program[dict[str, Any]]:

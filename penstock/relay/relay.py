@@ -29,7 +29,7 @@ from penstock.relay.reply import Copied, Headers, Reply, replay
 from penstock.relay.route import Plan, route, with_definitions
 from penstock.relay.stream import LiveStream
 from penstock.relay.toolloop import Equipped
-from penstock.relay.tools import Bench, Tools
+from penstock.relay.tools import Bench, Tools, notes_of
 
 LARGEST_KEPT = 1024 * 1024  # bytes of an answer kept for its idempotency key
 COMPLETE = frozenset({Ending.ANSWER, Ending.MONEY})  # a stream that broke may be asked for again
@@ -117,7 +117,7 @@ class Relay:
         hold.meter.feed(answer.produced, answer.usage)
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
-        reply.start(200, [*JSON, *_trail(served, hold), cost])
+        reply.start(200, [*JSON, *_trail(served, hold), cost, *_used(hold)])
         return answer.body
 
     async def _stream(self, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
@@ -149,6 +149,12 @@ class Relay:
             streamed=int(wish.stream),
             created_ms=self._clock.now_ms(),
         )
+
+
+def _used(hold: Hold) -> Headers:
+    """A header that names the tools that were run."""
+    names = ", ".join(note.name for note in notes_of(hold.record.tools))
+    return [(b"x-penstock-tools", names.encode())] if names else []
 
 
 def _trail(served: Served, hold: Hold) -> Headers:

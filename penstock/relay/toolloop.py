@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
 
@@ -24,7 +25,7 @@ import msgspec
 from msgspec.structs import replace
 
 from penstock.dialects import sse
-from penstock.dialects.rounds import Module, Round, Rounds, ToolCall, chat, messages
+from penstock.dialects.rounds import Module, Round, Rounds, ToolCall, chat, messages, summed
 from penstock.dialects.usage import TokenUsage
 from penstock.errors import PenstockError, UpstreamError, UpstreamFailed
 from penstock.money.units import ceil_div
@@ -123,6 +124,9 @@ class ToolLoop:
         self._answer: Answer | None = None
         self._pieces: AsyncIterator[bytes] | None = None
         self._splitter = sse.Splitter()
+        self._events: deque[bytes] = deque()
+        self._hidden = 0  # tokens of the last event that the caller does not see, and that are not paid yet
+        self._ended = False  # the round's stream
 
     def __repr__(self) -> str:
         return f"ToolLoop({self._rounds!r}, over={self._over})"
@@ -163,36 +167,53 @@ class ToolLoop:
         return self
 
     async def __anext__(self) -> bytes:
+        """What can go on to the caller now; it is out before a tool is run or anything else takes time."""
         while not self._over:
-            assert self._answer is not None
-            if self._pieces is None:
-                self._pieces, self._splitter = aiter(self._answer), sse.Splitter()
-            piece = await anext(self._pieces, None)
-            out = b"" if piece is None else await self._passed(self._splitter.feed(piece))
-            if piece is None or self._rounds.done:
-                out += await self._round_over()
+            if self._events or self._hidden:
+                out = await self._passed()
+            elif self._ended:
+                self._ended = False
+                out = await self._round_over()
+            else:
+                await self._take()
+                continue
             if out:
                 return out
         raise StopAsyncIteration
 
-    async def _passed(self, block: bytes) -> bytes:
-        """What of a block goes on to the caller. What does not is counted here, and has to be paid as well."""
-        out: list[bytes] = []
-        for event in sse.events(block):
-            passing, hidden = self._rounds.feed(event)
-            out.append(passing)
-            if hidden:
-                meter = self._hold.meter
-                meter.feed(hidden, None)
-                if meter.output > self._hold.covered_output and not await self._hold.cover(meter.output):
-                    return b"".join([*out, self._out_of_money()])
-                self._hold.extend_ahead()
-        return b"".join(out)
+    async def _take(self) -> None:
+        """The next events of the round, or its end."""
+        assert self._answer is not None
+        if self._pieces is None:
+            self._pieces, self._splitter = aiter(self._answer), sse.Splitter()
+        piece = None if self._rounds.done else await anext(self._pieces, None)
+        if piece is None:
+            self._ended = True
+        else:
+            self._events.extend(sse.events(self._splitter.feed(piece)))
+
+    async def _passed(self) -> bytes:
+        """What of the events goes on to the caller. What does not has to be paid as well: here, and in its turn."""
+        if self._hidden and not await self._paid():
+            return self._out_of_money()
+        out = b""
+        while self._events and not self._hidden:
+            passing, self._hidden = self._rounds.feed(self._events.popleft())
+            out += passing
+        return out
+
+    async def _paid(self) -> bool:
+        """Whether what the caller does not see is covered."""
+        meter = self._hold.meter
+        meter.feed(self._hidden, None)
+        self._hidden = 0
+        if meter.output > self._hold.covered_output and not await self._hold.cover(meter.output):
+            return False
+        self._hold.extend_ahead()
+        return True
 
     async def _round_over(self) -> bytes:
         """The events that end the stream; none when another round has begun, or the upstream broke off."""
-        if self._over:
-            return b""
         round = self._rounds.ended()
         if round.calls and not round.finished:
             raise UpstreamFailed("The provider broke off the stream.", began=True)
@@ -212,6 +233,8 @@ class ToolLoop:
 
     async def _another(self, round: Round) -> bool:
         """Run what the round asks for, and open the next; False when there is none. UpstreamError when it fails."""
+        if round.calls:
+            self._count(round)
         if round.calls and self._number <= self._bench.policy.rounds:
             self._rounds.answered(await self._equipped.run(round.calls, self._number))
         elif round.calls and round.theirs:
@@ -223,6 +246,13 @@ class ToolLoop:
         if not round.calls or round.theirs or self._number > self._bench.policy.rounds:
             return False
         return await self._next()
+
+    def _count(self, round: Round) -> None:
+        """Tell the meter what the round used: the caller may leave while tools are run."""
+        if round.usage is not None:
+            self._hold.meter.feed(0, summed([self._rounds.so_far, round.usage]))
+        elif not self._call.stream:
+            self._hold.meter.feed(round.produced, None)
 
     async def _next(self) -> bool:
         """Open the next round, when money and the caller's limit have room for it."""

@@ -46,6 +46,9 @@ class Note(Struct, frozen=True, array_like=True):
     bytes: int
 
 
+_notes = msgspec.json.Decoder(list[Note])
+
+
 class Bench(Struct, frozen=True, gc=False):
     """What one call may use: the tools that an account's rules leave of those on offer, and the rules."""
 
@@ -143,6 +146,11 @@ class Tools:
         except StoreUnavailable as error:
             _logger.warning("turns of a conversation are not to be had: %s", error.message)
             return None
+
+
+def notes_of(written: str | None) -> list[Note]:
+    """The tool calls in a usage record."""
+    return [] if written is None else _notes.decode(written)
 
 
 def permits(policy: ToolSettings, name: str) -> bool:
