@@ -53,7 +53,7 @@ def main() -> None:
         sys.stderr.write(f"jail: {error}")
         os._exit(UNABLE)
     python = limits["python"]
-    os.execve(python, [python, "-I", "-B", "-X", "utf8", "-"], {"LANG": "C.UTF-8", "HOME": "/work"})  # noqa: S606
+    os.execve(python, [python, "-I", "-B", "-X", "utf8", "-"], {"LANG": "C.UTF-8", "HOME": "/box"})  # noqa: S606
 
 
 def isolate(limits: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def enter_pid_namespace(proc: int, user: User) -> None:
 
 
 def make_root(limits: dict[str, Any]) -> None:
-    """A root directory in memory with the interpreter in it, read-only, and `/work`, empty and writable."""
+    """A root directory in memory with the interpreter in it, read-only, and `/box`, empty and writable."""
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", ROOT, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     os.mkdir(NEW)
@@ -142,18 +142,18 @@ def make_root(limits: dict[str, Any]) -> None:
         show(path)
     for path in (*FILES, *DEVICES):
         show(path)
-    for name in ("work", "tmp"):
+    for name in ("box", "tmp"):
         os.mkdir(f"{NEW}/{name}")
     size = f"size={limits['files_bytes']},nr_inodes=1000,mode=777"
-    mount("tmpfs", f"{NEW}/work", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, size)
-    mount(f"{NEW}/work", f"{NEW}/tmp", None, MS_BIND)  # noqa: S108
+    mount("tmpfs", f"{NEW}/box", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, size)
+    mount(f"{NEW}/box", f"{NEW}/tmp", None, MS_BIND)  # noqa: S108
     os.mkdir(f"{NEW}/old")
     os.chdir(NEW)
     check(libc.syscall(pivot_root(), b".", b"old"), "pivot_root")
     check(libc.umount2(b"/old", MNT_DETACH), "umount")
     os.rmdir("/old")
     read_only("/", recursive=False)
-    os.chdir("/work")
+    os.chdir("/box")
 
 
 def show(path: str) -> None:

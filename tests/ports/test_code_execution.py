@@ -72,32 +72,32 @@ async def test_it_sees_nothing_of_this_machine_but_the_interpreter(tmp_path: Pat
         "    print(os.path.exists(path))\n"
         "print(sorted(os.environ), os.getcwd(), os.listdir('.'), os.getuid() != 0)\n"
     )
-    assert result.text == "False\n" * 4 + "['HOME', 'LANG'] /work [] True\n"
+    assert result.text == "False\n" * 4 + "['HOME', 'LANG'] /box [] True\n"
 
 
 async def test_it_writes_in_its_own_directory_and_nowhere_else() -> None:
     result = await run(
         "import os, sys\n"
-        "for path in ('/work/mine', '/tmp/mine', '/mine', '/usr/mine', os.path.dirname(os.__file__) + '/mine',\n"
+        "for path in ('/box/mine', '/tmp/mine', '/mine', '/usr/mine', os.path.dirname(os.__file__) + '/mine',\n"
         "             '/../../mine', '/dev/mine'):\n"
         "    try:\n        open(path, 'w').close()\n        print(True)\n"
         "    except OSError:\n        print(False)\n"
-        "os.symlink('/usr', '/work/link')\n"
-        "try:\n    open('/work/link/mine', 'w')\n"
+        "os.symlink('/usr', '/box/link')\n"
+        "try:\n    open('/box/link/mine', 'w')\n"
         "except OSError as error:\n    print(error.errno)\n"
     )
     assert result.text == "True\nTrue\nFalse\nFalse\nFalse\nFalse\nFalse\n30\n"
     assert not os.path.exists("/usr/mine")  # noqa: ASYNC240
-    assert (await run("import os\nprint(os.listdir('/work'))")).text == "[]\n"
+    assert (await run("import os\nprint(os.listdir('/box'))")).text == "[]\n"
 
 
 async def test_it_cannot_get_out_by_its_rights() -> None:
     result = await run(
         "import ctypes, os\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "print(libc.mount(b'none', b'/work', b'tmpfs', 0, None), libc.unshare(0x10000000 | 0x20000),"
+        "print(libc.mount(b'none', b'/box', b'tmpfs', 0, None), libc.unshare(0x10000000 | 0x20000),"
         " libc.umount2(b'/usr', 2))\n"
-        "try:\n    os.chroot('/work')\n    print('out')\nexcept PermissionError:\n    print('refused')\n"
+        "try:\n    os.chroot('/box')\n    print('out')\nexcept PermissionError:\n    print('refused')\n"
     )
     assert result.text == "-1 -1 -1\nrefused\n"
 

@@ -424,7 +424,7 @@ async def test_what_cannot_be_run_is_refused_by_name(gateway: Running) -> None:
         await asyncio.Event().wait()
         return ToolResult("never")
 
-    async def refused(key: str, body: Any) -> tuple[int, str]:
+    async def refused(key: str, body: Any) -> tuple[int, str | None]:
         answer = await execute(gateway, key, body)
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "code", "param"}
