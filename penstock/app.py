@@ -47,8 +47,6 @@ from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
 from penstock.providers.connected_tools import ConnectedTools
-from penstock.providers.demo import DemoProvider
-from penstock.providers.llamacpp import LlamaCppEngine
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.providers.other_process import OtherProcesses
 from penstock.providers.worker import WorkerProvider
@@ -279,11 +277,16 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
 
 
 def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
+    """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
     if settings.kind == "worker":
         return WorkerProvider(settings, hub)
     if settings.kind == "demo":
+        from penstock.providers.demo import DemoProvider  # noqa: PLC0415
+
         return DemoProvider(settings.name)
     if settings.kind == "llamacpp" and settings.model_path:
+        from penstock.providers.llamacpp import LlamaCppEngine  # noqa: PLC0415
+
         return LlamaCppEngine(
             Path(settings.model_path),
             settings.name,

@@ -12,7 +12,17 @@ from penstock.money.prices import Price, Tariff, charge
 class Meter:
     """Counts one call. `output` is in tokens over all choices, whoever counted them."""
 
-    __slots__ = ("_assumed", "_counted", "_input_estimate", "_owed", "_requests", "_since", "_tariff", "dispatched")
+    __slots__ = (
+        "_assumed",
+        "_counted",
+        "_input_estimate",
+        "_owed",
+        "_requests",
+        "_since",
+        "_tariff",
+        "dispatched",
+        "guessed",
+    )
 
     def __init__(self, tariff: Tariff, input_estimate: int) -> None:
         self._tariff = tariff
@@ -30,6 +40,7 @@ class Meter:
         self._requests = 1
         self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
         self.dispatched = False  # an upstream has the request and may bill its prompt
+        self.guessed = False  # a part of what was counted is a guess of ours after all
 
     def begin_round(self, used: TokenUsage, *, input_estimate: int) -> None:
         """The completion needs a further request: `used` in those before, and about so much is its prompt."""
@@ -60,7 +71,7 @@ class Meter:
     @property
     def estimated(self) -> bool:
         """Whether any part of `tokens` is our own guess."""
-        return self._since > 0 or self._assumed or (self._counted is None and self.dispatched)
+        return self._since > 0 or self._assumed or self.guessed or (self._counted is None and self.dispatched)
 
     def tokens(self) -> TokenUsage:
         """The upstream's count, else the estimate; nothing at all for a call that never reached an upstream."""

@@ -1,21 +1,18 @@
-"""Figures that are counted on the hot path: plain integers here, Prometheus' own types only when somebody looks.
+"""Figures that are counted on the hot path: plain integers, which become metrics only when somebody looks.
 
-The client library takes a lock and checks its labels at every increment, ten times a call; that was a tenth of what a
-call costs. Here a call adds to a few integers of its row, on the event loop alone.
+The client library of Prometheus takes a lock and checks its labels at every increment, ten times a call; that was a
+tenth of what a call costs. Here a call adds to a few integers of its row, on the event loop alone.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-
-Families = Iterable[CounterMetricFamily | HistogramMetricFamily]
+from penstock.figures import Family, Figures, Sample
 
 
-class Counters(Collector):
+class Counters:
     """A counter by labels."""
 
     __slots__ = ("_help", "_labels", "_name", "counts")
@@ -33,14 +30,16 @@ class Counters(Collector):
         """Count `amount` more; `labels` in the order they were named."""
         self.counts[labels] = self.counts.get(labels, 0) + amount
 
-    def collect(self) -> Families:
-        family = CounterMetricFamily(self._name, self._help, labels=self._labels)
-        for labels, count in self.counts.items():
-            family.add_metric(labels, count)
-        yield family
+    def collect(self) -> Figures:
+        """What has been counted."""
+        samples = (
+            Sample(f"{self._name}_total", tuple(zip(self._labels, labels, strict=True)), count)
+            for labels, count in self.counts.items()
+        )
+        return (Family(self._name, "counter", self._help, tuple(samples)),)
 
 
-class Calls(Collector):
+class Calls:
     """Calls that held money, and what they used: one row of integers for those that have all their labels in common."""
 
     __slots__ = ("rows",)
@@ -61,7 +60,8 @@ class Calls(Collector):
         row[2] += output_tokens
         row[3] += nano
 
-    def collect(self) -> Families:
+    def collect(self) -> Figures:
+        """What has been counted, and added up."""
         requests = Counters(
             "penstock_requests",
             "Calls that held money, by how they ended.",
@@ -74,11 +74,10 @@ class Calls(Collector):
             tokens.add((model, provider, "input"), input_tokens)
             tokens.add((model, provider, "output"), output_tokens)
             cost.add((model, lane), nano)
-        for family in (requests, tokens, cost):
-            yield from family.collect()
+        return (*requests.collect(), *tokens.collect(), *cost.collect())
 
 
-class Buckets(Collector):
+class Buckets:
     """A histogram of seconds. `bounds` are the upper ends of its buckets, rising."""
 
     __slots__ = ("_bounds", "_counts", "_help", "_name", "_sum_s")
@@ -98,11 +97,30 @@ class Buckets(Collector):
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum_s += seconds
 
-    def collect(self) -> Families:
-        buckets, total = [], 0
+    def collect(self) -> Figures:
+        """How many took at most as long as each bound, all of them, and their sum."""
+        samples, total = [], 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count
-            buckets.append((bound, total))
-        family = HistogramMetricFamily(self._name, self._help)
-        family.add_metric([], buckets, self._sum_s)
-        yield family
+            samples.append(Sample(f"{self._name}_bucket", (("le", bound),), total))
+        samples += [Sample(f"{self._name}_count", (), total), Sample(f"{self._name}_sum", (), self._sum_s)]
+        return (Family(self._name, "histogram", self._help, tuple(samples)),)
+
+
+class Gauge:
+    """A figure that is read when somebody looks."""
+
+    __slots__ = ("_help", "_labels", "_name", "_read")
+
+    def __init__(self, name: str, help: str, read: Callable[[], float], labels: Mapping[str, str]) -> None:
+        self._name = name
+        self._help = help
+        self._read = read
+        self._labels = tuple(labels.items())
+
+    def __repr__(self) -> str:
+        return f"Gauge({self._name})"
+
+    def collect(self) -> Figures:
+        """What it is now."""
+        return (Family(self._name, "gauge", self._help, (Sample(self._name, self._labels, self._read()),)),)

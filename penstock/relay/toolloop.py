@@ -59,18 +59,26 @@ class Equipped:
 
     async def open(self, provider: Provider, call: Call) -> Answer:
         """`provider.open`, with tools where the dialect and the request have room for them. The same errors."""
-        module = MODULES.get(call.path)
-        rounds = None if module is None else module.open_rounds(call.body, self.bench.tools)
-        if module is None or rounds is None or not rounds.names:
-            return await provider.open(call)
-        account = self.bench.account
-        kept = await self.tools.kept(digests) if (digests := module.digests(call.body, account)) else {}
-        if kept:
-            rounds = module.open_rounds(module.restored(call.body, account, kept), self.bench.tools)
-        loop = ToolLoop(self, provider, call, rounds)
-        if not await loop.begin():
-            return await provider.open(call)
-        return loop
+        rounds = await self._rounds(call)
+        if rounds is not None:
+            loop = ToolLoop(self, provider, call, rounds)
+            if await loop.begin():
+                return loop
+        return await provider.open(call)
+
+    async def _rounds(self, call: Call) -> Rounds | None:
+        """The rounds that the call may take, with the turns in its conversation that the caller has not seen."""
+        module, account = MODULES.get(call.path), self.bench.account
+        if module is None:
+            return None
+        try:
+            rounds = module.open_rounds(call.body, self.bench.tools)
+            digests = module.digests(call.body, account) if rounds.names else ()
+            if digests and (kept := await self.tools.kept(digests)):
+                rounds = module.open_rounds(module.restored(call.body, account, kept), self.bench.tools)
+        except (ValueError, RecursionError):  # nested too deep to be taken apart; what it comes to is for the upstream
+            return None
+        return rounds if rounds.names else None
 
     def input_of(self, growth_bytes: int) -> tuple[int, int]:
         """`(bound, estimate)` of the tokens in a prompt that is so much larger than what was held for."""
@@ -233,7 +241,7 @@ class ToolLoop:
 
     async def _another(self, round: Round) -> bool:
         """Run what the round asks for, and open the next; False when there is none. UpstreamError when it fails."""
-        if round.calls:
+        if round.calls or self._number > 1:
             self._count(round)
         if round.calls and self._number <= self._bench.policy.rounds:
             self._rounds.answered(await self._equipped.run(round.calls, self._number))
@@ -251,7 +259,9 @@ class ToolLoop:
         """Tell the meter what the round used: the caller may leave while tools are run."""
         if round.usage is not None:
             self._hold.meter.feed(0, summed([self._rounds.so_far, round.usage]))
-        elif not self._call.stream:
+            return
+        self._hold.meter.guessed = True
+        if not self._call.stream:
             self._hold.meter.feed(round.produced, None)
 
     async def _next(self) -> bool:

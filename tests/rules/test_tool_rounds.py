@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.dialects import sse
 from penstock.dialects.rounds import Kept, Round, chat, messages
 from penstock.dialects.usage import TokenUsage
+from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 from tests import toolcalls
 from tests.toolcalls import Turn, call
@@ -22,6 +26,10 @@ ALSO_OURS = Tool("web_fetch", "Fetches.", SCHEMA)
 THEIRS = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 THEIRS_IN_MESSAGES = {"name": "weather", "input_schema": SCHEMA}
 HELLO = [{"role": "user", "content": "Hello!"}]
+FIELDS = """choices delta index message content tool_calls id function name arguments finish_reason usage prompt_tokens
+completion_tokens error type content_block input text thinking signature stop_reason input_tokens output_tokens role
+tool_use_id reasoning_details"""
+NAMES = st.sampled_from(FIELDS.split()) | st.text(max_size=3)
 FOUND = ToolResult("Found.")
 
 # One for each dialect: module, how its answers and streams are written, the caller's own tool.
@@ -453,3 +461,47 @@ def test_hidden_pieces_are_counted_so_that_they_can_be_paid() -> None:
     long = json.dumps({"q": "x" * 4_000})
     hidden = sum(rounds.feed(event)[1] for event in toolcalls.chat_events(Turn("", (call("web_search", long),))))
     assert hidden >= 1_000
+
+
+# Whatever an upstream sends.
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False, allow_infinity=False)
+)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=8
+)
+
+
+@BOTH
+@given(documents=st.lists(ANYTHING, max_size=6), answer=ANYTHING)
+@settings(max_examples=60, deadline=None)
+def test_nonsense_of_an_upstream_is_an_error_by_name_or_passes(way: Way, documents: list[Any], answer: Any) -> None:
+    rounds = opened(way, tools=[way[3]])
+    usual = list(way[2](Turn("Hm.", (call("web_search", {"q": "x"}, "a"),))))
+    for document in [None, *documents]:
+        rounds.feed(b"data: " + json.dumps(document).encode() + b"\n\n")
+        for event in usual[:-1]:
+            rounds.feed(event)
+    round = rounds.ended()
+    if round.calls:
+        rounds.answered(results(round))
+        rounds.request(output_limit=10, last=False)
+    rounds.closing()
+    rounds.kept("acc_1")
+    rounds = opened(way)
+    with suppress(UpstreamFailed):
+        round = rounds.read(json.dumps(answer).encode())
+        if round.calls:
+            rounds.answered(results(round))
+        rounds.whole()
+
+
+@BOTH
+@given(messages=st.lists(st.dictionaries(NAMES, ANYTHING, max_size=5), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_any_conversation_is_looked_through_and_comes_out_as_it_was(way: Way, messages: list[Any]) -> None:
+    request = body(messages=messages, more='"tool_calls" "tool_use"')
+    digests = way[0].digests(request, "acc_1")
+    assert json.loads(way[0].restored(request, "acc_1", {})) == json.loads(request)
+    assert all(len(digest) == 64 for digest in digests)

@@ -218,7 +218,8 @@ class Rounds:
         if not self._past and not now.ours() and self._reason is None:
             return self._body
         answer, choice = self._answer, _choice(self._answer)
-        message = {name: value for name, value in (now.message or choice["message"]).items() if name != "tool_calls"}
+        latest = choice["message"] if isinstance(choice.get("message"), dict) else {"role": "assistant"}
+        message = {name: value for name, value in latest.items() if name != "tool_calls"}
         for name in TEXTS:
             texts = [*self._said.get(name, ()), *([text] if (text := _text(now.message.get(name))) else [])]
             if texts or name in message:
@@ -227,8 +228,7 @@ class Rounds:
         if theirs:
             message["tool_calls"] = theirs
         answer |= {"choices": [{**choice, "message": message, "finish_reason": self._ending()}]}
-        if isinstance(answer.get("usage"), dict):
-            answer["usage"] |= _report(self._all_usage())
+        answer["usage"] = (answer.get("usage") or {}) | _report(self._all_usage())
         return _encode(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
 
     def closing(self) -> bytes:
@@ -266,7 +266,7 @@ class Rounds:
         if not theirs or not self._turns:
             return None
         turns = self._turns if self._now.ours() else [*self._turns, _encode(self._now.turn())]
-        before = _objects(msgspec.json.decode(self._fields["messages"]))
+        before = _objects(json_fields.plain(self._fields["messages"]))
         name = digest(account, _shown(before[-1:]), [(each.id, each.name, each.arguments) for each in theirs])
         return name, Kept(NAME, list(map(Raw, turns)))
 
@@ -354,7 +354,7 @@ class _Filter:
     def _go_on(self, delta: dict[str, Any]) -> None:
         """A later round goes on with the message of the first."""
         delta.pop("role", None)
-        if self._spoke and delta.get("content"):
+        if self._spoke and _text(delta.get("content")):
             self._spoke = False
             delta["content"] = SEPARATOR + delta["content"]
 
@@ -391,14 +391,14 @@ class _Filter:
         """What the model said besides its calls, from all events. Read only when there is a next round to tell."""
         message: dict[str, Any] = {}
         for event in self._events:
-            chunk = _chunk(event) or {}
-            choice = _choice(chunk)
-            for name, value in (choice.get("delta") or {}).items():
+            choice = _choice(_chunk(event) or {})
+            delta = choice["delta"] if isinstance(choice.get("delta"), dict) else {}
+            for name, value in delta.items():
                 if isinstance(value, str) and name != "role":
-                    message[name] = message.get(name, "") + value
+                    message[name] = _text(message.get(name)) + value
                 elif isinstance(value, list) and name != "tool_calls":
-                    message[name] = [*message.get(name, []), *value]
-            self._course.finish = self._course.finish or choice.get("finish_reason")
+                    message[name] = [*_objects(message.get(name)), *value]
+            self._course.finish = self._course.finish or _text(choice.get("finish_reason")) or None
         return message
 
 

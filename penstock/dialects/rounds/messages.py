@@ -240,7 +240,7 @@ class Rounds:
         if not theirs or not self._turns:
             return None
         turns = self._turns if self._now.ours() else [*self._turns, self._now.turn()]
-        before = _objects(msgspec.json.decode(self._fields["messages"]))
+        before = _objects(json_fields.plain(self._fields["messages"]))
         name = digest(account, _said(before[-1:]), _calls(theirs))
         return name, Kept(NAME, list(map(Raw, turns)), list(map(Raw, self._pending)))
 
