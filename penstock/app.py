@@ -46,6 +46,7 @@ from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.connected_tools import ConnectedTools
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.providers.other_process import OtherProcesses
@@ -156,12 +157,14 @@ async def open_gateway(
             hub=hub,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
             wire.routes()
             | Connect(access, hub, peering.start).routes()
             | ToolDoor(access, tools, office.store, office.clock).routes(),
+            wire.below(),
             wire.prefixes(),
             Lazy(office, access),
             observer=observer,
@@ -294,7 +297,7 @@ def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
             slots=settings.slots,
             threads=settings.threads,
         )
-    return OpenAICompatible(settings)
+    return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
 async def _retire(provider: Provider) -> None:

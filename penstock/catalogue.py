@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.config import ContractSettings, ModelSettings, OfferSettings, PriceSettings, ProviderSettings, Settings
-from penstock.money.prices import Price, Tariff, TokenTariff, UsdTariff, dearest
+from penstock.money.prices import UNSAID, Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Offer:
     """A model at a provider at a price: what can be called. `model` is its name there, `model_id` ours.
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
-    able to do of `tools`, `images` and `json_schema`.
+    able to do of `tools`, `images` and `json_schema`. What is `dropped` of a request, or refused because it is `priced`
+    apart, is by name of the field; priced tools go by the beginning of their type.
     """
 
     provider: str
@@ -46,6 +47,10 @@ class Offer:
     accounts: frozenset[str]
     context_length: int | None
     capabilities: frozenset[str]
+    thinking_in_total: bool = False
+    dropped_fields: frozenset[str] = frozenset()
+    priced_fields: tuple[str, ...] = ()
+    priced_tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,10 @@ def _offer(
         accounts=frozenset(provider.accounts),
         context_length=offer.context_length or model.context_length,
         capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
+        thinking_in_total=provider.thinking_in_total,
+        dropped_fields=frozenset(provider.dropped_fields),
+        priced_fields=provider.priced_fields,
+        priced_tools=provider.priced_tools,
     )
 
 
@@ -186,13 +195,14 @@ def _price(settings: PriceSettings) -> Price:
         cached_input=settings.input if settings.cached_input is None else settings.cached_input,
         reasoning=settings.output if settings.reasoning is None else settings.reasoning,
         per_request=settings.per_request,
+        cache_write=UNSAID if settings.cache_write is None else settings.cache_write,
+        cache_write_1h=UNSAID if settings.cache_write_1h is None else settings.cache_write_1h,
     )
-    version = hashlib.sha256(_price_text(price).encode()).hexdigest()[:12]
-    return Price(price.input, price.output, price.cached_input, price.reasoning, price.per_request, version)
+    return replace(price, version=hashlib.sha256(_price_text(price).encode()).hexdigest()[:12])
 
 
 def _price_text(price: Price) -> str:
-    names = ("input", "output", "cached_input", "reasoning", "per_request")
+    names = ("input", "output", "cached_input", "reasoning", "cache_write", "cache_write_1h", "per_request")
     return json.dumps({name: getattr(price, name) for name in names})
 
 

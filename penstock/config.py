@@ -21,6 +21,7 @@ from penstock.config_value import (
     web_address,
     whole,
 )
+from penstock.vendors import VendorName
 
 SurfaceName = Literal["trust", "forward", "router"]
 ProviderClass = Literal["gpu", "cli", "cloud"]
@@ -122,16 +123,29 @@ class ToolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseSettings:
+    """How long, and how much, is kept of responses for those who want to continue them."""
+
+    keep_days: Annotated[int, whole(1, 3_650)] = 30
+    largest_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
+    account_bytes: Annotated[int, whole(1_000, 10**15)] = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """One upstream. What differs from the common dialect is data: `output_limit_field`, `stream_usage`, `headers`.
 
     `model_path` (a GGUF file), `threads`, `slots` and `context_tokens` are for `kind = "llamacpp"` alone. `dialects`
     are those it is called in, `provider_class` is its place in the order of `auto`; both have a default by kind. With
-    `accounts` it serves these alone.
+    `accounts` it serves these alone. `vendor` fills in what is left out (`penstock/vendors.py`): what goes to every
+    upstream of that maker, and of the fields of a request those that it refuses (`dropped_fields` are taken out) and
+    those that cost what no price here covers (`priced_fields` and, by the beginning of their type, `priced_tools` are
+    refused).
     """
 
     name: ProviderName
-    kind: Literal["openai_compatible", "demo", "llamacpp", "worker"] = "openai_compatible"
+    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "worker"] = "openai_compatible"
+    vendor: VendorName | None = None
     base_url: WebAddress = ""
     model_path: str | None = None
     threads: Annotated[int, whole(1, 1_024)] = 2
@@ -152,11 +166,16 @@ class ProviderSettings:
     dialects: tuple[DialectName, ...] = ()
     provider_class: ProviderClass | None = None
     accounts: tuple[str, ...] = ()
+    thinking_in_total: bool = False
+    dropped_fields: tuple[str, ...] = ()
+    priced_fields: tuple[str, ...] = ()
+    priced_tools: tuple[str, ...] = ()
 
     @property
     def speaks(self) -> tuple[str, ...]:
         """The dialects it is called in."""
-        return self.dialects or ("openai_chat", "openai_embeddings")
+        usual = ("anthropic_messages",) if self.kind == "anthropic" else ("openai_chat", "openai_embeddings")
+        return self.dialects or usual
 
     @property
     def ranks_as(self) -> ProviderClass:
@@ -168,13 +187,16 @@ class ProviderSettings:
 class PriceSettings:
     """A price in nano-USD per million tokens ($0.59/M is 590_000_000), so every published price is a whole number.
 
-    `cached_input` and `reasoning` fall back to `input` and `output`; `per_request` is nano-USD a call.
+    `cached_input` and `reasoning` fall back to `input` and `output`, `cache_write` to `input`, `cache_write_1h` to
+    `cache_write`; `per_request` is nano-USD a call.
     """
 
     input: Dollars = 0
     output: Dollars = 0
     cached_input: Dollars | None = None
     reasoning: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None
     per_request: Dollars = 0
     free: bool = False
 
@@ -263,6 +285,7 @@ class Settings:
     jwt: JwtSettings = JwtSettings()
     limits: LimitSettings = LimitSettings()
     tools: ToolSettings = ToolSettings()
+    responses: ResponseSettings = ResponseSettings()
     prefixes: KeyPrefixes = KeyPrefixes()
     providers: tuple[ProviderSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()

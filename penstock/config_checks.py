@@ -5,7 +5,7 @@ everything that can be called has a price. Whether each part is sound by itself 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from urllib.parse import urlsplit
 
@@ -80,7 +80,7 @@ def _is_here(url: str) -> bool:
 def _check_providers(catalogue: Catalogue, mistakes: Mistakes) -> None:
     seen: dict[str, str] = {}
     for path, provider in catalogue.providers.items():
-        if provider.kind == "openai_compatible" and not provider.base_url:
+        if provider.kind in ("openai_compatible", "anthropic") and not provider.base_url:
             mistakes.at((*path, "base_url"), "is missing")
         if provider.kind == "llamacpp" and not provider.model_path:
             mistakes.at((*path, "model_path"), "is missing")
@@ -157,7 +157,7 @@ def _check_prices(model: ModelSettings, path: Path, mistakes: Mistakes) -> None:
 
 
 def _wrong_price(price: PriceSettings, kind: str) -> str | None:
-    amounts = (price.input, price.output, price.cached_input, price.reasoning, price.per_request)
+    amounts = [amount for name, amount in asdict(price).items() if name != "free"]
     if price.free:
         return "is free and has amounts; only one of the two can be meant" if any(amounts) else None
     if not any(amounts):

@@ -26,6 +26,7 @@ from penstock.config import (
     ModelSettings,
     ProviderName,
     ProviderSettings,
+    ResponseSettings,
     ServerSettings,
     Settings,
     StoreSettings,
@@ -52,6 +53,7 @@ from penstock.config_tables import Mistakes, TableReader
 from penstock.config_value import WrongValueError, convert, instant, matching
 from penstock.errors import ConfigError
 from penstock.toml_lines import Path, key_lines
+from penstock.vendors import VENDORS
 from penstock.well_known import well_known_catalogue
 
 T = TypeVar("T")
@@ -62,6 +64,7 @@ TABLES: dict[str, type] = {
     "jwt": JwtSettings,
     "limits": LimitSettings,
     "tools": ToolSettings,
+    "responses": ResponseSettings,
     "prefixes": KeyPrefixes,
 }
 TOP_KEYS = (*TABLES, "well_known", "providers", "models", "contracts", "surfaces")
@@ -184,6 +187,7 @@ class _FileReader(TableReader):
 
     def _provider(self, raw: Any, path: Path) -> ProviderSettings | None:
         before = len(self.mistakes)
+        raw = _of_vendor(raw)
         name = self.value(ProviderName, path[1], path)
         api_key = self._api_key(raw, path) if isinstance(raw, dict) else None
         given = {"name": name, "api_key": api_key}
@@ -321,6 +325,14 @@ def _without_place(message: str) -> tuple[str, int]:
     if match is None:
         return "a number is too large", 1
     return match[1], int(match[2] or 1)
+
+
+def _of_vendor(raw: Any) -> Any:
+    """A provider's table with what its vendor's name, or a kind that only one vendor is of, fills in."""
+    if not isinstance(raw, dict):
+        return raw
+    vendor = raw.get("vendor", "anthropic" if raw.get("kind") == "anthropic" else None)
+    return {**VENDORS.get(vendor, {}), **raw} if isinstance(vendor, str) else raw
 
 
 def _sound(entries: dict[Path, T | None]) -> dict[Path, T]:

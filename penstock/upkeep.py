@@ -11,6 +11,7 @@
     every   chore that one process does for all on the store
     5 s     settle what dead processes left
     60 s    settle holds past their latest end, empty expired lots, forget old answers
+    300 s   forget old responses, and the oldest of accounts that keep too much
 
 The common chores are done by who has the lease `UPKEEP`. Whoever has not seen it renewed for `LEASE_MS`, or finds its
 holder dead, takes it over. No clock is compared with a lease (`recovery.Sightings`).
@@ -27,7 +28,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from penstock.clock import Clock
-from penstock.db import journal, ledger, recovery
+from penstock.db import journal, ledger, recovery, responses
 from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
 from penstock.db.store import Store
 from penstock.db.tools import forget_turns
@@ -67,6 +68,7 @@ class Upkeep:
         hub: Hub,
         log: RequestLog,
         quiet_s: float,
+        response_bytes: int,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -76,6 +78,7 @@ class Upkeep:
         self._observer = observer
         self._log = log
         self._quiet_s = quiet_s
+        self._response_bytes = response_bytes
         self._owners_seen = Sightings(clock)
         self._duty_seen = Sightings(clock)
         self._unknown: set[str] = set()  # requests with a hold of ours that no call of ours knew at the last look
@@ -91,6 +94,7 @@ class Upkeep:
             Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
             Chore("settle forgotten holds", 60.0, self._settle_forgotten),
             Chore("tidy the ledger", 60.0, self._common(self._tidy)),
+            Chore("forget old responses", 300.0, self._common(self._forget_responses)),
         ]
 
     def __repr__(self) -> str:
@@ -211,6 +215,10 @@ class Upkeep:
         await self._store.write(journal.expire_lots(now_ms))
         await self._store.write(ledger.forget_answers(now_ms))
         await self._store.write(forget_turns(now_ms))
+
+    async def _forget_responses(self) -> None:
+        while await self._store.write(responses.forget(self._clock.now_ms(), self._response_bytes)):
+            pass
 
 
 def host_identity() -> str:

@@ -1,8 +1,8 @@
 """What a well-known key in the environment switches on: `GROQ_API_KEY` and the provider groq with its models is there.
 
 Prices are those of the genai-prices package as installed; nothing is fetched. A model is left out when its price is
-unknown or is not one exact figure a kind of token (it hangs on the length of the prompt, or cache writes, sound or
-pictures cost extra). Where it hangs on the hour it is the dearest hour's. For anything else there is the file.
+unknown or is not one exact figure a kind of token (it hangs on the length of the prompt, or sound or pictures cost
+extra). Where it hangs on the hour it is the dearest hour's. For anything else there is the file.
 """
 
 from __future__ import annotations
@@ -13,45 +13,58 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, ProviderSettings, SurfaceName
 from penstock.config_value import to_nano
+from penstock.vendors import VENDORS, VendorName
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
 
 # What such a model can cost; a price with any other part is one we could not charge. Searches are tools of the
 # provider's other endpoints, no part of a completion.
-_TOKEN_PARTS = {"input_mtok", "output_mtok", "cache_read_mtok", "output_reasoning_mtok"}
+_TOKEN_PARTS = {
+    "input_mtok": "input",
+    "output_mtok": "output",
+    "cache_read_mtok": "cached_input",
+    "cache_write_mtok": "cache_write",
+    "cache_write_1h_mtok": "cache_write_1h",
+    "output_reasoning_mtok": "reasoning",
+}
 _OTHER_ENDPOINTS = {"web_searches_kcount", "storage_searches_kcount"}
-_NOT_TEXT_ONLY = re.compile(r"audio|image|realtime|search|transcribe|tts|:batch|(^|[.:-])ft[:-]")
+_NOT_TEXT_ONLY = re.compile(r"audio|image|banana|live|omni-|realtime|search|transcribe|tts|:batch|(^|[.:-])ft[:-]")
+_OF_ANOTHER_KIND = {
+    "anthropic": re.compile(r"claude-(v?[123]|instant)"),  # no longer served
+    "gemini": re.compile(r"(?!gemini-)"),  # Google's list has what its cloud sells of others
+    "openrouter": re.compile(r"~|[^/]*$"),
+}
 _SURFACES: tuple[SurfaceName, ...] = ("trust", "router")  # the forward surface sells by contract
 
 
 @dataclass(frozen=True, slots=True)
 class WellKnown:
-    """A provider: the variables its key is looked for in, and its name in the price list, if it is in there."""
+    """A provider: the vendor it is of, whose name it has, the variables its key is looked for in, and its name in the
+    price list, if it is in there."""
 
-    name: str
+    name: VendorName
     variables: tuple[str, ...]
-    base_url: str
     listed_as: str | None
-    output_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    stream_usage: bool = True
 
 
 WELL_KNOWN = (
-    WellKnown("openai", ("OPENAI_API_KEY",), "https://api.openai.com/v1", "openai", "max_completion_tokens"),
-    WellKnown("deepseek", ("DEEPSEEK_API_KEY",), "https://api.deepseek.com/v1", "deepseek"),
-    WellKnown("groq", ("GROQ_API_KEY",), "https://api.groq.com/openai/v1", "groq"),
-    WellKnown("together", ("TOGETHER_API_KEY",), "https://api.together.xyz/v1", "together"),
-    WellKnown("mistral", ("MISTRAL_API_KEY",), "https://api.mistral.ai/v1", "mistral", stream_usage=False),
-    WellKnown("xai", ("XAI_API_KEY",), "https://api.x.ai/v1", "x-ai"),
-    WellKnown("cerebras", ("CEREBRAS_API_KEY",), "https://api.cerebras.ai/v1", "cerebras"),
-    WellKnown("moonshot", ("MOONSHOT_API_KEY",), "https://api.moonshot.ai/v1", "moonshotai"),
-    WellKnown("openrouter", ("OPENROUTER_API_KEY",), "https://openrouter.ai/api/v1", "openrouter"),
-    WellKnown("deepinfra", ("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN"), "https://api.deepinfra.com/v1/openai", None),
+    WellKnown("anthropic", ("ANTHROPIC_API_KEY",), "anthropic"),
+    WellKnown("openai", ("OPENAI_API_KEY",), "openai"),
+    WellKnown("deepseek", ("DEEPSEEK_API_KEY",), "deepseek"),
+    WellKnown("groq", ("GROQ_API_KEY",), "groq"),
+    WellKnown("together", ("TOGETHER_API_KEY",), "together"),
+    WellKnown("mistral", ("MISTRAL_API_KEY",), "mistral"),
+    WellKnown("xai", ("XAI_API_KEY",), "x-ai"),
+    WellKnown("cerebras", ("CEREBRAS_API_KEY",), "cerebras"),
+    WellKnown("moonshot", ("MOONSHOT_API_KEY",), "moonshotai"),
+    WellKnown("openrouter", ("OPENROUTER_API_KEY",), "openrouter"),
+    WellKnown("deepinfra", ("DEEPINFRA_API_KEY", "DEEPINFRA_TOKEN"), None),
+    WellKnown("gemini", ("GEMINI_API_KEY",), "google"),
 )
 
 
@@ -63,16 +76,7 @@ def well_known_catalogue(
     keys = {known: key for known in WELL_KNOWN if known.name not in names and (key := _key(known, environ))}
     if not keys:
         return (), ()
-    switched_on = tuple(
-        ProviderSettings(
-            name=known.name,
-            base_url=known.base_url,
-            api_key=key,
-            output_limit_field=known.output_limit_field,
-            stream_usage=known.stream_usage,
-        )
-        for known, key in keys.items()
-    )
+    switched_on = tuple(_provider(known.name, key) for known, key in keys.items())
     day = datetime.fromtimestamp(now_ms / 1000, UTC).date()
     return switched_on, tuple(_named_apart(_listed_models(keys, day), models))
 
@@ -80,6 +84,13 @@ def well_known_catalogue(
 def _key(known: WellKnown, environ: Mapping[str, str]) -> str | None:
     found = (environ.get(variable, "").strip() for variable in known.variables)
     return next((key for key in found if key and key.isascii() and key.isprintable()), None)
+
+
+def _provider(vendor: VendorName, key: str) -> ProviderSettings:
+    of_vendor: dict[str, Any] = {
+        name: tuple(said) if isinstance(said, list) else said for name, said in VENDORS[vendor].items()
+    }
+    return ProviderSettings(name=vendor, vendor=vendor, api_key=key, **of_vendor)
 
 
 def _listed_models(switched_on: Iterable[WellKnown], day: date) -> Iterator[ModelSettings]:
@@ -104,9 +115,8 @@ def _listed_models(switched_on: Iterable[WellKnown], day: date) -> Iterator[Mode
 
 def _can_be_called(known: WellKnown, model: ModelInfo) -> bool:
     """Whether the id is a name that the provider answers to, with text alone; the price list has others as well."""
-    if model.deprecated or _NOT_TEXT_ONLY.search(model.id):
-        return False
-    return known.name != "openrouter" or ("/" in model.id and not model.id.startswith("~"))
+    other = _OF_ANOTHER_KIND.get(known.name)
+    return not (model.deprecated or _NOT_TEXT_ONLY.search(model.id) or (other and other.match(model.id)))
 
 
 def listed_price(model: ModelInfo, day: date) -> PriceSettings | None:
@@ -123,6 +133,8 @@ def listed_price(model: ModelInfo, day: date) -> PriceSettings | None:
         output=max(price.output for price in exact),
         cached_input=_dearest(price.cached_input for price in exact),
         reasoning=_dearest(price.reasoning for price in exact),
+        cache_write=_dearest_besides((price.cache_write, price.input) for price in exact),
+        cache_write_1h=_dearest_besides((price.cache_write_1h, price.cache_write or price.input) for price in exact),
     )
 
 
@@ -145,20 +157,24 @@ def _exact(price: ModelPrice) -> PriceSettings | None:
     """The price in our unit, or None when it has a part we cannot charge or a figure that is not whole."""
     parts = {name: value for name, value in vars(price).items() if value is not None and name not in _OTHER_ENDPOINTS}
     nano = {name: to_nano(value) for name, value in parts.items() if isinstance(value, Decimal)}
-    if len(nano) < len(parts) or not nano.keys() <= _TOKEN_PARTS or None in nano.values():
+    if len(nano) < len(parts) or not nano.keys() <= _TOKEN_PARTS.keys() or None in nano.values():
         return None
-    return PriceSettings(
-        input=nano.get("input_mtok") or 0,
-        output=nano.get("output_mtok") or 0,
-        cached_input=nano.get("cache_read_mtok"),
-        reasoning=nano.get("output_reasoning_mtok"),
-    )
+    found: dict[str, Any] = {_TOKEN_PARTS[name]: amount for name, amount in nano.items()}
+    return PriceSettings(**found)
 
 
 def _dearest(amounts: Iterable[int | None]) -> int | None:
     """None, which falls back to the full price, is dearer than any."""
     given = list(amounts)
     return None if None in given else max(amount for amount in given if amount is not None)
+
+
+def _dearest_besides(amounts: Iterable[tuple[int | None, int]]) -> int | None:
+    """The highest of amounts that fall back to another one, which may be lower; None when all of them do."""
+    given = list(amounts)
+    if all(amount is None for amount, _ in given):
+        return None
+    return max(other if amount is None else amount for amount, other in given)
 
 
 def _named_apart(listed: Iterable[ModelSettings], taken: tuple[ModelSettings, ...]) -> Iterator[ModelSettings]:

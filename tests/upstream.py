@@ -149,7 +149,7 @@ class Plain:
         received.tokens_produced = received.limited(self.tokens)
         if self.hold:
             await self.resume.wait()
-        content = _words(0, received.tokens_produced) if self.text is None else self.text
+        content = words(0, received.tokens_produced) if self.text is None else self.text
         message = {"role": "assistant", "content": content}
         choice = {"index": 0, "message": message, "finish_reason": _finish_reason(received, self.tokens)}
         document = _envelope(received, "chat.completion") | {"choices": [choice]}
@@ -192,7 +192,7 @@ class Stream:
                 return
             await asyncio.sleep(self.gap_s)
             count = min(self.tokens_per_event, limit - received.tokens_produced)
-            delta = {"content": _words(received.tokens_produced, count)}
+            delta = {"content": words(received.tokens_produced, count)}
             if received.tokens_produced == 0:
                 delta["role"] = "assistant"
             received.tokens_produced += count
@@ -516,7 +516,7 @@ def _finish_reason(received: Received, wanted: int) -> str:
     return "stop" if received.tokens_produced == wanted else "length"
 
 
-def _words(start: int, count: int) -> str:
+def words(start: int, count: int) -> str:
     return "".join(_WORDS[place % len(_WORDS)] for place in range(start, start + count))
 
 

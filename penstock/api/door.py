@@ -41,13 +41,20 @@ class Route:
 
 
 class Door:
-    """Answers exchanges. `routes` are exact paths; `prefixes` are where an unknown path is ours to refuse; all else is
-    for the application `behind`."""
+    """Answers exchanges. `routes` are exact paths; `below` are paths whose ends name a thing, and end in a slash;
+    `prefixes` are where an unknown path is ours to refuse; all else is for the application `behind`."""
 
     def __init__(
-        self, routes: dict[str, Route], prefixes: dict[str, Route], behind: App, *, observer: Observer
+        self,
+        routes: dict[str, Route],
+        below: dict[str, Route],
+        prefixes: dict[str, Route],
+        behind: App,
+        *,
+        observer: Observer,
     ) -> None:
         self._routes = routes
+        self._below = below
         self._targets = {path.encode(): route for path, route in routes.items()}
         self._prefixes = sorted(prefixes.items(), key=lambda entry: -len(entry[0]))
         self._behind = behind
@@ -105,6 +112,9 @@ class Door:
         route = self._routes.get(path)
         if route is not None:
             return route
+        for prefix, answering in self._below.items():
+            if path.startswith(prefix):
+                return answering
         for prefix, refusing in self._prefixes:  # the surface under whose root it lies, and which does not serve it
             if f"{path}/".startswith(prefix):
                 return refusing

@@ -41,7 +41,7 @@ class Place:
 TRUST = Place(
     Surface("trust", OPENAI_PERSON, account_rule="trust", lane="credits", id_prefix="cmpl-"),
     ("/v1",),
-    ("/chat/completions", "/embeddings", "/models", "/balance", "/usage"),
+    ("/chat/completions", "/responses", "/embeddings", "/models", "/balance", "/usage"),
     {
         "auth_missing": Shape("auth_error", "auth_error"),
         "auth_invalid": Shape("auth_error", "auth_error"),
@@ -64,7 +64,7 @@ FORWARD = Place(
 ROUTER = Place(
     Surface("router", frozenset({"personal", "team"}), account_rule="own", lane="credits", tools=True),
     ("/api/openai", "/api/openai/v1"),
-    ("/chat/completions", "/embeddings", "/models"),
+    ("/chat/completions", "/responses", "/embeddings", "/models"),
     {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},
 )
 PLACES = (TRUST, FORWARD, ROUTER)

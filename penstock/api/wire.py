@@ -1,6 +1,7 @@
 """The wire endpoints: what is served on each surface, and the few addresses that belong to none.
 
-POST <surface>/chat/completions, <surface>/embeddings      inference, by the relay
+POST <surface>/chat/completions, /responses, /embeddings   inference, by the relay
+*    <surface>/responses/{id}…                             responses that are kept: see responses.py
 GET  <surface>/models                                      what this credential may use
 GET  /v1/balance, /v1/usage                                what is left, what was used
 GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no credential
@@ -8,6 +9,7 @@ GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -18,10 +20,11 @@ from penstock.access import Access, Caller
 from penstock.api.door import Endpoint, Route
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
+from penstock.api.responses import PATH, KeptResponses
 from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
 from penstock.db.journal import ping
-from penstock.dialects import Dialect, openai_chat, openai_embeddings
+from penstock.dialects import Dialect, openai_chat, openai_embeddings, openai_responses
 from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
@@ -31,6 +34,7 @@ from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
 from penstock.operations.values import require_printable
 from penstock.relay.ask import Ask
+from penstock.relay.memory import Conversations, Forgetful, Memory
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 
@@ -44,6 +48,7 @@ USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "c
 # What is served by path: the kind of model it asks for, the dialect, and the envelope of its errors.
 INFERENCE: dict[str, tuple[str, Dialect, str]] = {
     "/chat/completions": ("chat", openai_chat, "openai"),
+    "/responses": ("chat", openai_responses, "openai"),
     "/embeddings": ("embeddings", openai_embeddings, "openai"),
 }
 
@@ -53,6 +58,11 @@ class Wire:
 
     def __init__(self, *, relay: Relay, access: Access, office: Office, observer: Observer) -> None:
         self._relay = relay
+        settings = office.settings
+        self._conversations = Conversations(
+            office.store, office.clock, settings.responses, most_body_bytes=settings.server.max_body_bytes
+        )
+        self._kept = KeptResponses(office.store, office.clock, self._caller)
         self._access = access
         self._office = office
         self._observer = observer
@@ -73,6 +83,15 @@ class Wire:
                 for path in place.paths:
                     found[prefix + path] = self._route(place, path)
         return found
+
+    def below(self) -> dict[str, Route]:
+        """Addresses whose ends name a thing: responses that are kept."""
+        return {
+            f"{prefix}{PATH}/": Route(place.surface.name, place.shapes, self._kept.endpoints(place))
+            for place in self._places()
+            for prefix in place.prefixes
+            if PATH in place.paths
+        }
 
     def prefixes(self) -> dict[str, Route]:
         """Where an unknown path is refused in a surface's words."""
@@ -97,6 +116,7 @@ class Wire:
 
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface
+        remember: Callable[[], Memory] = self._conversations.memory if dialect is openai_responses else Forgetful
 
         async def serve(exchange: Exchange) -> None:
             ask = Ask(
@@ -110,6 +130,7 @@ class Wire:
                 idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
                 body=exchange.body,
                 headers=_forwarded(exchange, dialect.FORWARDED) if dialect.FORWARDED else (),
+                memory=remember(),
             )
             await self._relay.call(ask, exchange)
 
@@ -227,6 +248,8 @@ def _pricing(model: Model, place: Place) -> dict[str, str] | None:
         "output": dollars(price.output),
         "cached_input": dollars(price.cached_input),
         "reasoning": dollars(price.reasoning),
+        "cache_write": dollars(price.cache_write),
+        "cache_write_1h": dollars(price.cache_write_1h),
         "per_request": dollars(price.per_request),
     }
 

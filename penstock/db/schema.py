@@ -8,6 +8,7 @@ text. USD is nano-USD, contract lots are tokens.
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
     prices (every version used)
     tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
+    responses ── response_items (what callers may continue, and refer to)
 """
 
 from __future__ import annotations
@@ -224,6 +225,31 @@ tool_turns = Table(
     Column("turns", LargeBinary, nullable=False),  # JSON
     Column("expires_ms", BigInteger, nullable=False),
     Index("tool_turns_by_expiry", "expires_ms"),
+    sqlite_with_rowid=False,
+)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("previous_id", Text),  # of the same account; what it holds is part of this one's conversation
+    Column("input", Text, nullable=False),  # JSON: the items that were new with this request
+    Column("answer", Text, nullable=False),  # JSON: the response as its caller has it
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Index("responses_by_expiry", "expires_ms"),
+    Index("responses_by_account", "account_id", "created_ms", "size_bytes"),
+)
+
+response_items = Table(
+    "response_items",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("item_id", Text, primary_key=True),
+    Column("response_id", Text, nullable=False),  # in whose answer the item is
+    Index("response_items_by_response", "account_id", "response_id"),
     sqlite_with_rowid=False,
 )
 

@@ -89,7 +89,8 @@ class Stream(Protocol):
         ...
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
-        """An event that ends every open choice; `reason` is for machines and says why we ended it."""
+        """An event that ends every open choice, in place of the one that was fed last, which is not sent; `reason` is
+        for machines and says why we ended it."""
         ...
 
     def usage_chunk(self, usage: TokenUsage) -> bytes:

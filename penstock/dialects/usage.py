@@ -20,8 +20,8 @@ Count = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
 
 
 class TokenUsage(Struct, frozen=True, gc=False):
-    """Tokens of one call. `cached_input`, read from a cache, and `cache_write`, written to one, are parts of `input`;
-    `reasoning` is a part of `output`.
+    """Tokens of one call. `cached_input` and `cache_write` (read from a prompt cache, and written to one) are parts of
+    `input`, `cache_write_1h` (kept there for an hour) is a part of `cache_write`, `reasoning` a part of `output`.
 
     `total` is what the upstream called the total, else the sum of input and output.
     """
@@ -32,12 +32,14 @@ class TokenUsage(Struct, frozen=True, gc=False):
     reasoning: int = 0
     total: int = 0
     cache_write: int = 0
+    cache_write_1h: int = 0
 
 
 class PromptDetails(Struct, gc=False):
     """`usage.prompt_tokens_details`."""
 
     cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
 
 
 class CompletionDetails(Struct, gc=False):
@@ -69,12 +71,14 @@ class UsageReport(Struct, gc=False):
         reasoning = (details.reasoning_tokens if details is not None else None) or 0
         if reasoning and total == input + output + reasoning:
             output += reasoning  # xAI reports thinking beside the completion, everyone else inside it
+        cached = min(self._cached(), input)
         return TokenUsage(
             input,
             output,
-            min(self._cached(), input),
+            cached,
             min(reasoning, output),
             input + output if total is None else total,
+            min(self._written(), input - cached),
         )
 
     def _cached(self) -> int:
@@ -82,6 +86,10 @@ class UsageReport(Struct, gc=False):
         if details is not None and details.cached_tokens is not None:
             return details.cached_tokens
         return self.prompt_cache_hit_tokens or 0
+
+    def _written(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cache_write_tokens if details is not None else None) or 0
 
 
 _REPORT = json.Decoder(UsageReport)
@@ -105,7 +113,10 @@ def _salvage(value: Any) -> TokenUsage | None:
         _count(value, "prompt_tokens"),
         _count(value, "completion_tokens"),
         _count(value, "total_tokens"),
-        PromptDetails(_count(value.get("prompt_tokens_details"), "cached_tokens")),
+        PromptDetails(
+            _count(value.get("prompt_tokens_details"), "cached_tokens"),
+            _count(value.get("prompt_tokens_details"), "cache_write_tokens"),
+        ),
         CompletionDetails(_count(value.get("completion_tokens_details"), "reasoning_tokens")),
         _count(value, "prompt_cache_hit_tokens"),
     ).counted()

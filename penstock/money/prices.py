@@ -11,9 +11,12 @@ from typing import Protocol
 
 from penstock.money.units import MEGA, USD, ceil_div
 
+UNSAID = -1  # of a part of a price that follows another one
+
 
 class Tokens(Protocol):
-    """Tokens reported or estimated. `input` includes `cached_input`, `output` includes `reasoning`."""
+    """Tokens reported or estimated. `input` includes `cached_input` and `cache_write`, which includes `cache_write_1h`;
+    `output` includes `reasoning`."""
 
     @property
     def input(self) -> int: ...
@@ -24,12 +27,20 @@ class Tokens(Protocol):
     @property
     def reasoning(self) -> int: ...
     @property
+    def cache_write(self) -> int: ...
+    @property
+    def cache_write_1h(self) -> int: ...
+    @property
     def total(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Nano-USD per million tokens, and nano-USD per request. `version` names this price in the usage record."""
+    """Nano-USD per million tokens, and nano-USD per request. `version` names this price in the usage record.
+
+    `cache_write` is for tokens that a provider wrote to its cache, `cache_write_1h` for those it keeps for an hour; the
+    first costs as much as other input, and the second as the first, where nothing else is said.
+    """
 
     input: int
     output: int
@@ -37,14 +48,26 @@ class Price:
     reasoning: int
     per_request: int = 0
     version: str = ""
+    cache_write: int = UNSAID
+    cache_write_1h: int = UNSAID
+
+    def __post_init__(self) -> None:
+        if self.cache_write == UNSAID:
+            object.__setattr__(self, "cache_write", self.input)
+        if self.cache_write_1h == UNSAID:
+            object.__setattr__(self, "cache_write_1h", self.cache_write)
 
     def cost(self, tokens: Tokens) -> int:
         """Nano-USD for these tokens."""
         cached = min(tokens.cached_input, tokens.input)
+        written = min(tokens.cache_write, tokens.input - cached)
+        long = min(tokens.cache_write_1h, written)
         reasoning = min(tokens.reasoning, tokens.output)
         micro = (
-            (tokens.input - cached) * self.input
+            (tokens.input - cached - written) * self.input
             + cached * self.cached_input
+            + (written - long) * self.cache_write
+            + long * self.cache_write_1h
             + (tokens.output - reasoning) * self.output
             + reasoning * self.reasoning
         )
@@ -61,6 +84,8 @@ def dearest(prices: list[Price]) -> Price:
         cached_input=max(p.cached_input for p in prices),
         reasoning=max(p.reasoning for p in prices),
         per_request=max(p.per_request for p in prices),
+        cache_write=max(p.cache_write for p in prices),
+        cache_write_1h=max(p.cache_write_1h for p in prices),
     )
 
 
@@ -105,7 +130,9 @@ class UsdTariff:
     output_rate: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_rate", max(self.price.input, self.price.cached_input))
+        price = self.price
+        input_rate = max(price.input, price.cached_input, price.cache_write, price.cache_write_1h)
+        object.__setattr__(self, "input_rate", input_rate)
         object.__setattr__(self, "output_rate", max(self.price.output, self.price.reasoning))
 
     asset = USD

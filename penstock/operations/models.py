@@ -4,7 +4,7 @@ here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from penstock.catalogue import Contract, Model, Offer
 from penstock.operations.actor import Actor
@@ -19,6 +19,8 @@ class PriceView:
     version: str
     input: Amount
     cached_input: Amount
+    cache_write: Amount
+    cache_write_1h: Amount
     output: Amount
     reasoning: Amount
     per_request: Amount
@@ -88,8 +90,9 @@ def _view(model: Model) -> ModelView:
 
 def _offer(offer: Offer, *, priced: bool) -> OfferView:
     price = offer.price
-    parts = (price.input, price.cached_input, price.output, price.reasoning, price.per_request)
-    return OfferView(offer.provider, offer.model, PriceView(price.version, *map(amount, parts)) if priced else None)
+    names = [field.name for field in fields(PriceView) if field.name != "version"]
+    parts = {name: amount(getattr(price, name)) for name in names}
+    return OfferView(offer.provider, offer.model, PriceView(version=price.version, **parts) if priced else None)
 
 
 def _contract(each: Contract) -> ContractView:

@@ -90,7 +90,11 @@ def _headers(settings: ProviderSettings) -> tuple[tuple[bytes, bytes], ...]:
         b"user-agent": f"penstock/{__version__}".encode(),
     }
     if settings.api_key is not None:
-        headers[b"authorization"] = b"Bearer " + settings.api_key.encode("latin-1")
+        key = settings.api_key.encode("latin-1")
+        if settings.kind == "anthropic":
+            headers[b"x-api-key"] = key
+        else:
+            headers[b"authorization"] = b"Bearer " + key
     for name, value in settings.headers:
         headers[name.lower().encode("latin-1")] = value.encode("latin-1")
     return tuple(headers.items())
@@ -126,8 +130,12 @@ class _List(msgspec.Struct):
     data: list[_Entry]
 
 
+_LIST = msgspec.json.Decoder(_List | list[_Entry])  # Together's is bare
+
+
 def _listed(body: bytes) -> tuple[str, ...]:
     try:
-        return tuple(entry.id for entry in msgspec.json.decode(body, type=_List).data)
+        listed = _LIST.decode(body)
+        return tuple(entry.id for entry in (listed.data if isinstance(listed, _List) else listed))
     except (ValueError, RecursionError):
         raise UpstreamFailed("The provider's list of models is not one.", began=True) from None

@@ -10,11 +10,12 @@ from msgspec import Struct
 from penstock.access import Caller, Surface
 from penstock.db.ledger import Once
 from penstock.dialects import Dialect
+from penstock.relay.memory import Forgetful, Memory
 
 
 class Ask(Struct, frozen=True, gc=False):
     """One request. `body` reads it (TooLarge, InvalidRequest); `id` names the request everywhere; `headers` are for an
-    upstream that speaks the same dialect."""
+    upstream that speaks the same dialect; `memory` is what it remembers of other calls."""
 
     id: str
     surface: Surface
@@ -26,6 +27,7 @@ class Ask(Struct, frozen=True, gc=False):
     idempotency_key: str | None
     body: Callable[[], Awaitable[bytes]]
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    memory: Memory = Forgetful()
 
 
 def once_of(ask: Ask, caller: Caller, body: bytes) -> Once | None:

@@ -8,19 +8,21 @@ whole, so a provider that breaks before that is passed over unseen. What an upst
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import msgspec
 from msgspec import Struct
 
 from penstock.catalogue import Offer
 from penstock.dialects import Label, Pair, Plain, Stream, Wish, sse
 from penstock.dialects.pairs import between
-from penstock.errors import NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
+from penstock.dialects.refusals import read_refusal
+from penstock.errors import InvalidRequest, NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ask import Ask
 from penstock.relay.hold import Hold
 from penstock.relay.route import Plan
+from penstock.relay.tailor import cut, require_covered
 from penstock.relay.toolloop import Equipped
 
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
@@ -29,6 +31,8 @@ LONGEST_SECRET = 4_096
 LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
 OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
 WORTH_ANOTHER = frozenset({408, 409, 425, 429})
+# What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
+_OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -75,21 +79,21 @@ class Attempts:
         """The first offer that begins to answer well; the hold is told which. The caller closes the answer.
 
         A call that is `equipped` with tools may take several rounds at an offer; once one has run no other is tried.
-        UpstreamRefused at once; else the last offer's UpstreamError when none answers.
+        UpstreamRefused at once; else the last offer's UpstreamError when none answers, and InvalidRequest when none has
+        anything for what is asked.
         """
         failure: UpstreamError | None = None
+        unfit: InvalidRequest | None = None
         for number, offer in enumerate(plan.offers[: self._most], 1):
             provider = self.providers.get(offer.provider)
             pair = between(ask.dialect, offer.speaks)
             if provider is None or pair is None:  # a reload has just changed the configuration
                 continue
-            body = pair.request(
-                wish,
-                model=offer.model,
-                output_limit=hold.output_limit,
-                limit_field=offer.limit_field,
-                ask_usage=offer.ask_usage,
-            )
+            try:
+                body = self._body(pair, wish, offer, hold)
+            except InvalidRequest as error:  # what this offer has nothing for, another one may serve
+                unfit = error
+                continue
             headers = ask.headers if pair is ask.dialect else ()
             call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model, account=hold.account)
             hold.calling(offer, provider.on_cancel)
@@ -114,7 +118,18 @@ class Attempts:
                 failure = error
             finally:
                 hold.answered()
-        raise failure or NoHealthyProvider()
+        raise failure or unfit or NoHealthyProvider()
+
+    def _body(self, pair: Pair, wish: Wish, offer: Offer, hold: Hold) -> bytes:
+        require_covered(wish, offer)
+        body = pair.request(
+            wish,
+            model=offer.model,
+            output_limit=hold.output_limit,
+            limit_field=offer.limit_field,
+            ask_usage=offer.ask_usage,
+        )
+        return cut(body, offer)
 
     async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
         await self._require_success(answer)
@@ -152,8 +167,10 @@ class Attempts:
     async def _refusal(self, answer: Answer) -> UpstreamError:
         """What an answer that is not 200 comes to."""
         body = await answer.read(LARGEST_ERROR)
-        message, code, param = (each and self.redact(each) for each in _read_error(body))
+        message, code, param = (each and self.redact(each) for each in read_refusal(body))
         status = answer.status
+        if _OURS.search(message or ""):
+            return UpstreamFailed(f"The provider answered with status {status}, about our key or credit there.")
         if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
             words = message or "The provider refused the request."
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
@@ -164,28 +181,3 @@ class Attempts:
         if not kind.startswith("text/event-stream"):
             sent = self.redact(kind)[:100] or "no content type"
             raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
-
-
-class _ErrorBody(msgspec.Struct):
-    error: msgspec.Raw = msgspec.Raw()
-    message: str | None = None
-
-
-class _Error(msgspec.Struct):
-    message: str | None = None
-    code: str | int | None = None
-    param: str | None = None
-
-
-def _read_error(body: bytes) -> tuple[str | None, str | None, str | None]:
-    """`(message, code, param)` of an upstream's error in OpenAI's shape, or what there is of it."""
-    try:
-        envelope = msgspec.json.decode(body, type=_ErrorBody)
-        if not envelope.error:
-            return envelope.message, None, None
-        if bytes(envelope.error)[:1] == b'"':
-            return msgspec.json.decode(envelope.error, type=str), None, None
-        error = msgspec.json.decode(envelope.error, type=_Error)
-    except (ValueError, RecursionError):
-        return None, None, None
-    return error.message, None if error.code is None else str(error.code), error.param

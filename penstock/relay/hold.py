@@ -255,6 +255,7 @@ class Hold:
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider = offer.provider
         self.record.attempts += 1
+        self.meter.thinking_in_total = offer.thinking_in_total
         self.meter.restart()
         self._asked_s = self._holds.clock.monotonic()
 

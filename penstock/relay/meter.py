@@ -5,6 +5,8 @@ An upstream's count of zero stays zero; what is produced after a count is estima
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from penstock.dialects.usage import TokenUsage
 from penstock.money.prices import Price, Tariff, charge
 
@@ -22,11 +24,13 @@ class Meter:
         "_tariff",
         "dispatched",
         "guessed",
+        "thinking_in_total",
     )
 
     def __init__(self, tariff: Tariff, input_estimate: int) -> None:
         self._tariff = tariff
         self._input_estimate = input_estimate
+        self.thinking_in_total = False  # its count of output leaves thinking out; the total has it
         self.restart()
 
     def __repr__(self) -> str:
@@ -46,19 +50,19 @@ class Meter:
         """The completion needs a further request: `used` in those before, and about so much is its prompt."""
         self._owed = None
         self._requests += 1
-        self._counted, self._since, self._assumed = _with_prompt(used, input_estimate), 0, True
+        self._counted, self._since, self._assumed = _with_prompt(self._whole(used), input_estimate), 0, True
 
     def abandon_round(self, used: TokenUsage) -> None:
         """That request did not come about: `used` in those before is all."""
         self._owed = None
         self._requests -= 1
-        self._counted, self._since, self._assumed = used, 0, False
+        self._counted, self._since, self._assumed = self._whole(used), 0, False
 
     def feed(self, produced: int, usage: TokenUsage | None) -> None:
         """One piece more: `produced` tokens by estimate, and the upstream's running count if it gave one."""
         self._owed = None
         if usage is not None:
-            self._counted = usage
+            self._counted = self._whole(usage)
             self._since = 0
             self._assumed = False
         else:
@@ -79,14 +83,7 @@ class Meter:
         if counted is not None:
             if not since:
                 return counted
-            return TokenUsage(
-                input=counted.input,
-                output=counted.output + since,
-                cached_input=counted.cached_input,
-                reasoning=counted.reasoning,
-                total=counted.total + since,
-                cache_write=counted.cache_write,
-            )
+            return replace(counted, output=counted.output + since, total=counted.total + since)
         input_tokens = self._input_estimate if self.dispatched else 0
         return TokenUsage(input=input_tokens, output=since, total=input_tokens + since)
 
@@ -98,13 +95,15 @@ class Meter:
             self._owed = price, charge(self._tariff, price, self.tokens(), self._requests)
         return self._owed[1]
 
+    def _whole(self, usage: TokenUsage) -> TokenUsage:
+        return _with_thinking(usage) if self.thinking_in_total else usage
+
 
 def _with_prompt(used: TokenUsage, input_estimate: int) -> TokenUsage:
-    return TokenUsage(
-        input=used.input + input_estimate,
-        output=used.output,
-        cached_input=used.cached_input,
-        reasoning=used.reasoning,
-        total=used.total + input_estimate,
-        cache_write=used.cache_write,
-    )
+    return replace(used, input=used.input + input_estimate, total=used.total + input_estimate)
+
+
+def _with_thinking(usage: TokenUsage) -> TokenUsage:
+    """The count with what its total has beyond input and output, which is thinking."""
+    hidden = max(usage.total - usage.input - usage.output, 0)
+    return replace(usage, output=usage.output + hidden, reasoning=usage.reasoning + hidden)

@@ -3,6 +3,7 @@
     access   who asks, for which account                   route    what is meant, who may serve it, which money pays
     hold     money set aside; leaving it settles           attempt  the first offer that begins to answer
     meter    what has been used so far                     stream   the answer passes, metered
+    memory   what a call continues, and leaves to others
     ending   how a call can end                            departure  what if the caller leaves
     tools    what connected workers offer the account      toolloop   an answer in rounds, because the model calls them
 
@@ -75,7 +76,8 @@ class Relay:
         if "inference" not in caller.scopes:
             raise Forbidden("This key has no scope for inference.")
         body = await ask.body()
-        wish = ask.dialect.peek(body, max_output_tokens=self._limits.max_output_tokens)
+        whole = await ask.memory.recall(caller, body)
+        wish = ask.dialect.peek(whole, max_output_tokens=self._limits.max_output_tokens)
         plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
         bench = None
         if ask.surface.tools and ask.kind == "chat" and self.tools.on_offer(caller.account):
@@ -97,6 +99,8 @@ class Relay:
                 else:
                     last = await self._answer(ask, wish, plan, hold, reply, bench)
             await hold.written()
+            if hold.ending in COMPLETE and hold.replayed is None:
+                await ask.memory.keep(caller, last)
             reply.finish(last)
         finally:
             departure.over()

@@ -94,9 +94,11 @@ class LiveStream:
             step = self._stream.feed(block[start:end])
             start = end
             if step.error is not None:
+                self._count(step)
                 self._send(b"".join(out))
                 raise UpstreamFailed(step.error, began=True)
-            if step.done:
+            if step.done:  # the event that ends a stream may also say what it has used
+                self._count(step)
                 self._end(out)
                 return True
             if step.produced:

@@ -15,6 +15,7 @@ import pytest
 from penstock.config import ProviderSettings
 from penstock.errors import UpstreamFailed
 from penstock.ports import Call, Provider
+from penstock.providers.anthropic import Anthropic
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
@@ -42,9 +43,9 @@ async def _demo() -> AsyncIterator[Socket]:
     yield Socket(DemoProvider(), prolong=lambda: None, upstream_idle=idle)
 
 
-async def _openai_compatible() -> AsyncIterator[Socket]:
+async def _over_http(adapter: type[OpenAICompatible]) -> AsyncIterator[Socket]:
     async with ScriptedUpstream() as upstream:
-        provider = OpenAICompatible(ProviderSettings(name="scripted", base_url=upstream.base_url))
+        provider = adapter(ProviderSettings(name="scripted", base_url=upstream.base_url))
 
         async def idle() -> None:
             await upstream.requests[-1].over.wait()
@@ -65,13 +66,15 @@ async def _llamacpp(model: Path) -> AsyncIterator[Socket]:
     await engine.close()
 
 
-@pytest.fixture(params=["demo", "openai_compatible", pytest.param("llamacpp", marks=needs_engine)])
+@pytest.fixture(params=["demo", "openai_compatible", "anthropic", pytest.param("llamacpp", marks=needs_engine)])
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
         write_tiny_model(tmp_path / "tiny.gguf")
         sockets = _llamacpp(tmp_path / "tiny.gguf")
+    elif request.param == "demo":
+        sockets = _demo()
     else:
-        sockets = _demo() if request.param == "demo" else _openai_compatible()
+        sockets = _over_http(Anthropic if request.param == "anthropic" else OpenAICompatible)
     async for socket in sockets:
         yield socket
 

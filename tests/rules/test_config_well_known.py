@@ -44,6 +44,7 @@ def flat(amount: str) -> ModelPrice:
 
 
 ONE = Decimal(1)
+TODAY = date(2026, 11, 20)
 TIERED = TieredPrices(base=ONE, tiers=[Tier(start=200_000, price=Decimal(2))])
 
 
@@ -94,7 +95,6 @@ def test_the_environment_moves_a_switched_on_provider() -> None:
         {"output_mtok": ONE},
         {"input_mtok": TIERED, "output_mtok": ONE},
         {"input_mtok": ONE, "output_mtok": Decimal("0.0000000001")},
-        {"input_mtok": ONE, "output_mtok": ONE, "cache_write_mtok": ONE},
         {"input_mtok": ONE, "output_mtok": ONE, "input_audio_mtok": ONE},
         {"input_mtok": ONE, "output_mtok": ONE, "requests_kcount": ONE},
     ],
@@ -105,6 +105,18 @@ def test_a_price_we_could_not_charge_is_none(parts: dict[str, Decimal | TieredPr
 
 def test_searches_of_other_endpoints_do_not_matter() -> None:
     assert price(input_mtok=ONE, output_mtok=ONE, web_searches_kcount=ONE) == PriceSettings(10**9, 10**9)
+
+
+def test_writing_to_a_cache_has_its_own_price() -> None:
+    listed = price(input_mtok=ONE, output_mtok=ONE, cache_write_mtok=Decimal("1.25"), cache_write_1h_mtok=Decimal(2))
+    assert listed == PriceSettings(10**9, 10**9, cache_write=1_250_000_000, cache_write_1h=2 * 10**9)
+
+
+def test_writing_costs_the_dearest_hours_price_also_where_another_hour_says_nothing_of_it() -> None:
+    night = TimeOfDateConstraint(start_time=time(1), end_time=time(4))
+    written = ModelPrice(input_mtok=ONE, output_mtok=ONE, cache_write_mtok=Decimal(2))
+    listed = listed_price(priced(ConditionalPrice(prices=written), ConditionalPrice(night, prices=flat("3"))), TODAY)
+    assert listed == PriceSettings(3 * 10**9, 3 * 10**9, cache_write=3 * 10**9)
 
 
 def test_the_last_price_that_has_begun_counts() -> None:

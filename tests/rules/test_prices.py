@@ -26,8 +26,14 @@ from penstock.money.units import MEGA
 LLAMA = Price(590_000_000, 790_000_000, 590_000_000, 790_000_000)
 DETAILED = Price(3_000_000_000, 15_000_000_000, 300_000_000, 20_000_000_000, per_request=10_000_000)
 
+CLAUDE = Price(  # the list price of Claude Sonnet 5
+    2_000_000_000, 10_000_000_000, 200_000_000, 10_000_000_000, cache_write=2_500_000_000, cache_write_1h=4_000_000_000
+)
+
 rates = st.integers(0, 10**12)
-prices = st.builds(Price, rates, rates, rates, rates, per_request=st.integers(0, 10**9))
+prices = st.builds(
+    Price, rates, rates, rates, rates, per_request=st.integers(0, 10**9), cache_write=rates, cache_write_1h=rates
+)
 tokens = st.integers(0, 10**7)
 
 
@@ -47,25 +53,45 @@ tokens = st.integers(0, 10**7)
             DETAILED, TokenUsage(10, 10, cached_input=99, reasoning=99), 10_203_000, id="parts within the whole"
         ),
         pytest.param(Price(0, 0, 0, 0), TokenUsage(10**6, 10**6), 0, id="free"),
+        pytest.param(
+            CLAUDE, TokenUsage(1_000, 0, cached_input=600, cache_write=300), 1_070_000, id="from the cache and into it"
+        ),
+        pytest.param(
+            CLAUDE,
+            TokenUsage(1_000, 0, cache_write=1_000, cache_write_1h=400),
+            3_100_000,
+            id="kept for an hour, partly",
+        ),
+        pytest.param(
+            CLAUDE, TokenUsage(10, 0, 7, cache_write=99, cache_write_1h=99), 13_400, id="written within the rest"
+        ),
+        pytest.param(LLAMA, TokenUsage(1_000, 0, cache_write=500), 590_000, id="writing costs what input costs"),
     ],
 )
 def test_a_call_costs_what_its_tokens_cost(price: Price, usage: TokenUsage, nano: int) -> None:
     assert price.cost(usage) == nano
 
 
-@given(prices, tokens, tokens, tokens, tokens)
+@given(prices, tokens, tokens, tokens, tokens, tokens, tokens)
 def test_a_cost_is_the_exact_amount_rounded_up_once(
-    price: Price, fresh: int, cached: int, said: int, thought: int
+    price: Price, fresh: int, cached: int, said: int, thought: int, short: int, long: int
 ) -> None:
-    cost = price.cost(TokenUsage(fresh + cached, said + thought, cached, thought))
-    exact = price.per_request + Fraction(
-        fresh * price.input + cached * price.cached_input + said * price.output + thought * price.reasoning, MEGA
-    )
+    into = fresh + cached + short + long
+    cost = price.cost(TokenUsage(into, said + thought, cached, thought, cache_write=short + long, cache_write_1h=long))
+    read = fresh * price.input + cached * price.cached_input
+    written = short * price.cache_write + long * price.cache_write_1h
+    exact = price.per_request + Fraction(read + written + said * price.output + thought * price.reasoning, MEGA)
     assert cost - 1 < exact <= cost
 
 
 def test_the_dearest_price_takes_the_highest_of_each_part() -> None:
-    assert dearest([Price(1, 9, 3, 4, 5, "a"), Price(6, 2, 2, 8, 0, "b")]) == Price(6, 9, 3, 8, 5)
+    one, other = Price(1, 9, 3, 4, 5, "a", cache_write=7, cache_write_1h=8), Price(6, 2, 2, 8, 0, "b")
+    assert dearest([one, other]) == Price(6, 9, 3, 8, 5, cache_write=7, cache_write_1h=8)
+
+
+def test_writing_to_a_cache_costs_what_input_does_unless_something_is_said() -> None:
+    assert (LLAMA.cache_write, LLAMA.cache_write_1h) == (LLAMA.input, LLAMA.input)
+    assert Price(1, 1, 1, 1, cache_write=0).cache_write_1h == 0
 
 
 def test_a_single_price_is_the_dearest_and_keeps_its_version() -> None:
@@ -77,8 +103,12 @@ def test_no_offer_of_the_plan_costs_more_than_the_bound(
     offers: list[Price], into: int, out: int, data: st.DataObject
 ) -> None:
     cached, reasoning = data.draw(st.integers(0, into)), data.draw(st.integers(0, out))
+    written = data.draw(st.integers(0, into))
+    usage = TokenUsage(
+        into, out, cached, reasoning, cache_write=written, cache_write_1h=data.draw(st.integers(0, into))
+    )
     bound = UsdTariff(dearest(offers)).bound(into, out)
-    assert all(offer.cost(TokenUsage(into, out, cached, reasoning)) <= bound for offer in offers)
+    assert all(offer.cost(usage) <= bound for offer in offers)
 
 
 @given(st.one_of(st.builds(UsdTariff, prices), st.just(TokenTariff("C", 140_000_000))), st.integers(0, 10**15), tokens)

@@ -84,6 +84,7 @@ async def looker(office: Office) -> Looker:
         hub=hub,
         log=log,
         quiet_s=60,
+        response_bytes=1_000_000_000,
     )
     return Looker(office.store, clock, upkeep)
 

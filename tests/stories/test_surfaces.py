@@ -179,6 +179,8 @@ async def test_models_are_listed_with_what_a_caller_needs_to_choose(gateway: Run
             "output": "0.79",
             "cached_input": "0.59",
             "reasoning": "0.79",
+            "cache_write": "0.59",
+            "cache_write_1h": "0.59",
             "per_request": "0.00",
         },
     }

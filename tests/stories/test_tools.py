@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,18 @@ from penstock.operations.actor import LOCAL
 from penstock.operations.tools import clear_tool_policy, set_tool_policy
 from penstock.tools import ToolResult
 from tests import toolcalls
-from tests.stories.gateway import FORWARD, HELLO, LLAMA, ROUTER, TRUST, Running, events, running, settings_for
+from tests.stories.gateway import (
+    FORWARD,
+    HELLO,
+    LLAMA,
+    ROUTER,
+    TRUST,
+    Running,
+    events,
+    running,
+    settings_for,
+    with_provider,
+)
 from tests.stories.toolworker import Shelf, says, working
 from tests.toolcalls import Turn, call
 from tests.upstream import Hang, Refusal, ScriptedUpstream
@@ -212,6 +224,86 @@ async def test_calls_of_tools_are_limited_a_minute(gateway: Running, upstream: S
     contents = [each["content"] for each in upstream.requests[1].json["messages"][2:]]
     assert sorted(contents) == ["A", "A", "Error: Too many tool calls of this account."]
     assert len(shelf.asked) == 2
+
+
+# Upstreams and callers of other formats.
+
+
+@pytest.fixture
+async def over_messages(store_url: str, upstream: ScriptedUpstream) -> AsyncIterator[Running]:
+    """A gateway whose provider speaks Anthropic's Messages."""
+    settings = settings_for(store_url, upstream=upstream.base_url)
+    async with running(with_provider(settings, "main", kind="anthropic")) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_tools_work_over_an_upstream_that_speaks_messages(
+    over_messages: Running, upstream: ScriptedUpstream, streamed: bool
+) -> None:
+    ada = await over_messages.person(usd="1")
+    write = toolcalls.message_stream if streamed else toolcalls.message
+    upstream.script(
+        write(Turn("Let me see.", (call("a", {"q": 1}),), prompt=100, output=20)),
+        write(Turn("It is so.", prompt=150, output=10)),
+    )
+    async with working(over_messages, ada, Shelf(a=says("A"))):
+        answer = await over_messages.chat(ROUTER, ada, stream=streamed, stream_options={"include_usage": True})
+    assert answer.status_code == 200
+    if streamed:
+        text, finish, usage = stream_of(answer)
+    else:
+        choice, usage = answer.json()["choices"][0], answer.json()["usage"]
+        text, finish = choice["message"]["content"], choice["finish_reason"]
+    assert (text.replace("\n", ""), finish) == ("Let me see.It is so.", "stop")
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (250, 30)
+    assert b"tool_use" not in answer.content
+    assert b"tool_calls" not in answer.content
+    assert upstream.requests[1].json["messages"][-1]["content"] == [
+        {"type": "tool_result", "tool_use_id": "call_a", "content": "A"}
+    ]
+    assert await over_messages.nano(ada) == 10**9 - (250 * INPUT + 30 * OUTPUT)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_mixed_round_over_messages_is_complete_in_the_next_request(
+    over_messages: Running, upstream: ScriptedUpstream, streamed: bool
+) -> None:
+    ada = await over_messages.person(usd="1")
+    write = toolcalls.message_stream if streamed else toolcalls.message
+    upstream.script(
+        write(Turn("Both.", (call("a", {"q": 1}, "id_a"), call("weather", {"q": "Rome"}, "id_w")))),
+        toolcalls.message(Turn("Sunny.")),
+    )
+    async with working(over_messages, ada, Shelf(a=says("A"))):
+        await over_messages.chat(ROUTER, ada, tools=[WEATHER], stream=streamed)
+        function = {"name": "weather", "arguments": '{"q": "Rome"}'}
+        calls = [{"id": "id_w", "type": "function", "function": function}]
+        seen = {"role": "assistant", "content": "Both.", "tool_calls": calls}
+        given = {"role": "tool", "tool_call_id": "id_w", "content": "sunny"}
+        answer = await over_messages.chat(ROUTER, ada, tools=[WEATHER], messages=[*HELLO, seen, given])
+    assert answer.status_code == 200
+    _, turn, results = upstream.requests[1].json["messages"]
+    assert [block.get("id") for block in turn["content"]] == [None, "id_a", "id_w"]
+    assert [block["tool_use_id"] for block in results["content"]] == ["id_a", "id_w"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_caller_of_responses_gets_one_response(
+    gateway: Running, upstream: ScriptedUpstream, streamed: bool
+) -> None:
+    ada = await gateway.person(usd="1")
+    write = toolcalls.chat_stream if streamed else toolcalls.chat
+    upstream.script(write(Turn("Let me see.", (call("a"),))), write(Turn("It is so.")))
+    async with working(gateway, ada, Shelf(a=says("A"))), gateway.sdk(ROUTER, ada) as client:
+        asked: Any = await client.responses.create(model=LLAMA, input="Hello!", stream=streamed)
+        if streamed:
+            events = [event async for event in asked]
+            assert not any("function_call" in event.type for event in events)
+            asked = events[-1].response
+    assert asked.output_text == "Let me see.\n\nIt is so."
+    assert asked.usage.total_tokens == 30
+    assert len(upstream.requests) == 2
 
 
 # Money.

@@ -1,0 +1,159 @@
+"""Responses that are kept: what their callers may continue, refer to, look at and delete.
+
+Every look-up names the account, so that an id is worth nothing to another one. A response holds only what was new with
+it and the id of the one it continued; a conversation is the chain of them. What continues a response keeps it: their
+expiry moves together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from sqlalchemy import Integer, bindparam, delete, func, literal_column, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.types import BigInteger
+
+from penstock.db.program import Program, Run, Statement, any_of, fetch
+from penstock.db.schema import response_items, responses
+
+MOST_TURNS = 10_000  # of a conversation: a bound for the query, far beyond what a request body could hold
+FORGET_AT_ONCE = 500  # responses in one transaction, so that nobody waits long behind it
+
+_c = responses.c
+_names = tuple(column.name for column in responses.columns)
+KEEP = Statement(insert(responses).values({name: bindparam(name) for name in _names}).on_conflict_do_nothing(), *_names)
+_item_names = ("account_id", "item_id", "response_id")
+KEEP_ITEM = Statement(
+    insert(response_items).values({name: bindparam(name) for name in _item_names}).on_conflict_do_nothing(),
+    *_item_names,
+)
+LIVE_LONGER = Statement(
+    update(responses)
+    .where(_c.account_id == bindparam("account"), _c.id == bindparam("response"), _c.expires_ms < bindparam("least"))
+    .values(expires_ms=bindparam("until")),
+    "account", "response", "least", "until",
+)  # fmt: skip
+_links = (
+    select(_c.id, _c.previous_id, literal_column("0", Integer).label("age"))
+    .where(_c.account_id == bindparam("account"), _c.id == bindparam("response"), _c.expires_ms > bindparam("now"))
+    .cte("links", recursive=True)
+)
+_links = _links.union_all(
+    select(_c.id, _c.previous_id, _links.c.age + 1)
+    .join(_links, _c.id == _links.c.previous_id)
+    .where(_c.account_id == bindparam("account"), _c.expires_ms > bindparam("now"), _links.c.age < bindparam("most"))
+)
+CHAIN = Statement(
+    select(*responses.columns)
+    .join(_links, _c.id == _links.c.id)
+    .where(_c.account_id == bindparam("account"))
+    .order_by(_links.c.age.desc()),
+    "account", "response", "now", "most",
+)  # fmt: skip
+BY_ITEMS = Statement(
+    select(response_items.c.item_id, responses.c.answer)
+    .join(responses, (_c.account_id == response_items.c.account_id) & (_c.id == response_items.c.response_id))
+    .where(
+        response_items.c.account_id == bindparam("account"),
+        any_of(response_items.c.item_id, "items"),
+        _c.expires_ms > bindparam("now"),
+    ),
+    "account", "items", "now",
+)  # fmt: skip
+FORGET = Statement(
+    delete(responses).where(_c.account_id == bindparam("account"), _c.id == bindparam("response")),
+    "account", "response",
+)  # fmt: skip
+FORGET_ITEMS = Statement(
+    delete(response_items).where(
+        response_items.c.account_id == bindparam("account"), response_items.c.response_id == bindparam("response")
+    ),
+    "account", "response",
+)  # fmt: skip
+EXPIRED = Statement(
+    select(_c.account_id, _c.id).where(_c.expires_ms <= bindparam("now")).limit(bindparam("most", type_=Integer)),
+    "now", "most",
+)  # fmt: skip
+_most_bytes = bindparam("most_bytes", type_=BigInteger)
+_large = select(_c.account_id).group_by(_c.account_id).having(func.sum(_c.size_bytes) > _most_bytes)
+_ranked = (
+    select(
+        _c.account_id,
+        _c.id,
+        func.sum(_c.size_bytes)
+        .over(partition_by=_c.account_id, order_by=(_c.created_ms.desc(), _c.id.desc()))
+        .label("newer_bytes"),
+    )
+    .where(_c.account_id.in_(_large))
+    .subquery()
+)
+BEYOND = Statement(
+    select(_ranked.c.account_id, _ranked.c.id)
+    .where(_ranked.c.newer_bytes > _most_bytes)
+    .limit(bindparam("most", type_=Integer)),
+    "most_bytes", "most",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class KeptResponse:
+    """A response that is kept. Column for column the table `responses`; `input` and `answer` are JSON."""
+
+    account_id: str
+    id: str
+    previous_id: str | None
+    input: str
+    answer: str
+    size_bytes: int
+    created_ms: int
+    expires_ms: int
+
+
+def keep(response: KeptResponse, *, items: Sequence[str], ancestors: Sequence[str]) -> Program[None]:
+    """Keep a response whose answer has these items, and with it the ones that it continues."""
+    account, until_ms = response.account_id, response.expires_ms
+    yield Run(KEEP, [astuple(response)])
+    if items:
+        yield Run(KEEP_ITEM, [(account, item, response.id) for item in items])
+    if ancestors:
+        yield Run(LIVE_LONGER, [(account, ancestor, until_ms, until_ms) for ancestor in ancestors])
+
+
+def conversation(account: str, response: str, now_ms: int) -> Program[list[KeptResponse]]:
+    """A response after all that it continues, oldest first. Empty when any of them is not, or no longer, there."""
+    rows = yield from fetch(CHAIN, account, response, now_ms, MOST_TURNS)
+    found = [KeptResponse(*row) for row in rows]
+    return [] if not found or found[0].previous_id is not None else found
+
+
+def find(account: str, response: str, now_ms: int) -> Program[KeptResponse | None]:
+    """A response by its id, whatever has become of those that it continues."""
+    rows = yield from fetch(CHAIN, account, response, now_ms, 0)
+    return KeptResponse(*rows[0]) if rows else None
+
+
+def answers_with(account: str, items: Sequence[str], now_ms: int) -> Program[dict[str, str]]:
+    """Of each of these items that is kept: the answer (JSON) that it is in."""
+    rows = yield from fetch(BY_ITEMS, account, sorted(set(items)), now_ms)
+    return {row[0]: row[1] for row in rows}
+
+
+def drop(account: str, response: str, now_ms: int) -> Program[bool]:
+    """Delete a response; whether it was there."""
+    found = yield from find(account, response, now_ms)
+    if found is not None:
+        yield Run(FORGET, [(account, response)])
+        yield Run(FORGET_ITEMS, [(account, response)])
+    return found is not None
+
+
+def forget(now_ms: int, most_bytes: int) -> Program[int]:
+    """Delete what has expired, and of accounts with more than `most_bytes` the oldest; how many. A part at a time: call
+    again while there is something."""
+    rows = yield from fetch(EXPIRED, now_ms, FORGET_AT_ONCE)
+    rows = rows or (yield from fetch(BEYOND, most_bytes, FORGET_AT_ONCE))
+    if rows:
+        yield Run(FORGET, [tuple(row) for row in rows])
+        yield Run(FORGET_ITEMS, [tuple(row) for row in rows])
+    return len(rows)

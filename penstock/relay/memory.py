@@ -1,0 +1,168 @@
+"""What is remembered from one call to the next: nothing, but for responses (decision 0010).
+
+A call with a memory has its body completed before anything reads it: what it continues, and what it refers to, comes
+out of the store of its account and into the input. When its answer is written off, the response is kept, so that it can
+be continued. Upstreams remember nothing: the conversation goes to whichever serves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from msgspec import Raw
+
+from penstock.access import Caller
+from penstock.clock import Clock
+from penstock.config import ResponseSettings
+from penstock.db.responses import KeptResponse, answers_with, conversation, keep
+from penstock.db.store import Store
+from penstock.dialects import json_fields
+from penstock.dialects.response_input import item_ids, item_named, items_of, output_of, reference_in, response_in
+from penstock.errors import InvalidRequest, StoreUnavailable
+
+DAY_MS = 24 * 3600 * 1000
+
+_logger = logging.getLogger("penstock.relay")
+
+
+class Memory(Protocol):
+    """What one call remembers of others, and leaves for them."""
+
+    async def recall(self, caller: Caller, body: bytes) -> bytes:
+        """The body with all that it continues in it. InvalidRequest when that is not there for this caller."""
+        ...
+
+    async def keep(self, caller: Caller, last: bytes) -> None:
+        """Remember the answer whose last bytes these are. Never raises: the answer is paid for, and goes out."""
+        ...
+
+
+class Forgetful:
+    """The memory of calls that stand alone."""
+
+    async def recall(self, caller: Caller, body: bytes) -> bytes:
+        return body
+
+    async def keep(self, caller: Caller, last: bytes) -> None:
+        return
+
+
+class Conversations:
+    """Makes a memory for each call for a response."""
+
+    def __init__(self, store: Store, clock: Clock, settings: ResponseSettings, *, most_body_bytes: int) -> None:
+        self.store = store
+        self.clock = clock
+        self.settings = settings
+        self.most_body_bytes = most_body_bytes
+
+    def __repr__(self) -> str:
+        return f"Conversations({self.settings!r})"
+
+    def memory(self) -> ResponseMemory:
+        """The memory of one call."""
+        return ResponseMemory(self)
+
+
+class ResponseMemory:
+    """One call for a response. `_own` are the items that are new with it, `_ancestors` the responses it continues."""
+
+    def __init__(self, conversations: Conversations) -> None:
+        self._conversations = conversations
+        self._own: list[Raw] = []
+        self._ancestors: list[str] = []
+        self._keeps = False
+
+    def __repr__(self) -> str:
+        return f"ResponseMemory({len(self._own)} items after {len(self._ancestors)} responses, keeps={self._keeps})"
+
+    async def recall(self, caller: Caller, body: bytes) -> bytes:
+        """The body with the conversation in its input. InvalidRequest for what this account has no such thing of."""
+        fields = json_fields.request_fields(body)
+        previous = json_fields.plain(fields.get("previous_response_id"))
+        self._keeps = json_fields.plain(fields.get("store")) is not False
+        try:
+            own = items_of(fields["input"])
+        except (KeyError, ValueError, RecursionError):
+            return body  # whoever reads it next says what is wrong with it
+        self._own = await self._resolved(caller.account, own)
+        before = await self._before(caller.account, previous) if isinstance(previous, str) else []
+        if not before and self._own == own:
+            return body
+        whole = json_fields.join({**fields, "input": [*before, *self._own]})
+        if len(whole) > self._conversations.most_body_bytes:
+            raise InvalidRequest(
+                f"With what it continues the request has more than {self._conversations.most_body_bytes} bytes.",
+                param="previous_response_id",
+                code="context_length_exceeded",
+            )
+        return whole
+
+    async def keep(self, caller: Caller, last: bytes) -> None:
+        """Keep the response, unless it was not to be kept or is too large for that."""
+        response = response_in(last) if self._keeps else None
+        if response is None:
+            return
+        kept = self._kept(caller.account, response)
+        most = self._conversations.settings.largest_bytes
+        if kept.size_bytes > most:
+            _logger.warning("response %s is not kept: %d bytes are more than %d", kept.id, kept.size_bytes, most)
+            return
+        items = item_ids(response.get("output"))
+        try:
+            await self._conversations.store.write(keep(kept, items=items, ancestors=self._ancestors))
+        except StoreUnavailable as error:
+            _logger.warning("response %s is not kept: %s", kept.id, error.message)
+
+    async def _before(self, account: str, previous: str) -> list[Raw]:
+        """The items of the conversation that ends with response `previous`."""
+        read = conversation(account, previous, self._conversations.clock.now_ms())
+        turns = await self._conversations.store.read(read)
+        if not turns:
+            raise InvalidRequest(
+                f"Previous response with id '{previous[:100]}' not found.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        self._ancestors = [turn.id for turn in turns]
+        return [item for turn in turns for item in (*items_of(Raw(turn.input.encode())), *output_of(turn.answer))]
+
+    async def _resolved(self, account: str, items: list[Raw]) -> list[Raw]:
+        """The items, those in place of references that these name."""
+        names = [reference_in(item) for item in items]
+        wanted = [name for name in names if name is not None]
+        if not wanted:
+            return items
+        read = answers_with(account, wanted, self._conversations.clock.now_ms())
+        answers = await self._conversations.store.read(read)
+        return [
+            item if name is None else _named(answers, name, place)
+            for place, (item, name) in enumerate(zip(items, names, strict=True))
+        ]
+
+    def _kept(self, account: str, response: Any) -> KeptResponse:
+        input, answer = json_fields.join(self._own).decode(), json_fields.join(response).decode()
+        now_ms = self._conversations.clock.now_ms()
+        return KeptResponse(
+            account_id=account,
+            id=str(json_fields.plain(response.get("id"))),
+            previous_id=_last(self._ancestors),
+            input=input,
+            answer=answer,
+            size_bytes=len(input) + len(answer),
+            created_ms=now_ms,
+            expires_ms=now_ms + self._conversations.settings.keep_days * DAY_MS,
+        )
+
+
+def _named(answers: dict[str, str], name: str, place: int) -> Raw:
+    item = item_named(answers[name], name) if name in answers else None
+    if item is None:
+        raise InvalidRequest(f"Item with id '{name[:100]}' not found.", param=f"input[{place}]", code="item_not_found")
+    return item
+
+
+def _last(ids: Sequence[str]) -> str | None:
+    return ids[-1] if ids else None

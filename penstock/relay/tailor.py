@@ -1,0 +1,68 @@
+"""A request cut to an offer: without what its provider refuses and nobody would miss, and refused where it asks for
+something that costs what the offer's price does not cover.
+
+Which fields these are is data on the offer (`penstock/vendors.py`). Plain functions; what a field means otherwise is
+between the caller and the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Raw, Struct, json
+
+from penstock.catalogue import Offer
+from penstock.dialects import Wish, json_fields
+from penstock.errors import InvalidRequest
+
+# Values that ask for what would be had anyway.
+_USUAL: Mapping[str, tuple[object, ...]] = {
+    "service_tier": ("auto", "default", "standard", "standard_only", "on_demand"),
+    "speed": ("standard",),
+}
+_NOTHING: tuple[object, ...] = (None, False, [], "")
+
+
+class _Tool(Struct, gc=False):
+    type: str = ""
+
+
+_TOOLS = json.Decoder(list[_Tool])
+
+
+def require_covered(wish: Wish, offer: Offer) -> None:
+    """InvalidRequest, naming the field, for a wish that would cost more than the offer's price says."""
+    for name in offer.priced_fields:
+        if name in wish.fields and not _is_usual(name, wish.fields[name]):
+            raise InvalidRequest(f"'{name}' changes what a call costs, and is not on offer here.", param=name)
+    if offer.priced_tools and "tools" in wish.fields:
+        _require_free_tools(wish.fields["tools"], offer.priced_tools)
+
+
+def cut(body: bytes, offer: Offer) -> bytes:
+    """The body for upstream without the fields that its provider refuses."""
+    if not offer.dropped_fields:
+        return body
+    fields = json_fields.split(body)
+    kept = {name: raw for name, raw in fields.items() if name not in offer.dropped_fields}
+    return body if len(kept) == len(fields) else json_fields.join(kept)
+
+
+def _is_usual(name: str, raw: Raw) -> bool:
+    value = json_fields.plain(raw)
+    return value in _NOTHING or value in _USUAL.get(name, ())
+
+
+def _require_free_tools(raw: Raw, priced: tuple[str, ...]) -> None:
+    """Tools that the provider itself carries out are told by their type; a function's own name does not matter."""
+    written = bytes(raw)
+    if not any(beginning.encode() in written for beginning in priced):  # nearly always, and cheaper than reading it
+        return
+    try:
+        tools = _TOOLS.decode(raw)
+    except (ValueError, RecursionError):
+        return
+    for index, tool in enumerate(tools):
+        if tool.type.startswith(priced):
+            where = f"tools[{index}].type"
+            raise InvalidRequest(f"'{where}': {tool.type[:50]} is billed apart, and is not on offer here.", param=where)

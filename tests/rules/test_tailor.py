@@ -1,0 +1,88 @@
+"""What costs more than an offer's price is refused by name; what its provider refuses for nothing is left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from penstock.catalogue import Catalogue, Offer
+from penstock.config import ModelSettings, OfferSettings, PriceSettings, ProviderSettings, SecretSettings, Settings
+from penstock.dialects import Wish, openai_chat
+from penstock.errors import InvalidRequest
+from penstock.relay.tailor import cut, require_covered
+from penstock.vendors import VENDORS
+
+
+def offer(vendor: str) -> Offer:
+    """An offer at a provider of this vendor, as the configuration makes it."""
+    said: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in VENDORS[vendor].items()}
+    price = PriceSettings(free=True)
+    settings = Settings(
+        secrets=SecretSettings(b"p" * 32, b"a" * 32),
+        providers=(ProviderSettings("up", **said),),
+        models=(ModelSettings("m", offers=(OfferSettings("up", "m"),), price=price),),
+    )
+    return Catalogue(settings).models[0].offers[0]
+
+
+def wish(**fields: Any) -> Wish:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return openai_chat.peek(json.dumps(body).encode(), max_output_tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "field", "value"),
+    [
+        ("openai", "service_tier", "priority"),
+        ("openai", "web_search_options", {}),
+        ("openrouter", "plugins", [{"id": "web"}]),
+        ("openrouter", "models", ["openai/gpt-5"]),
+        ("anthropic", "speed", "fast"),
+        ("groq", "service_tier", "performance"),
+        ("xai", "search_parameters", {"mode": "on"}),
+        ("perplexity", "web_search_options", {"search_context_size": "high"}),
+    ],
+)
+def test_what_changes_the_price_is_refused_by_name_unless_the_operator_allows_it(
+    vendor: str, field: str, value: Any
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        require_covered(wish(**{field: value}), offer(vendor))
+    assert caught.value.param == field
+    require_covered(wish(**{field: value}), replace(offer(vendor), priced_fields=()))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "field", "value"),
+    [
+        ("openai", "service_tier", "auto"),
+        ("openai", "service_tier", None),
+        ("groq", "service_tier", "on_demand"),
+        ("openrouter", "plugins", []),
+        ("anthropic", "speed", "standard"),
+        ("deepseek", "service_tier", "flex"),
+    ],
+)
+def test_a_value_that_asks_for_the_usual_passes(vendor: str, field: str, value: Any) -> None:
+    require_covered(wish(**{field: value}), offer(vendor))
+
+
+def test_a_tool_that_the_provider_bills_apart_is_refused_by_its_place() -> None:
+    function = {"type": "function", "function": {"name": "web_search", "parameters": {}}}
+    search = {"type": "web_search_20260318", "name": "web_search"}
+    require_covered(wish(tools=[function]), offer("anthropic"))
+    require_covered(wish(tools=[search]), offer("vllm"))
+    with pytest.raises(InvalidRequest) as caught:
+        require_covered(wish(tools=[function, search]), offer("anthropic"))
+    assert caught.value.param == "tools[1].type"
+
+
+def test_what_a_provider_refuses_and_nobody_misses_is_left_out() -> None:
+    body = b'{"model":"m","user":"u","store":false,"temperature":0.5,"stream_options":{"include_usage":true}}'
+    assert cut(body, offer("mistral")) == b'{"model":"m","temperature":0.5}'
+    assert cut(body, offer("openai")) is body
+    plain = b'{"model": "m",  "temperature":0.5}'
+    assert cut(plain, offer("mistral")) is plain

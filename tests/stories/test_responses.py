@@ -1,0 +1,529 @@
+"""OpenAI Responses in front, with the official SDK: over an upstream that speaks chat, and one that speaks them too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+from openai import BadRequestError, NotFoundError
+from openai.types.responses import Response
+from pydantic import BaseModel
+
+from penstock.config import Settings
+from penstock.db.responses import forget
+from tests.stories.gateway import (
+    DEEPSEEK,
+    FORWARD,
+    LLAMA,
+    ROUTER,
+    ROUTER_V1,
+    TRUST,
+    Person,
+    Running,
+    running,
+    settings_for,
+    with_provider,
+)
+from tests.upstream import Plain, Raw, Refusal, ScriptedUpstream, Stream
+from tests.upstream_responses import UPSTREAM_ID, Answered, Events, Streamed, chunk
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+FILED = {"type": "input_image", "file_id": "file_1"}
+IN, OUT = 590, 790  # nano-USD a token of LLAMA
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Weather at a place",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "strict": False,
+}
+
+
+@pytest.fixture(params=["openai_chat", "openai_responses"])
+def spoken(request: pytest.FixtureRequest) -> str:
+    """What the upstream speaks."""
+    return str(request.param)
+
+
+@pytest.fixture
+def settings(store_url: str, upstream: ScriptedUpstream, spare: ScriptedUpstream, spoken: str) -> Settings:
+    settings = settings_for(store_url, upstream=upstream.base_url, spare=spare.base_url)
+    return with_provider(settings, "main", dialects=(spoken,))
+
+
+def over(kind: str) -> Callable[[Test], Test]:
+    """Run a test over one kind of upstream only."""
+    mark: Callable[[Test], Test] = pytest.mark.parametrize("spoken", [kind], indirect=True)
+    return mark
+
+
+def answered(spoken: str, tokens: int = 5) -> Any:
+    return Plain(tokens=tokens) if spoken == "openai_chat" else Answered(tokens=tokens)
+
+
+def streamed(spoken: str, tokens: int = 5, **more: Any) -> Any:
+    return Stream(tokens=tokens, **more) if spoken == "openai_chat" else Streamed(tokens=tokens, **more)
+
+
+def tool_call(call_id: str, name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+
+
+def calling(*calls: dict[str, Any], **message: Any) -> Raw:
+    """A chat completion that calls tools."""
+    said = {"role": "assistant", "content": None, "tool_calls": list(calls), **message}
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    choice = {"index": 0, "message": said, "finish_reason": "tool_calls"}
+    return Raw(json.dumps({"id": "chatcmpl-1", "choices": [choice], "usage": usage}).encode())
+
+
+@pytest.mark.parametrize("base", [TRUST, ROUTER, ROUTER_V1])
+async def test_a_response_is_answered_paid_exactly_and_valid(
+    gateway: Running, upstream: ScriptedUpstream, base: str, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken))
+    async with gateway.sdk(base, ada) as client:
+        response = await client.responses.create(
+            model=LLAMA, input="Hello!", instructions="Be brief.", max_output_tokens=40, metadata={"a": "b"}
+        )
+    assert Response.model_validate(response.to_dict()).status == "completed"
+    assert response.output_text
+    assert response.model == LLAMA
+    assert response.id.startswith("resp_")
+    assert response.id != UPSTREAM_ID
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (7, 5, 12)
+    assert await gateway.nano(ada) == 1_000_000_000 - 7 * IN - 5 * OUT
+    (record,) = await gateway.usage(ada)
+    assert (record.dialect, record.ended, record.input_tokens, record.output_tokens) == (
+        "openai_responses", "answer", 7, 5,
+    )  # fmt: skip
+
+
+async def test_on_the_forward_surface_there_are_no_responses(gateway: Running) -> None:
+    ada = await gateway.person(tokens=10_000)
+    assert (await gateway.post(f"{FORWARD}/responses", ada, body={"model": LLAMA, "input": "x"})).status_code == 404
+
+
+async def test_a_stream_has_the_published_events_and_ends_when_it_is_in_the_balance(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(streamed(spoken, tokens=4))
+    seen, numbers, text = [], [], ""
+    async with gateway.sdk(ROUTER, ada) as client, client.responses.stream(model=LLAMA, input="Hello!") as stream:
+        async for event in stream:
+            seen.append(event.type)
+            numbers.append(event.sequence_number)
+            text += event.delta if event.type == "response.output_text.delta" else ""
+            if event.type == "response.completed":
+                assert await gateway.nano(ada) == 1_000_000_000 - 7 * IN - 4 * OUT
+        final = await stream.get_final_response()
+    assert seen == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added",
+        *["response.output_text.delta"] * 4, "response.output_text.done", "response.content_part.done",
+        "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert numbers == list(range(len(seen)))
+    assert final.output_text == text
+    assert final.model == LLAMA
+    assert final.usage is not None
+    assert final.usage.output_tokens == 4
+
+
+async def test_a_chain_continues_itself_whatever_the_upstream_remembers(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken), streamed(spoken), answered(spoken))
+    async with gateway.sdk(ROUTER, ada) as client:
+        first = await client.responses.create(model=LLAMA, input="One.", instructions="Only now.")
+        async with client.responses.stream(model=LLAMA, input="Two.", previous_response_id=first.id) as stream:
+            second = await stream.get_final_response()
+        third = await client.responses.create(model=LLAMA, input="Three.", previous_response_id=second.id)
+        assert third.previous_response_id == second.id
+        items = await client.responses.input_items.list(third.id, order="asc")
+    sent = upstream.requests[2].json
+    assert "previous_response_id" not in sent
+    assert sent.get("store") in (None, False)
+    said = sent["messages"] if spoken == "openai_chat" else sent["input"]
+    assert [each["role"] for each in said] == ["user", "assistant", "user", "assistant", "user"]
+    assert json.dumps(sent).count("Only now.") == 0
+    assert len(items.data) == 5
+    assert len({item.id for item in items.data}) == 5
+
+
+async def test_another_account_can_neither_continue_nor_see_a_response(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada, eve = await gateway.person(usd="1"), await gateway.person(usd="1")
+    upstream.script(answered(spoken))
+    async with gateway.sdk(ROUTER, ada) as hers, gateway.sdk(ROUTER, eve) as other:
+        response = await hers.responses.create(model=LLAMA, input="A secret.")
+        with pytest.raises(BadRequestError) as refused:
+            await other.responses.create(model=LLAMA, input="Go on.", previous_response_id=response.id)
+        assert refused.value.code == "previous_response_not_found"
+        reference: Any = [{"type": "item_reference", "id": response.output[0].id}]
+        with pytest.raises(BadRequestError, match="not found"):
+            await other.responses.create(model=LLAMA, input=reference)
+        for ask in (other.responses.retrieve, other.responses.delete, other.responses.cancel):
+            with pytest.raises(NotFoundError):
+                await ask(response.id)
+        with pytest.raises(NotFoundError):
+            await other.responses.input_items.list(response.id)
+        assert (await hers.responses.retrieve(response.id)).output_text == response.output_text
+    assert len(upstream.requests) == 1
+    assert await gateway.nano(eve) == 1_000_000_000
+
+
+@over("openai_responses")
+async def test_no_id_of_something_at_the_upstream_is_passed_on(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    bodies: list[dict[str, Any]] = [
+        {"previous_response_id": UPSTREAM_ID},
+        {"Previous_Response_Id": UPSTREAM_ID},
+        {"conversation": "conv_1"},
+        {"prompt": {"id": "pmpt_1"}},
+        {"background": True},
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        {"input": [{"type": "item\\u005freference", "id": "msg_1"}]},
+        {"input": [{"id": "msg_1"}]},
+    ]
+    for body in bodies:
+        text = json.dumps({"model": LLAMA, "input": "x", **body}).replace("\\\\u", "\\u")
+        refused = await gateway.post(f"{ROUTER}/responses", ada, body=text.encode())
+        assert refused.status_code == 400, body
+        assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert upstream.requests == []
+
+
+async def test_what_is_not_to_be_stored_is_not(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken))
+    async with gateway.sdk(ROUTER, ada) as client:
+        response = await client.responses.create(model=LLAMA, input="Hello!", store=False)
+        assert response.to_dict()["store"] is False
+        with pytest.raises(NotFoundError):
+            await client.responses.retrieve(response.id)
+        with pytest.raises(BadRequestError):
+            await client.responses.create(model=LLAMA, input="More.", previous_response_id=response.id)
+
+
+async def test_what_was_deleted_or_has_expired_is_gone(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken), answered(spoken), answered(spoken))
+    store, clock = gateway.office.store, gateway.office.clock
+    async with gateway.sdk(ROUTER, ada) as client:
+        first = await client.responses.create(model=LLAMA, input="One.")
+        second = await client.responses.create(model=LLAMA, input="Two.", previous_response_id=first.id)
+        await client.responses.delete(first.id)
+        with pytest.raises(NotFoundError):
+            await client.responses.delete(first.id)
+        with pytest.raises(BadRequestError):  # a conversation with a hole in it is not continued
+            await client.responses.create(model=LLAMA, input="Three.", previous_response_id=second.id)
+        assert (await client.responses.retrieve(second.id)).id == second.id
+        month_ms = 30 * 24 * 3600 * 1000
+        assert await store.write(forget(clock.now_ms() + month_ms - 60_000, 10**9)) == 0
+        assert await store.write(forget(clock.now_ms() + month_ms, 10**9)) == 1
+        with pytest.raises(NotFoundError):
+            await client.responses.retrieve(second.id)
+
+
+async def test_an_account_keeps_its_newest_when_it_has_too_many(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada, bob = await gateway.person(usd="1"), await gateway.person(usd="1")
+    upstream.script(*[answered(spoken)] * 4)
+    store, clock = gateway.office.store, gateway.office.clock
+    async with gateway.sdk(ROUTER, ada) as client, gateway.sdk(ROUTER, bob) as other:
+        small = await other.responses.create(model=LLAMA, input="Short.")
+        for _ in range(3):
+            last = await client.responses.create(model=LLAMA, input="x" * 5_000)
+        assert await store.write(forget(clock.now_ms(), 8_000)) == 2
+        assert await store.write(forget(clock.now_ms(), 8_000)) == 0
+        assert (await client.responses.retrieve(last.id)).id == last.id
+        assert (await other.responses.retrieve(small.id)).id == small.id
+
+
+async def test_items_may_be_named_in_place_of_sent(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken), answered(spoken))
+    async with gateway.sdk(ROUTER, ada) as client:
+        first = await client.responses.create(model=LLAMA, input="One.")
+        input: Any = [
+            {"role": "user", "content": "One."},
+            {"type": "item_reference", "id": first.output[0].id},
+            {"role": "user", "content": "Two."},
+        ]
+        await client.responses.create(model=LLAMA, input=input)
+    sent = upstream.requests[1].json
+    said = sent["messages"] if spoken == "openai_chat" else sent["input"]
+    assert [each["role"] for each in said] == ["user", "assistant", "user"]
+
+
+async def test_input_items_come_in_pages(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken))
+    input: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
+    async with gateway.sdk(ROUTER, ada) as client:
+        response = await client.responses.create(model=LLAMA, input=input)
+        pages = [item.to_dict() async for item in client.responses.input_items.list(response.id, limit=2, order="asc")]
+    assert [item["content"][0]["text"] for item in pages] == ["0", "1", "2", "3", "4"]  # type: ignore[index]
+    for query in ({"limit": "0"}, {"limit": "x"}, {"order": "up"}, {"after": "nothing"}):
+        refused = await gateway.get(f"{ROUTER}/responses/{response.id}/input_items", ada, query=query)
+        assert refused.status_code == 400
+
+
+async def test_what_is_not_served_below_a_response_says_so(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(answered(spoken))
+    async with gateway.sdk(ROUTER, ada) as client:
+        response = await client.responses.create(model=LLAMA, input="Hello!")
+        with pytest.raises(BadRequestError, match="background"):
+            await client.responses.cancel(response.id)
+    path = f"{ROUTER}/responses/{response.id}"
+    assert (await gateway.get(path, ada, query={"stream": "true"})).status_code == 400
+    assert (await gateway.get(f"{path}/nothing", ada)).status_code == 404
+    assert (await gateway.post(path, ada)).status_code == 405
+    assert (await gateway.get(f"{ROUTER}/responses/nonsense", ada)).json()["error"]["code"] == "not_found"
+    assert (await gateway.http.get(path)).status_code == 401
+
+
+@over("openai_chat")
+async def test_tools_are_called_side_by_side_and_answered(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    calls = [tool_call("call_1", "get_weather", {"city": "Bern"}), tool_call("call_2", "get_weather", {"city": "Rom"})]
+    upstream.script(calling(*calls, reasoning_content="Two places."), Plain(text="Sunny in both."))
+    async with gateway.sdk(ROUTER, ada) as client:
+        first = await client.responses.create(
+            model=LLAMA, input="Weather?", tools=[WEATHER], parallel_tool_calls=True, tool_choice="auto"
+        )
+        assert [item.type for item in first.output] == ["reasoning", "function_call", "function_call"]
+        outputs: Any = [
+            {"type": "function_call_output", "call_id": item.call_id, "output": "sunny"}
+            for item in first.output
+            if item.type == "function_call"
+        ]
+        second = await client.responses.create(
+            model=LLAMA, input=outputs, previous_response_id=first.id, tools=[WEATHER]
+        )
+    assert second.output_text == "Sunny in both."
+    assert upstream.requests[0].json["tools"][0]["function"]["name"] == "get_weather"
+    user, assistant, *tools = upstream.requests[1].json["messages"]
+    assert user == {"role": "user", "content": "Weather?"}
+    assert assistant == {
+        "role": "assistant", "content": None, "reasoning_content": "Two places.", "tool_calls": calls,
+    }  # fmt: skip
+    assert tools == [{"role": "tool", "tool_call_id": f"call_{place}", "content": "sunny"} for place in (1, 2)]
+
+
+@over("openai_chat")
+async def test_streamed_calls_are_put_together_by_the_sdk(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+
+    def part(index: int, arguments: str, **more: Any) -> dict[str, Any]:
+        return {"tool_calls": [{"index": index, "function": {"arguments": arguments, **more.pop("named", {})}, **more}]}
+
+    upstream.script(
+        Events(
+            [
+                chunk({"role": "assistant", "reasoning_content": "Hm."}),
+                chunk({"content": "Looking."}),
+                chunk(part(0, "", id="call_1", named={"name": "get_weather"})),
+                chunk(part(0, '{"city":')),
+                chunk(part(0, '"Bern"}')),
+                chunk(part(1, '{"city":"Rom"}', id="call_2", named={"name": "get_weather"})),
+                chunk({}, "tool_calls"),
+                chunk(usage={"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}),
+                b"data: [DONE]\n\n",
+            ]
+        )
+    )
+    async with (
+        gateway.sdk(ROUTER, ada) as client,
+        client.responses.stream(model=LLAMA, input="Weather?", tools=[WEATHER]) as stream,
+    ):
+        seen = [event.type async for event in stream]
+        final = await stream.get_final_response()
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
+    arguments = [item.arguments for item in final.output if item.type == "function_call"]
+    assert arguments == ['{"city":"Bern"}', '{"city":"Rom"}']
+    assert seen.count("response.output_item.added") == seen.count("response.output_item.done") == 4
+    assert seen[-1] == "response.completed"
+    assert await gateway.nano(ada) == 1_000_000_000 - 9 * IN - 20 * OUT
+
+
+@over("openai_chat")
+async def test_structured_output_is_parsed(gateway: Running, upstream: ScriptedUpstream) -> None:
+    class Place(BaseModel):
+        city: str
+
+    ada = await gateway.person(usd="1")
+    upstream.script(Plain(text='{"city": "Bern"}'))
+    async with gateway.sdk(ROUTER, ada) as client:
+        parsed = await client.responses.parse(model=LLAMA, input="Where?", text_format=Place)
+    assert parsed.output_parsed == Place(city="Bern")
+    sent = upstream.requests[0].json["response_format"]
+    assert (sent["type"], sent["json_schema"]["strict"]) == ("json_schema", True)
+    assert sent["json_schema"]["schema"]["properties"]["city"]["type"] == "string"
+
+
+async def test_a_stream_ends_validly_where_the_money_does(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="0.0005")
+    upstream.script(streamed(spoken, tokens=2_000))
+    async with gateway.sdk(ROUTER, ada) as client, client.responses.stream(model=LLAMA, input="Hello!") as stream:
+        events = [event async for event in stream]
+    numbers, last = [event.sequence_number for event in events], events[-1]
+    assert last.type == "response.incomplete"
+    final = last.response
+    assert numbers == list(range(len(numbers)))
+    assert final.status == "incomplete"
+    assert final.incomplete_details is not None
+    assert final.incomplete_details.reason == "max_output_tokens"
+    assert final.to_dict()["penstock"] == {"reason": "insufficient_balance"}
+    assert final.output[0].type == "message"
+    assert final.output[0].status == "incomplete"
+    assert final.output_text
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.uncollected) == ("money", 0)
+    assert final.usage is not None
+    assert (await gateway.nano(ada)) == 500_000 - record.amount
+
+
+async def test_a_broken_stream_says_so_in_its_own_words_and_fails(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(streamed(spoken, tokens=9, break_after=6))
+    events = await _events(gateway, ada)
+    error, failed = events[-2:]
+    assert (error["type"], error["code"], error["param"]) == ("error", "upstream_failed", None)
+    assert failed["type"] == "response.failed"
+    assert failed["response"]["status"] == "failed"
+    assert failed["response"]["error"]["code"] == "server_error"
+    assert [each["sequence_number"] for each in events] == list(range(len(events)))
+    (record,) = await gateway.usage(ada)
+    assert record.ended == "upstream_failed"
+    async with gateway.sdk(ROUTER, ada) as client:
+        with pytest.raises(NotFoundError):
+            await client.responses.retrieve(failed["response"]["id"])
+
+
+@over("openai_responses")
+async def test_an_upstreams_failure_keeps_its_code_and_is_counted(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    failure = {"code": "context_length_exceeded", "message": "Too long for sk-upstream-4fd0c1a7e2b94d6bb1c3."}
+    upstream.script(Streamed(tokens=3, failure=failure), Streamed(tokens=2, error=failure))
+    first, second = await _events(gateway, ada), await _events(gateway, ada)
+    for events in (first, second):
+        assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
+        assert events[-1]["response"]["error"]["code"] == "context_length_exceeded"
+        assert "sk-upstream" not in json.dumps(events)
+    assert (await gateway.usage(ada))[1].output_tokens == 3
+
+
+async def _events(gateway: Running, person: Person) -> list[Any]:
+    body = {"model": LLAMA, "input": "Hello!", "stream": True}
+    answer = await gateway.post(f"{ROUTER}/responses", person, body=body)
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def test_before_a_stream_errors_are_in_openais_envelope(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Refusal(400, "Too many tools.", code="too_many"))
+    async with gateway.sdk(ROUTER, ada) as client:
+        with pytest.raises(BadRequestError) as refused:
+            await client.responses.create(model=LLAMA, input="Hello!", stream=True)
+        assert (refused.value.code, refused.value.body["message"]) == ("too_many", "Too many tools.")  # type: ignore[index]
+        with pytest.raises(BadRequestError, match="max_output_tokens"):
+            await client.responses.create(model=LLAMA, input="Hello!", max_output_tokens=-1)
+        with pytest.raises(NotFoundError):
+            await client.responses.create(model="nobody", input="Hello!")
+    assert await gateway.nano(ada) == 1_000_000_000
+
+
+@over("openai_chat")
+async def test_what_chat_cannot_carry_is_refused_by_name_and_free(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    refused: list[tuple[str, Any]] = [
+        ("tools[0]", {"tools": [{"type": "web_search"}]}),
+        ("tools[1]", {"tools": [WEATHER, {"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
+        ("truncation", {"truncation": "auto"}),
+        ("reasoning.mode", {"reasoning": {"mode": "pro"}}),
+        ("input[0]", {"input": [{"type": "computer_call", "id": "cu_1"}]}),
+        ("input[0].content[0].file_id", {"input": [{"role": "user", "content": [FILED]}]}),
+        ("tool_choice", {"tools": [WEATHER], "tool_choice": {"type": "web_search"}}),
+        ("moderation", {"moderation": {"model": "m"}}),
+    ]  # fmt: skip
+    for param, fields in refused:
+        body = {"model": LLAMA, "input": "x", **fields}
+        answer = await gateway.post(f"{ROUTER}/responses", ada, body=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert upstream.requests == []
+    assert await gateway.nano(ada) == 1_000_000_000
+
+
+async def test_an_idempotent_response_is_answered_twice_and_charged_once(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(streamed(spoken, tokens=4))
+    body = {"model": LLAMA, "input": "Hello!", "stream": True}
+    headers = {"idempotency-key": "once"}
+    first, second = [await gateway.post(f"{ROUTER}/responses", ada, headers=headers, body=body) for _ in range(2)]
+    assert first.text == second.text
+    assert second.headers["idempotent-replayed"] == "true"
+    assert await gateway.nano(ada) == 1_000_000_000 - 7 * IN - 4 * OUT
+
+
+async def test_a_caller_that_leaves_ends_the_call_and_keeps_nothing(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(streamed(spoken, tokens=50, hold_after=8))
+    async with gateway.sdk(ROUTER, ada) as client:
+        stream = await client.responses.create(model=LLAMA, input="Hello!", stream=True)
+        async for event in stream:
+            if event.type == "response.output_text.delta":
+                break
+        await stream.close()
+    received = await upstream.arrival(1)
+    await received.over.wait()
+    await gateway.office.store.settled()
+    (record,) = await gateway.usage(ada)
+    assert record.ended == "caller_gone"
+
+
+async def test_a_conversation_goes_on_at_another_provider(
+    store_url: str, upstream: ScriptedUpstream, spare: ScriptedUpstream
+) -> None:
+    settings = settings_for(store_url, upstream=upstream.base_url, spare=spare.base_url)
+    settings = with_provider(settings, "main", dialects=("openai_responses",))
+    async with running(settings) as gateway:
+        ada = await gateway.person(usd="1")
+        reasoning = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}
+        call = {"id": "fc_1", "type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+        upstream.script(Answered(output=[reasoning, call]), Refusal(503))
+        async with gateway.sdk(ROUTER, ada) as client:
+            first = await client.responses.create(model=DEEPSEEK, input="One.", reasoning={"effort": "low"})
+            output: Any = [{"type": "function_call_output", "call_id": "c1", "output": "2"}]
+            second = await client.responses.create(model=DEEPSEEK, input=output, previous_response_id=first.id)
+        assert second.status == "completed"
+        assert upstream.requests[0].json["include"] == ["reasoning.encrypted_content"]
+        tried = upstream.requests[1].json["input"]
+        assert tried[1] == reasoning
+        assert tried[2] == {name: each for name, each in call.items() if name != "id"}
+        roles = [message["role"] for message in spare.requests[0].json["messages"]]
+        assert roles == ["user", "assistant", "tool"]
