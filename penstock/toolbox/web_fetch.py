@@ -15,6 +15,7 @@ from html import unescape
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
+import certifi
 import httpx2
 from msgspec import Struct
 
@@ -132,7 +133,10 @@ class WebFetch:
     def _client(self, within_s: float) -> httpx2.AsyncClient:
         """A client for one hop: a kept connection of another name at the same address is never used."""
         if self._tls is None:
-            self._tls = httpx2.create_ssl_context()
+            self._tls = ssl.create_default_context()  # the system's authorities, or those of SSL_CERT_FILE
+            store = ssl.get_default_verify_paths()
+            if not store.cafile and not store.capath:
+                self._tls.load_verify_locations(certifi.where())
         return httpx2.AsyncClient(verify=self._tls, trust_env=False, follow_redirects=False, timeout=within_s)
 
     async def _read(self, response: httpx2.Response) -> tuple[bytes, bool]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from penstock.toolbox.settings import WebFetchSettings
 from penstock.toolbox.source import Toolbox
@@ -20,7 +28,7 @@ Site = Callable[[bytes], bytes]  # from a request's head to the whole response
 
 
 @asynccontextmanager
-async def site(answer: Site) -> AsyncIterator[tuple[int, list[bytes]]]:
+async def site(answer: Site, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[int, list[bytes]]]:
     """A web server: its port, and the heads of the requests that came."""
     heads: list[bytes] = []
 
@@ -29,7 +37,7 @@ async def site(answer: Site) -> AsyncIterator[tuple[int, list[bytes]]]:
         writer.write(answer(heads[-1]))
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     async with server:
         yield server.sockets[0].getsockname()[1], heads
 
@@ -61,6 +69,39 @@ async def test_a_page_is_fetched_at_the_checked_address_under_its_own_name() -> 
     assert f"host: docs.example:{port}".encode() in heads[0].lower()
     assert b"cookie" not in heads[0].lower()
     assert b"authorization" not in heads[0].lower()
+
+
+async def test_over_tls_the_certificate_has_to_be_the_names_and_not_the_addresss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(self_signed("docs.example"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(chain)
+    asked_for: list[str | None] = []
+    tls.sni_callback = lambda _, name, __: asked_for.append(name)
+    hosts = {"docs.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]}
+    async with site(lambda head: page(b"safe"), tls) as (port, heads):
+        right = await fetch(f"https://docs.example:{port}/", hosts=hosts)
+        wrong = await fetch(f"https://other.example:{port}/", hosts=hosts)
+    assert right.text.endswith("safe")
+    assert wrong == ToolResult("The page could not be fetched (ConnectError).", failed=True)
+    assert asked_for == ["docs.example", "other.example"]
+    assert len(heads) == 1
+
+
+def self_signed(host: str) -> bytes:
+    """A key and a certificate for a name, which is its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    built = built.serial_number(1).not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return secret + built.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 async def test_a_redirect_to_a_private_address_is_refused_and_never_asked() -> None:
