@@ -5,12 +5,13 @@ A turn is what a model says in one round: some text, some calls `(id, name, argu
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from tests.upstream import Raw
+from tests.upstream import Exchange, Raw
 
 Call = tuple[str, str, str]
 
@@ -24,6 +25,24 @@ class Turn:
     prompt: int = 10
     output: int = 5
     finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A stream of these events that waits for `resume` before the last `rest` of them."""
+
+    events: tuple[bytes, ...]
+    rest: int
+    resume: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def play(self, exchange: Exchange) -> None:
+        await exchange.stream_head(())
+        for event in self.events[: -self.rest]:
+            await exchange.event(event)
+        await self.resume.wait()
+        for event in self.events[-self.rest :]:
+            await exchange.event(event)
+        await exchange.end()
 
 
 def call(name: str, arguments: Any = None, id: str | None = None) -> Call:

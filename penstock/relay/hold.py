@@ -289,6 +289,11 @@ class Hold:
     def caller_gone(self) -> bool:
         return self._departure.gone
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the answer, nor will come back for it: no further work is begun."""
+        return self._departure.gone and self._once is None
+
     def owed(self) -> int:
         """Units owed now."""
         return self.meter.owed(self._price)

@@ -91,7 +91,6 @@ class Equipped:
         self.used = True
         async with asyncio.TaskGroup() as group:
             tasks = {call.id: group.create_task(self._one(call, number)) for call in calls}
-        self.hold.record.tools = msgspec.json.encode(self._notes).decode()
         return {id: task.result() for id, task in tasks.items()}
 
     async def _one(self, call: ToolCall, number: int) -> ToolResult:
@@ -100,6 +99,7 @@ class Equipped:
         result = await self._result(call)
         ms = int((clock.monotonic() - started_s) * 1000)
         self._notes.append(Note(call.name, number, ms, not result.failed, len(result.text.encode("utf-8", "replace"))))
+        self.hold.record.tools = msgspec.json.encode(self._notes).decode()
         return result
 
     async def _result(self, call: ToolCall) -> ToolResult:
@@ -243,6 +243,8 @@ class ToolLoop:
         """Run what the round asks for, and open the next; False when there is none. UpstreamError when it fails."""
         if round.calls or self._number > 1:
             self._count(round)
+        if self._hold.abandoned:
+            return False
         if round.calls and self._number <= self._bench.policy.rounds:
             self._rounds.answered(await self._equipped.run(round.calls, self._number))
         elif round.calls and round.theirs:

@@ -409,9 +409,11 @@ def test_broken_arguments_are_an_error_for_the_model_and_valid_json_for_the_upst
 def test_the_last_round_offers_nothing_of_ours(way: Way) -> None:
     with_own = json.loads(opened(way, tools=[way[3]]).request(output_limit=None, last=True))
     assert with_own["tools"] == [way[3]]
-    without = json.loads(opened(way).request(output_limit=None, last=True))
+    without = json.loads(
+        opened(way, **({"tool_choice": "auto"} if way is CHAT else {})).request(output_limit=None, last=True)
+    )
     if way is CHAT:
-        assert "tools" not in without
+        assert without.keys() == {"model", "max_tokens", "messages"}
     else:
         assert without["tool_choice"] == {"type": "none"}
         assert len(without["tools"]) == 2
@@ -454,6 +456,17 @@ def test_calls_without_ids_or_with_one_index_for_all_are_told_apart() -> None:
     assert round.theirs
     assert b'"id":"y"' in out
     assert b"web_search" not in out
+
+
+def test_calls_that_all_have_one_id_are_told_apart() -> None:
+    same = call("web_search", {"q": "1"}, "call_0"), call("web_fetch", {"q": "2"}, "call_0")
+    rounds = opened(CHAT)
+    round = rounds.read(toolcalls.chat(Turn("", same)).body)
+    assert len({each.id for each in round.calls}) == 2
+    rounds.answered({each.id: ToolResult(each.name) for each in round.calls})
+    _, turn, *given = json.loads(rounds.request(output_limit=None, last=False))["messages"]
+    asked = {each["id"]: each["function"]["name"] for each in turn["tool_calls"]}
+    assert {each["tool_call_id"]: each["content"] for each in given} == asked
 
 
 def test_hidden_pieces_are_counted_so_that_they_can_be_paid() -> None:

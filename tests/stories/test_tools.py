@@ -15,6 +15,7 @@ from penstock.operations.actor import LOCAL
 from penstock.operations.tools import clear_tool_policy, set_tool_policy
 from penstock.tools import ToolResult
 from tests import toolcalls
+from tests.stories.caller import eventually
 from tests.stories.gateway import (
     FORWARD,
     HELLO,
@@ -210,6 +211,16 @@ async def test_rules_of_the_account_decide_what_is_offered(gateway: Running, ups
         assert await offered() == []
         await clear_tool_policy(gateway.office, LOCAL, account=ada.account)
         assert len(await offered()) == 4
+
+
+async def test_what_no_provider_would_take_as_a_tool_is_not_offered(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    odd = {"a b": says("x"), "x\r\ny: z": says("x"), "x" * 65: says("x"), "\u2603": says("x")}
+    async with working(gateway, ada, Shelf(**odd, good=says("G"))):
+        assert (await gateway.chat(ROUTER, ada)).status_code == 200
+    assert [tool["function"]["name"] for tool in upstream.requests[0].json["tools"]] == ["good"]
 
 
 async def test_calls_of_tools_are_limited_a_minute(gateway: Running, upstream: ScriptedUpstream) -> None:
@@ -456,6 +467,35 @@ async def test_when_the_caller_leaves_in_a_later_round_the_upstream_is_let_go(
     assert record.ended == "caller_gone"
     assert record.input_tokens > 100  # the second prompt is on its way
     assert record.estimated
+
+
+async def test_a_call_that_is_drained_for_nobody_begins_no_further_round(
+    store_url: str, upstream: ScriptedUpstream
+) -> None:
+    settings = with_provider(settings_for(store_url, upstream=upstream.base_url), "main", on_cancel="drain")
+    turn = Turn("Look.", (call("a"),), prompt=100, output=20)
+    held = toolcalls.Held(tuple(toolcalls.chat_events(turn)), rest=4)
+    upstream.script(held)
+    shelf = Shelf(a=says("A"))
+    async with running(settings) as gateway:
+        ada = await gateway.person(usd="1")
+        async with working(gateway, ada, shelf):
+            asking = asyncio.create_task(gateway.chat(ROUTER, ada, stream=True))
+            received = await upstream.arrival(1)
+            await received.events.reach(4)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await eventually(lambda: drained(gateway))
+            held.resume.set()
+            await received.over.wait()
+            (record,) = await eventually(lambda: gateway.usage(ada))
+        assert shelf.asked == []
+        assert len(upstream.requests) == 1
+        assert (record.ended, record.input_tokens, record.output_tokens) == ("caller_gone", 100, 20)
+
+
+async def drained(gateway: Running) -> bool:
+    return gateway.gateway.relay.drains.now == 1
 
 
 async def test_a_worker_that_goes_while_it_runs_a_tool_is_an_error_for_the_model(

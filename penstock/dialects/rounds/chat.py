@@ -138,6 +138,9 @@ class Rounds:
 
     def request(self, *, output_limit: int | None, last: bool) -> bytes:
         fields: dict[str, Any] = dict(self._fields)
+        if last and "tools" not in fields:
+            for name in ("tool_choice", "parallel_tool_calls"):  # refused where there are no tools
+                fields.pop(name, None)
         if not last:
             fields["tools"] = appended(
                 _array(fields.get("tools")), [_encode(_definition(tool)) for tool in self._tools]
@@ -178,8 +181,11 @@ class Rounds:
     def _outcome(self) -> Round:
         now = self._now
         calls = [] if now.finish in CUT_OFF else now.ours()
-        for number, call in enumerate(now.calls):
-            call.id = call.id or f"call_{len(self._past)}_{number}"  # a few servers give them no id
+        known = {call.id for call in now.theirs()}
+        for number, call in enumerate(calls):
+            if not call.id or call.id in known:  # a few servers give calls no id, or all the same one
+                call.id = f"call_{len(self._past)}_{number}"
+            known.add(call.id)
         told = tuple(ToolCall(call.id, call.name, object_of(call.arguments)) for call in calls)
         finished = now.finish is not None or self._filter.done
         return Round(told, bool(now.theirs()), now.usage, now.produced(), finished)
