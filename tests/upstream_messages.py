@@ -161,14 +161,14 @@ class MessagesStream:
             return
         output = received.tokens_produced
         reason = self.stop_reason or _stop_reason(received, self.tokens, self.blocks)
-        yield event("message_delta", delta={"stop_reason": reason, "stop_sequence": None}, usage=self._usage(output)), 0
+        yield (
+            event(
+                "message_delta", delta={"stop_reason": reason, "stop_sequence": None}, usage=self.counts.usage(output)
+            ),
+            0,
+        )
         if self.stop:
             yield event("message_stop"), 0
-
-    def _usage(self, output: int) -> dict[str, Any]:
-        """At the end the counts are cumulative; those that were told at the start may be left out."""
-        usage = self.counts.usage(output)
-        return {name: usage[name] for name in usage if name.startswith("output")}
 
     def _words(self, limit: int) -> Iterable[tuple[bytes, int]]:
         yield event("content_block_start", index=0, content_block=text("")), 0

@@ -30,7 +30,7 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 class Route:
     """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
 
-    `switches` says that a GET there may become a WebSocket.
+    `switches` says that a GET there may become a WebSocket, `id_header` is one more header that says the request's id.
     """
 
     surface: str
@@ -38,6 +38,7 @@ class Route:
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
     switches: bool = False
+    id_header: bytes | None = None
 
 
 class Door:
@@ -66,6 +67,7 @@ class Door:
     async def serve(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens."""
         route = self._targets.get(exchange.target) or self._find(exchange.path)
+        exchange.id_header = route.id_header
         try:
             await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
         except PenstockError as error:

@@ -36,6 +36,7 @@ class Exchange:
 
     `keep` says whether the connection may be used again, `gone` that the caller has left, `started` that a byte of the
     response is out, `complete` that all of it is; `switches` that the caller asks for a WebSocket and may have one.
+    `id_header` says the id of the request as `x-request-id` does.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Exchange:
         "gone",
         "headers",
         "id",
+        "id_header",
         "keep",
         "method",
         "started",
@@ -63,6 +65,7 @@ class Exchange:
         self, connection: Connection, id: str, method: str, target: bytes, version: str, headers: dict[bytes, bytes]
     ) -> None:
         self.id = id
+        self.id_header: bytes | None = None
         self.method = method
         self.target = target
         self.version = version
@@ -237,6 +240,8 @@ class Exchange:
         if not self.arrived and b"expect" in self.headers:
             self.keep = False  # whether the body still comes is the caller's choice: what follows could be either
         closing = b"" if self.keep and self._connection.keeps else b"connection: close\r\n"
+        if self.id_header is not None:
+            headers = [*headers, (self.id_header, self.id.encode())]
         lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
         if lines.count(b"\n") != len(headers):
             raise ValueError("a header's value has a line end")

@@ -10,6 +10,7 @@ from typing import Literal
 
 from penstock.access import Surface
 
+MESSAGES = ("/messages", "/messages/count_tokens")
 OPENAI_PERSON = frozenset({"account", "session"})
 
 
@@ -28,8 +29,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A surface and its paths: what is served below each of its prefixes. `shapes` says where its errors differ from
-    the common ones of its `envelope` (`errors.py`)."""
+    """A surface and its paths: what is served below each of its prefixes, and whatever begins with a path that ends in
+    a slash. `shapes` says where its errors differ from the common ones of its `envelope` (`errors.py`)."""
 
     surface: Surface
     prefixes: tuple[str, ...]
@@ -41,7 +42,7 @@ class Place:
 TRUST = Place(
     Surface("trust", OPENAI_PERSON, account_rule="trust", lane="credits", id_prefix="cmpl-"),
     ("/v1",),
-    ("/chat/completions", "/responses", "/embeddings", "/models", "/balance", "/usage"),
+    ("/chat/completions", "/responses", "/embeddings", *MESSAGES, "/models", "/balance", "/usage"),
     {
         "auth_missing": Shape("auth_error", "auth_error"),
         "auth_invalid": Shape("auth_error", "auth_error"),
@@ -67,4 +68,11 @@ ROUTER = Place(
     ("/chat/completions", "/responses", "/embeddings", "/models"),
     {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},
 )
-PLACES = (TRUST, FORWARD, ROUTER)
+ANTHROPIC = Place(
+    ROUTER.surface,
+    ("/api/anthropic", "/api/anthropic/v1"),
+    (*MESSAGES, "/models"),
+    {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},
+    envelope="anthropic",
+)
+PLACES = (TRUST, FORWARD, ROUTER, ANTHROPIC)

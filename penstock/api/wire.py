@@ -1,8 +1,10 @@
 """The wire endpoints: what is served on each surface, and the few addresses that belong to none.
 
-POST <surface>/chat/completions, /responses, /embeddings   inference, by the relay
+POST <surface>/chat/completions, /embeddings               inference, by the relay
+POST <surface>/responses, /messages                        the same in other dialects
+POST <surface>/messages/count_tokens                       how long a prompt is
 *    <surface>/responses/{id}…                             responses that are kept: see responses.py
-GET  <surface>/models                                      what this credential may use
+GET  <surface>/models, /api/anthropic/models/{id}          what this credential may use
 GET  /v1/balance, /v1/usage                                what is left, what was used
 GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no credential
 """
@@ -17,15 +19,16 @@ import msgspec
 
 from penstock import __version__
 from penstock.access import Access, Caller
+from penstock.api import anthropic_models
 from penstock.api.door import Endpoint, Route
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
 from penstock.api.responses import PATH, KeptResponses
-from penstock.api.surfaces import FORWARD, PLACES, TRUST, Place
+from penstock.api.surfaces import ANTHROPIC, FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
 from penstock.db.journal import ping
-from penstock.dialects import Dialect, openai_chat, openai_embeddings, openai_responses
-from penstock.errors import InvalidRequest, NotImplementedHere, StoreUnavailable
+from penstock.dialects import Dialect, anthropic_messages, openai_chat, openai_embeddings, openai_responses
+from penstock.errors import InvalidRequest, NotFound, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
 from penstock.operations.balances import show_balance
@@ -34,9 +37,11 @@ from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
 from penstock.operations.values import require_printable
 from penstock.relay.ask import Ask
+from penstock.relay.count import count
 from penstock.relay.memory import Conversations, Forgetful, Memory
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.relay.route import route
 
 LONGEST_IDEMPOTENCY_KEY = 255
 JSON = [(b"content-type", b"application/json")]
@@ -50,7 +55,9 @@ INFERENCE: dict[str, tuple[str, Dialect, str]] = {
     "/chat/completions": ("chat", openai_chat, "openai"),
     "/responses": ("chat", openai_responses, "openai"),
     "/embeddings": ("embeddings", openai_embeddings, "openai"),
+    "/messages": ("chat", anthropic_messages, "anthropic"),
 }
+ID_HEADERS = {"anthropic": b"request-id"}  # where a dialect's clients look for the request's id
 
 
 class Wire:
@@ -85,18 +92,20 @@ class Wire:
         return found
 
     def below(self) -> dict[str, Route]:
-        """Addresses whose ends name a thing: responses that are kept."""
-        return {
-            f"{prefix}{PATH}/": Route(place.surface.name, place.shapes, self._kept.endpoints(place))
-            for place in self._places()
-            for prefix in place.prefixes
-            if PATH in place.paths
-        }
+        """Addresses whose ends name a thing: a response that is kept, a model of Anthropic's list."""
+        found = {}
+        for place in self._places():
+            for prefix in place.prefixes:
+                if PATH in place.paths:
+                    found[f"{prefix}{PATH}/"] = self._routed(place, self._kept.endpoints(place), "openai")
+                if place is ANTHROPIC:
+                    found[f"{prefix}/models/"] = self._routed(place, {"GET": self._model(place)}, place.envelope)
+        return found
 
     def prefixes(self) -> dict[str, Route]:
         """Where an unknown path is refused in a surface's words."""
         return {
-            f"{prefix}/": Route(place.surface.name, place.shapes, {}, RENDER[place.envelope])
+            f"{prefix}/": self._routed(place, {}, place.envelope)
             for place in self._places()
             for prefix in place.prefixes
         }
@@ -109,10 +118,18 @@ class Wire:
         """What answers at a path of a place. The errors of an inference path are in its dialect's words."""
         if path in INFERENCE:
             kind, dialect, envelope = INFERENCE[path]
-            endpoint = self._inference(place, kind, dialect)
-            return Route(place.surface.name, place.shapes, {"POST": endpoint}, RENDER[envelope])
-        answers = {"/models": self._models(place), "/balance": self._balance, "/usage": self._usage}
-        return Route(place.surface.name, place.shapes, {"GET": answers[path]}, RENDER[place.envelope])
+            return self._routed(place, {"POST": self._inference(place, kind, dialect)}, envelope)
+        if path == "/messages/count_tokens":
+            return self._routed(place, {"POST": self._count(place)}, "anthropic")
+        answers = {
+            "/models": self._models(place),
+            "/balance": self._balance,
+            "/usage": self._usage,
+        }
+        return self._routed(place, {"GET": answers[path]}, place.envelope)
+
+    def _routed(self, place: Place, endpoints: dict[str, Endpoint], envelope: str) -> Route:
+        return Route(place.surface.name, place.shapes, endpoints, RENDER[envelope], ID_HEADERS.get(envelope))
 
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface
@@ -144,13 +161,42 @@ class Wire:
 
     def _models(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
+            models = self._listed(place, await self._caller(place, exchange))
+            # Both companies have their SDKs ask at the same address; only one of them says a version.
+            if place is ANTHROPIC or b"anthropic-version" in exchange.headers:
+                query = dict(parse_qsl(exchange.query))
+                _answer(exchange, anthropic_models.page(models, place.surface.name, query))
+            else:
+                _answer(exchange, {"object": "list", "data": [_listing(model, place) for model in models]})
+
+        return answer
+
+    def _listed(self, place: Place, caller: Caller) -> list[Model]:
+        return [
+            model
+            for model in self._relay.catalogue.listed(place.surface.name)
+            if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
+        ]
+
+    def _model(self, place: Place) -> Endpoint:
+        async def answer(exchange: Exchange) -> None:
+            models = self._listed(place, await self._caller(place, exchange))
+            name = exchange.path.partition("/models/")[2]
+            found = self._relay.catalogue.find(name, place.surface.name)
+            if found not in models or not anthropic_models.is_shown(found):
+                raise NotFound(f"There is no model '{name[:200]}'.")
+            _answer(exchange, anthropic_models.entry(found, name))
+
+        return answer
+
+    def _count(self, place: Place) -> Endpoint:
+        async def answer(exchange: Exchange) -> None:
             caller = await self._caller(place, exchange)
-            models = [
-                _listing(model, place)
-                for model in self._relay.catalogue.listed(place.surface.name)
-                if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
-            ]
-            _answer(exchange, {"object": "list", "data": models})
+            wish = anthropic_messages.peek_prompt(await exchange.body())
+            plan = route(wish, "chat", caller, place.surface, None, self._relay.catalogue)
+            headers = _forwarded(exchange, anthropic_messages.FORWARDED)
+            tokens = await count(wish, plan, self._relay.attempts.providers, headers)
+            exchange.whole(200, JSON, anthropic_messages.counted(tokens))
 
         return answer
 
@@ -199,12 +245,15 @@ class Wire:
     async def _public_settings(self, exchange: Exchange) -> None:
         server = self._office.settings.server
         base = FORWARD.prefixes[0]
+        surfaces: dict[str, list[str]] = {}
+        for place in self._places():
+            surfaces.setdefault(place.surface.name, []).extend(place.prefixes)
         report = {
             "environment": server.environment,
             "publicUrl": server.public_url,
             "gatewayPath": base,
             "chatCompletionsPath": f"{base}/chat/completions",
-            "surfaces": {place.surface.name: list(place.prefixes) for place in self._places()},
+            "surfaces": surfaces,
             "assets": ["USD", *self._relay.catalogue.contracts],
             "chain": None,
             "version": __version__,

@@ -131,6 +131,7 @@ class LiveStream:
     def _end_of_money(self, out: list[bytes], answer: Answer) -> None:
         answer.close()
         self._hold.ending = Ending.MONEY
+        self._usage_sent = False  # what was told before is no longer all
         out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
         self._end(out)
 

@@ -10,6 +10,7 @@ import pytest
 
 from penstock.api.errors import COMMON, render_openai
 from penstock.api.surfaces import PLACES, Place, Shape
+from penstock.dialects.anthropic_errors import error_type
 from penstock.errors import ConfigError, PenstockError, UpstreamRefused
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,12 @@ def test_what_is_documented_is_what_is_rendered(place: Place) -> None:
             assert page[kind][0] == str(status)
             assert f'"type": "{page[kind][1]}"'.encode() in body
             assert b'"param": null' in body
+
+
+def test_anthropics_type_of_every_kind_is_documented() -> None:
+    documented = {
+        kind: type
+        for type, (kinds_of_it,) in rows("In Anthropic's envelope").items()
+        for kind in re.findall(r"\w+", kinds_of_it)
+    }
+    assert documented == {kind: error_type(kind) for kind in kinds()}

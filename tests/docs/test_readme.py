@@ -57,11 +57,16 @@ def settings(store_url: str, variables: dict[str, str]) -> Settings:
 async def test_every_command_on_the_page_works(
     page: str, settings: Settings, variables: dict[str, str], tmp_path: Path
 ) -> None:
+    await _run((ROOT / page).read_text(), settings, variables, tmp_path)
+
+
+async def _run(page: str, settings: Settings, variables: dict[str, str], folder: Path) -> None:
+    """What is to be run of a page, against a gateway with somebody's money."""
     async with running(settings) as gateway:
         person = await gateway.person(usd="1")
-        script = PRELUDE + "".join(_runnable((ROOT / page).read_text())).replace(WRITTEN_ADDRESS, gateway.url)
+        script = PRELUDE + "".join(_runnable(page)).replace(WRITTEN_ADDRESS, gateway.url)
         process = await asyncio.create_subprocess_exec(
-            "bash", "-c", script, cwd=tmp_path, env=_environment(tmp_path, KEY=person.personal_key.key, **variables),
+            "bash", "-c", script, cwd=folder, env=_environment(folder, KEY=person.personal_key.key, **variables),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, errors = await process.communicate()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from penstock.api.server import Serving, serving
@@ -47,6 +48,7 @@ from penstock.operations.users import create_user
 
 TRUST, FORWARD, ROUTER, ROUTER_V1 = "/v1", "/api/v1/gateway/v1", "/api/openai", "/api/openai/v1"
 BASES = (TRUST, FORWARD, ROUTER, ROUTER_V1)
+ANTHROPIC = "/api/anthropic"  # the router, for callers who speak Messages
 
 LLAMA = "meta-llama/Meta-Llama-3.1-70B-Instruct"  # $0.59 and $0.79 a million; `auto` on the router; contract LLAMA
 DEEPSEEK = "deepseek/deepseek-chat"  # $0.20 and $0.40 a million; contract DEEPSEEK; also offered by `spare`
@@ -212,6 +214,15 @@ class Running:
             **options,
         )
 
+    def anthropic(self, person: Person, *, base: str = ANTHROPIC, **options: Any) -> AsyncAnthropic:
+        """Anthropic's official SDK, with somebody's key. It adds `/v1` to its base URL, and never retries."""
+        return AsyncAnthropic(
+            base_url=(self.url + base).removesuffix("/v1"),
+            max_retries=0,
+            http_client=plain_client(),
+            **({"api_key": person.key(base).key, "default_headers": person.headers(base)} | options),
+        )
+
     async def chat(
         self,
         base: str,
@@ -253,7 +264,7 @@ class Running:
         return await self.http.get(path, params=query, headers=sent)
 
     def _credentials(self, path: str, person: Person, key: MintedKey | None) -> dict[str, str]:
-        base = max((base for base in BASES if path.startswith(f"{base}/")), key=len)
+        base = max((base for base in (*BASES, ANTHROPIC) if path.startswith(f"{base}/")), key=len)
         return {"authorization": f"Bearer {(key or person.key(base)).key}"} | person.headers(base)
 
 
