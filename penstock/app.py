@@ -169,7 +169,7 @@ async def open_gateway(
             Lazy(office, access),
             observer=observer,
         )
-        _show_gauges(observer, relay, holds, attempts, office.store)
+        _show_gauges(observer, relay, holds, attempts, office.store, hub)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
         gateway = Gateway(office, door, relay, observer, upkeep, redact, hub)
@@ -330,7 +330,9 @@ def _secrets(settings: Settings) -> list[str]:
     return [each.api_key for each in settings.providers if each.api_key]
 
 
-def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store) -> None:
+def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attempts, store: Store, hub: Hub) -> None:
+    observer.gauge("penstock_gpu_workers", "GPU workers connected.", partial(hub.connected, "worker"))
+    observer.gauge("penstock_tools_workers", "Tools workers connected.", partial(hub.connected, "tools_worker"))
     observer.gauge("penstock_holds_open", "Calls that hold money now.", lambda: len(holds))
     observer.gauge("penstock_streams_open", "Streams under way.", lambda: len(relay.streams))
     observer.gauge("penstock_drains", "Calls read to their end after the caller left.", lambda: relay.drains.now)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from penstock.access import Access, Caller, Surface
 from penstock.api.door import Endpoint, Route
 from penstock.api.http import Exchange
-from penstock.api.websocket import WebSocket, accepts
 from penstock.errors import InvalidRequest, RateLimited
 from penstock.hub.hub import Hub
 from penstock.hub.peer import Peer
 from penstock.hub.seats import PeerKind
+
+if TYPE_CHECKING:
+    from penstock.api.websocket import WebSocket
 
 WORKERS = Surface("workers", frozenset({"worker"}), account_rule="own", lane="credits")
 TOOLS = Surface("tools", frozenset({"tools_worker"}), account_rule="own", lane="credits")
@@ -48,6 +51,8 @@ class Connect:
 
     def _endpoint(self, surface: Surface, kind: PeerKind) -> Endpoint:
         async def connect(exchange: Exchange) -> None:
+            from penstock.api.websocket import WebSocket, accepts  # noqa: PLC0415 -- a start takes long enough
+
             caller = await self._access.enter(exchange.header(b"authorization"), None, surface)
             accept = accepts(exchange.headers) if exchange.switches else None
             if accept is None:

@@ -29,16 +29,15 @@ Endpoint = Callable[[Exchange], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
-
-    `switches` says that a GET there may become a WebSocket, `id_header` is one more header that says the request's id.
+    `id_header` is one more header that says the request's id; `switches` that a GET there may become a WebSocket.
     """
 
     surface: str
     shapes: dict[str, Shape]
     endpoints: dict[str, Endpoint]
     render: Render = render_openai
-    switches: bool = False
     id_header: bytes | None = None
+    switches: bool = False
 
 
 class Door:

@@ -169,8 +169,6 @@ class WebSocket(asyncio.Protocol):
             self._hand_on(self._kind, message)
 
     def _hand_on(self, kind: Opcode, message: bytes) -> None:
-        if self._framing.state is not State.OPEN:
-            return
         if kind is Opcode.TEXT:
             self._peer.said(message)
         else:

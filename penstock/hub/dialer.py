@@ -14,8 +14,10 @@ import asyncio
 import ipaddress
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,6 +29,7 @@ from penstock.hub.messages import LARGEST_MESSAGE, PIECE_BYTES, VERSION, Nonsens
 OPEN_S = 10.0  # to connect, and then to be welcomed
 FIRST_PAUSE_S = 0.25  # before the second attempt; doubled for each further one
 LONGEST_PAUSE_S = 30.0
+STEADY_S = 5.0  # a connection that lasted so long was no failed attempt
 REFUSALS = frozenset({401, 403})  # of a gateway that has understood: trying again changes nothing
 
 _logger = logging.getLogger("penstock.worker")
@@ -161,8 +164,8 @@ class Dialer:
                     await self._rest(next(pauses))
                     continue
                 began_s = asyncio.get_running_loop().time()
-                await self._until(session.leaves.wait())
-                if asyncio.get_running_loop().time() - began_s > FIRST_PAUSE_S:
+                await self.until(session.leaves.wait())
+                if asyncio.get_running_loop().time() - began_s > STEADY_S:
                     pauses = _pauses()
                 if session.ended and not self._draining.is_set():
                     await self._rest(next(pauses))
@@ -196,10 +199,14 @@ class Dialer:
             _logger.warning("the gateway cannot be reached: %s", str(error) or type(error).__name__)
             return None
         session = _Session(self, socket, self._work)
-        task = asyncio.create_task(self._serve(session))
+        self.spawn(self._serve(session))
+        return session
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this on the side; `run` ends with the last of it."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return session
 
     async def _serve(self, session: _Session) -> None:
         self._sessions.add(session)
@@ -213,7 +220,7 @@ class Dialer:
     async def _finish(self) -> None:
         for session in list(self._sessions):
             await session.drain()
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _rest(self, most_s: float) -> None:
@@ -221,7 +228,7 @@ class Dialer:
             async with asyncio.timeout(most_s):
                 await self._draining.wait()
 
-    async def _until(self, waited: Awaitable[object]) -> None:
+    async def until(self, waited: Awaitable[object]) -> None:
         """Wait for this, or to be told to drain."""
         waits = [asyncio.ensure_future(waited), asyncio.ensure_future(self._draining.wait())]
         try:
@@ -296,20 +303,18 @@ class _Session:
         self._told_to_leave = True
         with suppress(ConnectionClosed):
             await self.say(messages.Drain())
-            await self._end_if_done()
-
-    async def _end_if_done(self) -> None:
-        if self._told_to_leave and not self.jobs:
-            await self._socket.close()
+            if not self.jobs:
+                await self._socket.close()
 
     async def _beat(self, every_s: float, dead_s: float) -> None:
-        with suppress(ConnectionClosed):
-            while True:
-                await asyncio.sleep(every_s)
-                if asyncio.get_running_loop().time() - self._heard_s > dead_s:
-                    _logger.warning("the gateway has been silent for %.0f s", dead_s)
-                    self._socket.transport.abort()
-                await self.say(messages.Heartbeat())
+        while True:
+            await asyncio.sleep(every_s)
+            if asyncio.get_running_loop().time() - self._heard_s > dead_s:
+                _logger.warning("the gateway has been silent for %.0f s", dead_s)
+                self._socket.transport.abort()
+            with suppress(ConnectionClosed, TimeoutError):  # a line that takes nothing is found out above
+                async with asyncio.timeout(every_s):
+                    await self.say(messages.Heartbeat())
 
     async def _take(self, frame: str | bytes) -> None:
         if isinstance(frame, bytes):
@@ -336,12 +341,10 @@ class _Session:
         _logger.info("the gateway asks to connect anew")
         self._dialer.connected.clear()
         self.leaves.set()
-        task = asyncio.create_task(self._go())
-        self._dialer._tasks.add(task)
-        task.add_done_callback(self._dialer._tasks.discard)
+        self._dialer.spawn(self._go())
 
     async def _go(self) -> None:
-        await self._dialer.connected.wait()
+        await self._dialer.until(self._dialer.connected.wait())
         await self.drain()
 
     async def _begin(self, told: messages.Job) -> None:
@@ -349,18 +352,20 @@ class _Session:
             await self.say(messages.Overloaded(told.job))
             return
         job = GivenJob(self, told, self._window)
-        self.jobs[job.number] = job, asyncio.create_task(self._do(job))
+        task = asyncio.create_task(self._do(job))
+        self.jobs[job.number] = job, task
+        task.add_done_callback(partial(self._done, job.number))  # also when it is cancelled before its first step
 
     async def _do(self, job: GivenJob) -> None:
         """One job, to whichever end. An ending that cannot be told is the connection's end as well."""
-        try:
-            with suppress(ConnectionClosed):
-                await self.say(messages.Accepted(job.number))
-                await self.say(await self._outcome(job))
-        finally:
-            self.jobs.pop(job.number, None)
-            with suppress(ConnectionClosed):
-                await self._end_if_done()
+        with suppress(ConnectionClosed):
+            await self.say(messages.Accepted(job.number))
+            await self.say(await self._outcome(job))
+
+    def _done(self, number: int, _: asyncio.Task[None]) -> None:
+        del self.jobs[number]
+        if self._told_to_leave and not self.jobs:
+            self._dialer.spawn(self._socket.close())
 
     async def _outcome(self, job: GivenJob) -> messages.End | messages.Overloaded | messages.Failure:
         try:

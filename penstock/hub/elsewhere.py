@@ -15,7 +15,7 @@ from penstock.clock import Clock
 from penstock.db.workers import WorkerRow
 from penstock.hub.messages import Offer
 from penstock.hub.peer import BREATHER_S
-from penstock.hub.seats import Lost, Overloaded, Request
+from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
 
 _offer = msgspec.json.Decoder(Offer)
@@ -37,7 +37,8 @@ class Elsewhere:
     def __init__(self, row: WorkerRow, reach: Reach, clock: Clock) -> None:
         self.row = row
         self.offer = _offer.decode(row.offer)
-        self.silent = False  # its row has not changed for long
+        self._silent = False  # its row has not changed for long
+        self._missed: int | None = None  # the beat at which it was not to be reached
         self._reach = reach
         self._clock = clock
         self._mine = 0
@@ -46,8 +47,14 @@ class Elsewhere:
     def __repr__(self) -> str:
         return f"Elsewhere({self.id} at {self.row.address}, {self.outstanding} jobs)"
 
-    def update(self, row: WorkerRow) -> None:
+    @property
+    def silent(self) -> bool:
+        """Whether nobody is there any more: its row stands still, or has since it could not be reached."""
+        return self._silent or self._missed == self.row.beat
+
+    def update(self, row: WorkerRow, *, silent: bool) -> None:
         """It stands so now."""
+        self._silent = silent
         if row.offer != self.row.offer:
             self.offer = _offer.decode(row.offer)
         self.row = row
@@ -88,6 +95,8 @@ class Elsewhere:
             return _Counted(await self._reach.open(self.row.address, self.id, request, limits), self)
         except BaseException as error:
             self.done()
+            if isinstance(error, Unreachable):
+                self._missed = self.row.beat
             if isinstance(error, Overloaded | Lost):
                 self._refused_s = self._clock.monotonic()
             raise

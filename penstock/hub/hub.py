@@ -104,6 +104,10 @@ class Hub:
         """Whether somebody for some account does, or did a moment ago and may be back at once."""
         return any(each.kind == kind and suits(each.offer) for each in [*self._all(), *self._just_left()])
 
+    def connected(self, kind: PeerKind) -> int:
+        """How many of that kind are connected to this process."""
+        return sum(each.kind == kind and each.welcome for each in self._peers.values())
+
     def offers(self, kind: PeerKind) -> list[Offer]:
         """What everybody of that kind offers, for whomever."""
         return [each.offer for each in self._all() if each.kind == kind]
@@ -308,8 +312,7 @@ class Hub:
         before, self._elsewhere = self._elsewhere, {}
         for row in rows:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
-            seat.update(row)
-            seat.silent = row.id in silent
+            seat.update(row, silent=row.id in silent)
             self._elsewhere[row.id] = seat
         self._departed += [(self._read_s, seat) for seat in before.values() if not seat.silent]
 

@@ -105,6 +105,8 @@ class Peer:
 
     async def open(self, request: Request, limits: Timeouts) -> JobAnswer:
         """See `Seat.open`."""
+        if self.gone:
+            raise Lost("The worker has gone.")
         self._last += 1
         answer = JobAnswer(self, self._last, limits)
         self._jobs[answer.number] = answer
@@ -173,6 +175,8 @@ class Peer:
 
     def said(self, text: bytes) -> None:
         """A control message came. NonsenseError when it is none, or not now."""
+        if self.gone:  # what came behind the reason to hang up
+            return
         message = messages.from_peer(text)
         self._heard_s = self._clock.monotonic()
         if isinstance(message, messages.Hello):
@@ -194,6 +198,9 @@ class Peer:
 
     def sent(self, frame: bytes) -> None:
         """A piece of an answer came. NonsenseError."""
+        if self.gone:
+            return
+        self._heard_s = self._clock.monotonic()
         number, data = messages.cut(frame)
         answer = self._job(number)
         if answer is not None:

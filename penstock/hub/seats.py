@@ -77,3 +77,7 @@ class Overloaded(Exception):
 
 class Lost(Exception):
     """It, or its engine, has gone before a byte of the answer came."""
+
+
+class Unreachable(Lost):
+    """It is not where it was, or its process is not: to ask there again is of no use."""

@@ -10,11 +10,13 @@ from urllib.parse import urlencode
 import msgspec
 
 from penstock.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
-from penstock.hub.seats import Lost, Overloaded, Request
+from penstock.hub.messages import JOB_S
+from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
 from penstock.providers.http1 import Client, Origin
 
 CONNECT_S = 1.0  # it is near
+LONGEST_S = JOB_S + 10.0  # each job has limits of its own, which the process that has the peer keeps
 LARGEST_REASON = 10_000
 MOST_CONNECTIONS = 4_096  # a job holds one; how many there may be is for the peers' slots to say
 MOST_CLIENTS = 256  # addresses are new whenever a process is; those that are no longer used are let go
@@ -44,6 +46,8 @@ class OtherProcesses:
             )
         except UpstreamTimeout:
             raise
+        except UpstreamUnavailable as error:
+            raise Unreachable(error.message) from None
         except UpstreamError as error:
             raise Lost(error.message) from None
         what = answer.headers.get("x-penstock-job")
@@ -65,7 +69,7 @@ class OtherProcesses:
                     raise UpstreamUnavailable("Too many processes are asked at once.")
                 await self._clients.pop(idle).close()
             headers = ((b"authorization", b"Bearer " + self._secret.encode()),)
-            limits = Timeouts(connect_s=CONNECT_S, first_byte_s=3_600, idle_s=3_600, total_s=3_600)  # a job has its own
+            limits = Timeouts(connect_s=CONNECT_S, first_byte_s=LONGEST_S, idle_s=LONGEST_S, total_s=LONGEST_S)
             origin = Origin(f"http://{address}", limits, max_connections=MOST_CONNECTIONS, headers=headers)
             client = self._clients[address] = Client(origin)
         return client
@@ -83,4 +87,4 @@ async def _refusal(answer: Answer, what: str | None) -> Exception:
         return Overloaded()
     if what == "late":
         return UpstreamTimeout(reason)
-    return Lost(reason)
+    return Unreachable(reason) if what in ("gone", "refused") else Lost(reason)

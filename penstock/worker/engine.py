@@ -272,9 +272,12 @@ def _free_port() -> int:
 
 async def first_look(engine: Engine, every_s: float) -> Offer:
     """What it serves, once it does."""
+    said = ""
     while True:
         try:
             return await engine.look()
         except UpstreamError as error:
-            _logger.info("the engine does not serve yet: %s", error.message)
+            if error.message != said:
+                _logger.info("the engine does not serve yet: %s", error.message)
+            said = error.message
         await asyncio.sleep(every_s)

@@ -1,0 +1,250 @@
+"""The hub by itself: peers whose line is a list of what they were told, a clock set by hand, and a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.hub.hub import Hub
+from penstock.hub.messages import DEAD_S, HEARTBEAT_S, HELLO_S, WINDOW_BYTES, NonsenseError, encode, piece
+from penstock.hub.peer import Peer
+from penstock.hub.seats import Request, Wanted
+from penstock.operations.office import Office
+from penstock.ports import Answer, Timeouts
+from penstock.providers.other_process import OtherProcesses
+from tests.ledger import HandClock
+from tests.stories.caller import eventually
+
+WANTED = Wanted("worker", "acc_ada", lambda offer: offer.serves("mine"))
+JOB = Request("chat/completions", b"{}")
+QUICK = Timeouts(first_byte_s=0.05, idle_s=0.05)
+EASY = Timeouts()
+
+
+class Told:
+    """A line: what the peer was told, and how it was hung up on."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.frames: list[bytes] = []
+        self.code: int | None = None
+
+    def text(self, data: bytes) -> None:
+        self.messages.append(json.loads(data))
+
+    def binary(self, data: bytes) -> None:
+        self.frames.append(data)
+
+    async def drained(self) -> None:
+        pass
+
+    def close(self, code: int, reason: str) -> None:
+        self.code = code
+
+    def types(self) -> list[str]:
+        return [each["type"] for each in self.messages]
+
+    async def job(self, number: int) -> None:
+        """Wait for that job."""
+
+        async def look() -> bool:
+            return any(each["type"] == "job" and each["job"] == number for each in self.messages)
+
+        await eventually(look)
+
+
+class Some:
+    """A hub and its peers."""
+
+    def __init__(self, hub: Hub, clock: HandClock) -> None:
+        self.hub = hub
+        self.clock = clock
+
+    def connect(self, *, slots: int = 2, key: str = "key_none") -> tuple[Peer, Told]:
+        line = Told()
+        peer = self.hub.join(line, kind="worker", key=key, account="acc_ada", shared=False)
+        offer = {"type": "offer", "slots": slots, "models": [{"id": "mine"}]}
+        peer.said(json.dumps({"type": "hello", "version": 1, "offer": offer}).encode())
+        return peer, line
+
+    def open(self, limits: Timeouts = EASY, patience_s: float = 60) -> asyncio.Task[Answer]:
+        return asyncio.create_task(self.hub.open(WANTED, JOB, limits, patience_s=patience_s))
+
+
+def say(peer: Peer, **message: Any) -> None:
+    peer.said(json.dumps(message).encode())
+
+
+def answers(peer: Peer, number: int, body: bytes = b"done") -> None:
+    """The whole answer to a job."""
+    say(peer, type="accepted", job=number)
+    say(peer, type="head", job=number, status=200)
+    peer.sent(piece(number, body))
+    say(peer, type="end", job=number)
+
+
+@pytest.fixture
+async def some(office: Office) -> AsyncIterator[Some]:
+    clock = HandClock()
+    hub = Hub(store=office.store, clock=clock, ids=office.ids, owner="own_here", reach=OtherProcesses("secret"))
+    yield Some(hub, clock)
+    await hub.close()
+
+
+async def test_a_job_goes_to_who_has_least_to_do(some: Some) -> None:
+    (one, first), (two, second) = some.connect(), some.connect()
+    jobs = [some.open() for _ in range(4)]
+    await first.job(2)
+    await second.job(2)
+    assert (one.room, two.room) == (0, 0)
+    for peer in (one, two):
+        answers(peer, 1)
+        answers(peer, 2)
+    assert [await (await job).read(100) for job in jobs] == [b"done"] * 4
+    assert (one.room, two.room) == (2, 2)
+
+
+async def test_who_is_silent_for_45_seconds_is_dead_and_its_job_is_given_to_another(some: Some) -> None:
+    silent, line = some.connect()
+    job = some.open()
+    await line.job(1)
+    some.clock.seconds += DEAD_S
+    silent.look(some.clock.seconds)
+    assert not silent.gone
+    other, heir = some.connect()
+    some.clock.seconds += 0.1
+    other.said(encode({"type": "heartbeat"}))
+    for peer in (silent, other):
+        peer.look(some.clock.seconds)
+    assert (line.code, heir.code, silent.gone) == (1008, None, True)
+    await heir.job(1)
+    answers(other, 1)
+    assert await (await job).read(100) == b"done"
+
+
+async def test_a_heartbeat_every_ten_seconds_keeps_it_alive_and_is_answered(some: Some) -> None:
+    peer, line = some.connect()
+    for _ in range(10):
+        some.clock.seconds += HEARTBEAT_S
+        say(peer, type="heartbeat")
+        peer.look(some.clock.seconds)
+    assert line.code is None
+    assert line.types() == ["welcome", *["heartbeat"] * 10]
+
+
+async def test_who_does_not_say_hello_is_not_waited_for(some: Some) -> None:
+    line = Told()
+    peer = some.hub.join(line, kind="worker", key="key_none", account="acc_ada", shared=True)
+    assert some.hub.seats("worker", "acc_ada") == []
+    some.clock.seconds += HELLO_S + 0.1
+    peer.look(some.clock.seconds)
+    assert line.code == 1008
+
+
+async def test_a_job_that_kills_three_workers_is_not_given_to_a_fourth(some: Some) -> None:
+    peers = [some.connect(slots=1) for _ in range(4)]
+    job = some.open()
+    for peer, line in peers[:3]:
+        await line.job(1)
+        peer.lost()
+    with pytest.raises(UpstreamUnavailable, match="has gone"):
+        await job
+    assert "job" not in peers[3][1].types()
+
+
+async def test_what_breaks_off_after_it_began_is_a_failure_that_began(some: Some) -> None:
+    peer, line = some.connect()
+    job = some.open()
+    await line.job(1)
+    say(peer, type="head", job=1, status=200)
+    peer.sent(piece(1, b"half"))
+    answer = await job
+    pieces = aiter(answer)
+    assert await anext(pieces) == b"half"
+    say(peer, type="error", job=1, message="It broke.")
+    with pytest.raises(UpstreamFailed, match="It broke") as failure:
+        await anext(pieces)
+    assert failure.value.began
+    answer.close()
+    assert "cancel" not in line.types()
+
+
+async def test_a_worker_that_falls_silent_in_a_job_is_told_to_stop(some: Some) -> None:
+    peer, line = some.connect()
+    job = some.open(QUICK)
+    await line.job(1)
+    say(peer, type="accepted", job=1)
+    with pytest.raises(UpstreamTimeout):
+        await job
+    late = some.open(QUICK)
+    await line.job(2)
+    say(peer, type="head", job=2, status=200)
+    peer.sent(piece(2, b"half"))
+    with pytest.raises(UpstreamTimeout) as failure:
+        await (await late).read(100)
+    assert failure.value.began
+    assert line.types()[-4:] == ["job", "cancel", "job", "cancel"]
+    assert peer.outstanding == 0
+
+
+async def test_more_may_be_sent_as_it_is_taken_and_no_byte_more(some: Some) -> None:
+    peer, line = some.connect()
+    job = some.open()
+    await line.job(1)
+    say(peer, type="head", job=1, status=200)
+    peer.sent(piece(1, b"x" * WINDOW_BYTES))
+    answer = await job
+    pieces = aiter(answer)
+    assert len(await anext(pieces)) == WINDOW_BYTES
+    assert line.messages[-1] == {"type": "more", "job": 1, "bytes": WINDOW_BYTES}
+    peer.sent(piece(1, b"x" * WINDOW_BYTES))
+    with pytest.raises(NonsenseError):
+        peer.sent(piece(1, b"x"))
+    answer.close()
+
+
+async def test_who_leaves_for_another_process_is_waited_for_a_moment(some: Some) -> None:
+    peer, _ = some.connect()
+    peer.lost()
+    job = some.open()
+    await asyncio.sleep(0)
+    assert some.hub.serves("worker", lambda offer: offer.serves("mine"))
+    back, line = some.connect()
+    await line.job(1)
+    answers(back, 1)
+    assert await (await job).read(100) == b"done"
+    back.lost()
+    some.clock.seconds += 2
+    assert not some.hub.serves("worker", lambda offer: offer.serves("mine"))
+    with pytest.raises(UpstreamUnavailable, match="No worker"):
+        await some.open()
+
+
+async def test_others_know_of_it_until_its_row_stands_still(some: Some, office: Office) -> None:
+    clock = HandClock()
+    other = Hub(store=office.store, clock=clock, ids=office.ids, owner="own_there", reach=OtherProcesses("secret"))
+    some.hub.address = "127.0.0.1:9"
+    peer, _ = some.connect()
+    await some.hub.share()
+    for _ in range(3):
+        await other.refresh()
+        assert [seat.id for seat in other.seats("worker", "acc_ada")] == [peer.id]
+        assert other.seats("worker", "acc_bob") == []
+        clock.seconds += 10
+        some.clock.seconds += 10
+        await some.hub.share()
+    for _ in range(2):
+        await other.refresh()
+        clock.seconds += 15
+    await other.refresh()
+    assert other.seats("worker", "acc_ada") == []
+    peer.lost()
+    await some.hub.share()
+    await other.refresh()
+    assert other.offers("worker") == []
+    await other.close()
