@@ -299,6 +299,42 @@ async def test_a_mixed_round_over_messages_is_complete_in_the_next_request(
     assert [block["tool_use_id"] for block in results["content"]] == ["id_a", "id_w"]
 
 
+@pytest.mark.parametrize("speaks", ["chat", "messages"])
+async def test_a_caller_of_messages_gets_one_message_and_its_own_calls(
+    store_url: str, upstream: ScriptedUpstream, speaks: str
+) -> None:
+    """First a stream with a round of ours, then its own call in a mixed round, then the result of that."""
+    settings = settings_for(store_url, upstream=upstream.base_url)
+    settings = settings if speaks == "chat" else with_provider(settings, "main", kind="anthropic")
+    stream, plain = (
+        (toolcalls.chat_stream, toolcalls.chat) if speaks == "chat" else (toolcalls.message_stream, toolcalls.message)
+    )
+    upstream.script(
+        stream(Turn("Let me see.", (call("a", {"q": 1}, "id_1"),), prompt=100, output=20)),
+        stream(Turn("Both.", (call("a", {}, "id_2"), call("weather", {"q": "Rome"}, "id_w")), prompt=50, output=5)),
+        plain(Turn("Sunny.", prompt=60, output=6)),
+    )
+    tool: Any = {"name": "weather", "description": "Tells.", "input_schema": {"type": "object"}}
+    async with running(settings) as gateway:
+        ada = await gateway.person(usd="1")
+        asked: dict[str, Any] = {"model": LLAMA, "max_tokens": 500, "tools": [tool]}
+        async with working(gateway, ada, Shelf(a=says("A"))), gateway.anthropic(ada) as client:
+            async with client.messages.stream(**asked, messages=HELLO) as streaming:
+                first = await streaming.get_final_message()
+            results = [{"type": "tool_result", "tool_use_id": "id_w", "content": "sunny"}]
+            turns: Any = [{"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
+            second = await client.messages.create(**asked, messages=[*HELLO, *turns])
+        assert await gateway.nano(ada) == 10**9 - (210 * INPUT + 31 * OUTPUT)
+    assert [block.type for block in first.content if block.type != "text"] == ["tool_use"]
+    assert (
+        "".join(block.text for block in first.content if block.type == "text").replace("\n", "") == "Let me see.Both."
+    )
+    assert (first.stop_reason, first.usage.output_tokens) == ("tool_use", 25)
+    assert [block.text for block in second.content if block.type == "text"] == ["Sunny."]
+    sent = json.dumps(upstream.requests[2].json["messages"])
+    assert all(sent.count(f'"{id}"') == 2 for id in ("id_1", "id_2", "id_w"))  # each call, and its result
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_caller_of_responses_gets_one_response(
     gateway: Running, upstream: ScriptedUpstream, streamed: bool
