@@ -287,6 +287,10 @@ def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
         from penstock.providers.demo import DemoProvider  # noqa: PLC0415
 
         return DemoProvider(settings.name)
+    if settings.kind == "cli":
+        from penstock.providers.cli.provider import CliProvider  # noqa: PLC0415
+
+        return CliProvider(settings)
     if settings.kind == "llamacpp" and settings.model_path:
         from penstock.providers.llamacpp import LlamaCppEngine  # noqa: PLC0415
 
@@ -296,6 +300,7 @@ def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
             context_tokens=settings.context_tokens,
             slots=settings.slots,
             threads=settings.threads,
+            embeddings=settings.embeddings,
         )
     return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 

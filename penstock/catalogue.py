@@ -180,12 +180,19 @@ def _offer(
         provider_class=provider.ranks_as,
         accounts=frozenset(provider.accounts),
         context_length=offer.context_length or model.context_length,
-        capabilities=frozenset(model.capabilities if offer.capabilities is None else offer.capabilities),
+        capabilities=_capabilities(model, offer, provider),
         thinking_in_total=provider.thinking_in_total,
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,
         priced_tools=provider.priced_tools,
     )
+
+
+def _capabilities(model: ModelSettings, offer: OfferSettings, provider: ProviderSettings) -> frozenset[str]:
+    """What an offer is able to do. A command carries words alone, whatever the model behind it can do."""
+    if provider.kind == "cli":
+        return frozenset()
+    return frozenset(model.capabilities if offer.capabilities is None else offer.capabilities)
 
 
 def _price(settings: PriceSettings) -> Price:

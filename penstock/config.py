@@ -8,6 +8,7 @@ become rules in `penstock/money`, names become look-ups in `penstock/catalogue.p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from penstock.config_value import (
@@ -31,6 +32,7 @@ DialectName = Literal[
     "openai_chat", "openai_responses", "openai_completions", "openai_embeddings", "anthropic_messages"
 ]
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
+_RANKS: MappingProxyType[str, ProviderClass] = MappingProxyType({"llamacpp": "gpu", "worker": "gpu", "cli": "cli"})
 
 Seconds = Annotated[float, number(0.001, 86_400)]
 Tokens = Annotated[int, whole(1, 100_000_000)]
@@ -45,6 +47,8 @@ ProviderName = Annotated[
 ToolPattern = Annotated[
     str, matching(r"[A-Za-z0-9_*?-]{1,64}", "a name of a tool, in which * and ? stand for other characters")
 ]
+FieldPath = Annotated[str, matching(r"[^.\x00-\x1f]+(\.[^.\x00-\x1f]+)*", "names of fields with dots between them")]
+VariableName = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 Aliases = Annotated[tuple[tuple[str, tuple[str, ...]], ...], by_surface((*SURFACE_NAMES, "*"))]
 
 
@@ -123,6 +127,19 @@ class ToolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """What a command of somebody's own prints: the answer as text, or JSON objects, one a line. The others are paths
+    into such an object (`delta.text`): to text to add, an error's words, the end, and how many tokens there were."""
+
+    format: Literal["text", "jsonl"] = "jsonl"
+    text: FieldPath = "text"
+    error: FieldPath = ""
+    end: FieldPath = ""
+    input_tokens: FieldPath = ""
+    output_tokens: FieldPath = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseSettings:
     """How long, and how much, is kept of responses for those who want to continue them."""
 
@@ -135,7 +152,9 @@ class ResponseSettings:
 class ProviderSettings:
     """One upstream. What differs from the common dialect is data: `output_limit_field`, `stream_usage`, `headers`.
 
-    `model_path` (a GGUF file), `threads`, `slots` and `context_tokens` are for `kind = "llamacpp"` alone. `dialects`
+    `model_path` (a GGUF file), `threads`, `slots`, `context_tokens` and `embeddings` are for `kind = "llamacpp"` alone;
+    `template` to `queue_timeout_s` for `kind = "cli"`, where `output` is how its output is read, `jobs` are calls at
+    once, `queue` how many more may wait and `environment` names of variables that the command sees. `dialects`
     are those it is called in, `provider_class` is its place in the order of `auto`; both have a default by kind. With
     `accounts` it serves these alone. `vendor` fills in what is left out (`penstock/vendors.py`): what goes to every
     upstream of that maker, and of the fields of a request those that it refuses (`dropped_fields` are taken out) and
@@ -144,13 +163,23 @@ class ProviderSettings:
     """
 
     name: ProviderName
-    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "worker"] = "openai_compatible"
+    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "worker", "cli"] = "openai_compatible"
     vendor: VendorName | None = None
     base_url: WebAddress = ""
     model_path: str | None = None
     threads: Annotated[int, whole(1, 1_024)] = 2
     slots: Annotated[int, whole(1, 256)] = 4
     context_tokens: Tokens = 4096
+    embeddings: Literal["model", "mean", "cls", "last"] | None = None
+    template: Literal["claude_code", "codex", "gemini", "llm"] | None = None
+    command: tuple[str, ...] = ()
+    prompt: Literal["stdin", "argument"] | None = None
+    model_option: str | None = None
+    output: CommandOutput | None = None
+    environment: tuple[VariableName, ...] = ()
+    jobs: Annotated[int, whole(1, 256)] = 1
+    queue: Annotated[int, whole(0, 10_000)] = 8
+    queue_timeout_s: Seconds = 60.0
     api_key: str | None = field(default=None, repr=False)
     on_cancel: Literal["stop", "drain", "full"] = "stop"
     connect_timeout_s: Seconds = 5.0
@@ -174,13 +203,15 @@ class ProviderSettings:
     @property
     def speaks(self) -> tuple[str, ...]:
         """The dialects it is called in."""
+        if self.kind == "cli":
+            return ("openai_chat",)
         usual = ("anthropic_messages",) if self.kind == "anthropic" else ("openai_chat", "openai_embeddings")
         return self.dialects or usual
 
     @property
     def ranks_as(self) -> ProviderClass:
         """Its class: what runs here goes before what is far away."""
-        return self.provider_class or ("gpu" if self.kind in ("llamacpp", "worker") else "cloud")
+        return self.provider_class or _RANKS.get(self.kind, "cloud")
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,10 +84,36 @@ def _check_providers(catalogue: Catalogue, mistakes: Mistakes) -> None:
             mistakes.at((*path, "base_url"), "is missing")
         if provider.kind == "llamacpp" and not provider.model_path:
             mistakes.at((*path, "model_path"), "is missing")
+        if provider.kind == "cli":
+            _check_command(provider, path, mistakes)
         variable = override_variables(provider.name)[0]
         first = seen.setdefault(variable, provider.name)
         if first != provider.name:
             mistakes.at(path, f"cannot be told from '{first}' in the environment: both are {variable}")
+
+
+def _check_command(provider: ProviderSettings, path: Path, mistakes: Mistakes) -> None:
+    """A command runs with somebody's subscription and on our machine: whose calls it serves has to be said."""
+    if not provider.accounts:
+        mistakes.at((*path, "accounts"), "is missing: a command serves the accounts of its owner, and no others")
+    if not provider.template and not provider.command:
+        mistakes.at((*path, "command"), "is missing: give a command, or a template")
+    if provider.dialects not in ((), ("openai_chat",)):
+        mistakes.at((*path, "dialects"), "is of no use: a command is called in openai_chat")
+
+
+def check_environments(
+    catalogue: Catalogue, providers: Iterable[ProviderSettings], environ: Mapping[str, str], mistakes: Mistakes
+) -> None:
+    """No command is given a key that the gateway itself calls a provider with, nor a secret of the gateway's own."""
+    keys = {each.api_key: each.name for each in providers if each.api_key}
+    for path, provider in catalogue.providers.items():
+        for index, variable in enumerate(provider.environment):
+            where = (*path, "environment", index)
+            if variable.startswith("PENSTOCK_"):
+                mistakes.at(where, f"{variable} is the gateway's own")
+            elif owner := keys.get(environ.get(variable, "").strip()):
+                mistakes.at(where, f"{variable} is the key of the provider '{owner}', which a command must not have")
 
 
 def _check_contracts(catalogue: Catalogue, mistakes: Mistakes) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from decimal import Decimal
 from os.path import isfile
 from pathlib import Path as FilePath
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from penstock.clock import Clock
 from penstock.config import (
@@ -32,10 +32,12 @@ from penstock.config import (
     StoreSettings,
     SurfaceSettings,
     ToolSettings,
+    VariableName,
 )
 from penstock.config_checks import (
     Catalogue,
     check_catalogue,
+    check_environments,
     check_prefixes,
     override_variables,
     unencrypted,
@@ -50,7 +52,7 @@ from penstock.config_secrets import (
     sqlite_file,
 )
 from penstock.config_tables import Mistakes, TableReader
-from penstock.config_value import WrongValueError, convert, instant, matching
+from penstock.config_value import WrongValueError, convert, instant
 from penstock.errors import ConfigError
 from penstock.toml_lines import Path, key_lines
 from penstock.vendors import VENDORS
@@ -99,7 +101,6 @@ minimum_tokens = 1000
 expires = 2027-12-31
 """
 
-_VariableName = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 _NO_INLINE_KEY = (
     "a key does not belong in a file that gets copied and committed; "
     'write api_key_env = "NAME" or api_key_file = "path"'
@@ -151,6 +152,7 @@ class _FileReader(TableReader):
             models += more_models
         self.warnings += unused_overrides(self._environ, catalogue.provider_names | {p.name for p in providers})
         self.warnings += unencrypted(providers)
+        check_environments(catalogue, providers, self._environ, self.mistakes)
         single = self._overridden_tables(single)
         self._check_workers(single["server"].workers, single["store"].url)
         return single | {
@@ -212,7 +214,7 @@ class _FileReader(TableReader):
         return self._key_in_file(raw["api_key_file"], (*path, "api_key_file")) if "api_key_file" in raw else None
 
     def _key_in_environment(self, raw: object, path: Path) -> str | None:
-        variable = self.value(_VariableName, raw, path)
+        variable = self.value(VariableName, raw, path)
         if variable is None:
             return None
         if not self._environ.get(variable):

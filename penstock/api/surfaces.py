@@ -42,7 +42,7 @@ class Place:
 TRUST = Place(
     Surface("trust", OPENAI_PERSON, account_rule="trust", lane="credits", id_prefix="cmpl-"),
     ("/v1",),
-    ("/chat/completions", "/responses", "/embeddings", *MESSAGES, "/models", "/balance", "/usage"),
+    ("/chat/completions", "/completions", "/responses", "/embeddings", *MESSAGES, "/models", "/balance", "/usage"),
     {
         "auth_missing": Shape("auth_error", "auth_error"),
         "auth_invalid": Shape("auth_error", "auth_error"),
@@ -65,7 +65,7 @@ FORWARD = Place(
 ROUTER = Place(
     Surface("router", frozenset({"personal", "team"}), account_rule="own", lane="credits", tools=True),
     ("/api/openai", "/api/openai/v1"),
-    ("/chat/completions", "/responses", "/embeddings", "/models"),
+    ("/chat/completions", "/completions", "/responses", "/embeddings", "/models"),
     {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},
 )
 ANTHROPIC = Place(

@@ -1,6 +1,6 @@
 """The wire endpoints: what is served on each surface, and the few addresses that belong to none.
 
-POST <surface>/chat/completions, /embeddings               inference, by the relay
+POST <surface>/chat/completions, /completions, /embeddings inference, by the relay
 POST <surface>/responses, /messages                        the same in other dialects
 POST <surface>/messages/count_tokens                       how long a prompt is
 *    <surface>/responses/{id}…                             responses that are kept: see responses.py
@@ -27,7 +27,14 @@ from penstock.api.responses import PATH, KeptResponses
 from penstock.api.surfaces import ANTHROPIC, FORWARD, PLACES, TRUST, Place
 from penstock.catalogue import Model
 from penstock.db.journal import ping
-from penstock.dialects import Dialect, anthropic_messages, openai_chat, openai_embeddings, openai_responses
+from penstock.dialects import (
+    Dialect,
+    anthropic_messages,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+)
 from penstock.errors import InvalidRequest, NotFound, NotImplementedHere, StoreUnavailable
 from penstock.money.units import dollars
 from penstock.operations.actor import Actor
@@ -53,6 +60,7 @@ USAGE_FILTERS = frozenset({"key", "model", "lane", "since", "until", "state", "c
 # What is served by path: the kind of model it asks for, the dialect, and the envelope of its errors.
 INFERENCE: dict[str, tuple[str, Dialect, str]] = {
     "/chat/completions": ("chat", openai_chat, "openai"),
+    "/completions": ("chat", openai_completions, "openai"),
     "/responses": ("chat", openai_responses, "openai"),
     "/embeddings": ("embeddings", openai_embeddings, "openai"),
     "/messages": ("chat", anthropic_messages, "anthropic"),

@@ -241,7 +241,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     usage = read_usage(fields.get("usage"))
     finish_reason, estimate = _outcome(fields.get("choices"), counted=usage is not None)
     if model is not None or id_prefix is not None:
-        body = json_fields.join(_renamed(fields, model, id_prefix))
+        body = json_fields.join(renamed_answer(fields, model, id_prefix))
     return Plain(body, usage, finish_reason, estimate if usage is None else usage.output)
 
 
@@ -269,7 +269,7 @@ def _choices(raw: Raw | None) -> list[_Choice] | None:
         return None
 
 
-def _renamed(fields: Fields, model: str | None, id_prefix: str | None) -> dict[str, Any]:
+def renamed_answer(fields: Fields, model: str | None, id_prefix: str | None) -> dict[str, Any]:
     """The fields with our name for the model and, when there is a prefix, an id that begins with it."""
     renamed: dict[str, Any] = dict(fields)
     if model is not None and ("model" in fields or "choices" in fields):
@@ -458,7 +458,7 @@ class ChatStream:
         if known:
             return known
         fields = json_fields.split(event[data_at:])
-        renamed = _renamed(fields, self._model, self._id_prefix)
+        renamed = renamed_answer(fields, self._model, self._id_prefix)
         self._remember(renamed)
         rendered = json_fields.join(renamed)
         repeats_to = max(event.find(b'"choices"', data_at), data_at)

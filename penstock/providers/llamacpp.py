@@ -19,7 +19,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -34,9 +34,17 @@ _CONNECTIONS = 64
 _STOP_GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _FIRST_WORDS = b'{"messages":[{"role":"user","content":"Say a word."}],"max_tokens":1}'
+_FIRST_INPUT = b'{"input":"A word."}'
 
 # The engine needs to find its libraries and devices; the keys in the gateway's environment are none of its business.
 _ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_LIBRARY_PATH", "CUDA_", "HIP_", "ROCR_", "GGML_", "VK_")
+
+_POOLING = {
+    "model": "LLAMA_POOLING_TYPE_UNSPECIFIED",
+    "mean": "LLAMA_POOLING_TYPE_MEAN",
+    "cls": "LLAMA_POOLING_TYPE_CLS",
+    "last": "LLAMA_POOLING_TYPE_LAST",
+}
 
 # The tiny model: as small as still has every part. 3 control tokens, 256 bytes and these letters are its 310 tokens.
 _WIDTH, _LAYERS = 64, 2
@@ -55,6 +63,7 @@ class _EngineSettings(msgspec.Struct):
     context_tokens: int
     slots: int
     threads: int
+    embeddings: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +84,10 @@ class LlamaCppEngine:
     """One GGUF model behind one subprocess, started by `start` or by the first call, and again after a crash.
 
     `context_tokens` is for each of `slots` calls served at once. `threads` compute; -1 is one a core, which is slow
-    when the cores are busy with something else: the threads wait for each other at every layer. The engine belongs
-    to the thread whose event loop started it: on Linux it is killed when that thread ends. `ConfigError` when the
-    extra is not installed.
+    when the cores are busy with something else: the threads wait for each other at every layer. `embeddings` says how
+    the vectors of a text's tokens become one (`mean`, `cls`, `last`, or as the `model` says of itself); without it the
+    engine has none, with it an input is at most `context_tokens` long. The engine belongs to the thread whose event
+    loop started it: on Linux it is killed when that thread ends. `ConfigError` when the extra is not installed.
     """
 
     on_cancel: OnCancel = "stop"
@@ -90,6 +100,7 @@ class LlamaCppEngine:
         context_tokens: int = 4096,
         slots: int = 4,
         threads: int = -1,
+        embeddings: Literal["model", "mean", "cls", "last"] | None = None,
         start_timeout_s: float = 600.0,
     ) -> None:
         _require("xllamacpp")
@@ -102,6 +113,7 @@ class LlamaCppEngine:
             context_tokens=context_tokens,
             slots=slots,
             threads=threads,
+            embeddings=embeddings,
         )
         self._start: asyncio.Task[_Replica] | None = None
         self._closed = False
@@ -178,7 +190,7 @@ class LlamaCppEngine:
             async with asyncio.timeout(self.start_timeout_s):
                 base_url = await _base_url(process, self.name)
                 upstream = OpenAICompatible(_provider_settings(settings, base_url))
-                await _first_token(upstream, self.name)
+                await _first_answer(upstream, settings)
                 return _Replica(process, base_url, upstream, complaints)
         except BaseException as failure:
             await _end(process)
@@ -221,14 +233,16 @@ def _provider_settings(settings: _EngineSettings, base_url: str) -> ProviderSett
     )
 
 
-async def _first_token(upstream: OpenAICompatible, name: str) -> None:
-    """Ready means that a token was answered, not that a port is open."""
-    answer = await upstream.open(Call("chat/completions", _FIRST_WORDS, stream=False))
+async def _first_answer(upstream: OpenAICompatible, settings: _EngineSettings) -> None:
+    """Ready means that a token was answered, or a vector, not that a port is open."""
+    path, body = ("embeddings", _FIRST_INPUT) if settings.embeddings else ("chat/completions", _FIRST_WORDS)
+    answer = await upstream.open(Call(path, body, stream=False))
     try:
         await answer.read(1_000_000)
     finally:
         answer.close()
     if answer.status != 200:
+        name = settings.name
         raise UpstreamUnavailable(f"The engine {name!r} started but answered its first call with {answer.status}.")
 
 
@@ -374,6 +388,11 @@ def _serve(settings: _EngineSettings) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
     params.n_threads_http = _CONNECTIONS + 2
     params.verbosity = 1  # errors only
+    if settings.embeddings:
+        params.embedding = True
+        params.pooling_type = getattr(xllamacpp.llama_pooling_type, _POOLING[settings.embeddings])
+        params.n_batch = params.n_ubatch = settings.context_tokens  # an input is computed in one piece or not at all
+        params.kv_unified = True  # else two inputs at once are cut to one length, and the longer one's vector is wrong
     try:
         return xllamacpp.Server(params)
     except RuntimeError as failure:

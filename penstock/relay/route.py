@@ -49,13 +49,16 @@ def route(wish: Wish, kind: str, caller: Caller, surface: Surface, lane: str | N
         )
     if model.kind != kind:
         raise InvalidRequest(f"The model '{model.id}' does not serve {kind}.", param="model")
+    offers = tuple(offer for offer in model.offers if not offer.accounts or caller.account in offer.accounts)
+    if not offers:
+        raise ModelUnknown(f"The model '{model.id}' does not exist or is not available to you.", param="model")
     chosen = _lane(lane, surface)
     media = wish.images * model.image_tokens
     bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids) + media
     estimate = wish.token_ids or ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN)
     return Plan(
         model=model,
-        offers=model.offers,
+        offers=offers,
         lane=chosen,
         tariff=model.tariffs.get(chosen) or _unpaid(model, chosen),
         input_bound=bound,

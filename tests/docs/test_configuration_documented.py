@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.config import (
+    CommandOutput,
     ContractSettings,
     ModelSettings,
     OfferSettings,
@@ -28,6 +29,7 @@ PAGE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, type] = {f"[{name}]": kind for name, kind in TABLES.items()} | {
     "[surfaces.NAME]": SurfaceSettings,
     "[providers.NAME]": ProviderSettings,
+    "output = { … }": CommandOutput,
     "[[models]]": ModelSettings,
     "offers = [{ … }]": OfferSettings,
     "price = { … }": PriceSettings,

@@ -17,13 +17,17 @@ from penstock.errors import UpstreamFailed
 from penstock.hub.dialer import Dialer
 from penstock.ports import Call, Provider
 from penstock.providers.anthropic import Anthropic
+from penstock.providers.cli.provider import CliProvider
 from penstock.providers.demo import DemoProvider
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
+from tests.scripted_cli import claude, gone, seen, write_script
 from tests.stories.caller import eventually
 from tests.stories.gateway import running, settings_for
 from tests.stories.workers import with_workers, worker
 from tests.upstream import ScriptedUpstream, Stream
+
+FIVE_WORDS = ("Paid", " for", " ahead", " of", " time.")
 
 needs_engine = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or importlib.util.find_spec("gguf") is None,
@@ -93,13 +97,29 @@ async def is_idle(dialer: Dialer) -> bool:
     return dialer.running == 0
 
 
+async def _cli(folder: Path) -> AsyncIterator[Socket]:
+    script = folder / "script.json"
+    command = write_script(
+        script, {"asked": "2000 tokens", "do": [*claude(FIVE_WORDS)[:4], {"hang": True}]}, *claude(FIVE_WORDS)
+    )
+    provider = CliProvider(ProviderSettings("cli", kind="cli", template="claude_code", command=command, jobs=4))
+
+    async def idle() -> None:
+        await gone(seen(script)["pid"])
+
+    yield Socket(provider, prolong=lambda: None, upstream_idle=idle)
+    await provider.close()
+
+
 @pytest.fixture(
-    params=["demo", "openai_compatible", "anthropic", "worker", pytest.param("llamacpp", marks=needs_engine)]
+    params=["demo", "openai_compatible", "anthropic", "worker", "cli", pytest.param("llamacpp", marks=needs_engine)]
 )
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
         write_tiny_model(tmp_path / "tiny.gguf")
         sockets = _llamacpp(tmp_path / "tiny.gguf")
+    elif request.param == "cli":
+        sockets = _cli(tmp_path)
     elif request.param in ("demo", "worker"):
         sockets = {"demo": _demo, "worker": _worker}[request.param]()
     else:
@@ -115,7 +135,8 @@ def chat(*, max_tokens: int = 5, **fields: Any) -> Call:
 
 
 def long_stream() -> Call:
-    return chat(max_tokens=2000, stream=True, ignore_eos=True)
+    messages = [{"role": "user", "content": "Write 2000 tokens."}]
+    return chat(max_tokens=2000, stream=True, ignore_eos=True, messages=messages)
 
 
 async def completion(provider: Provider) -> Any:

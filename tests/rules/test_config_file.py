@@ -208,6 +208,22 @@ MISTAKES = {
         "[surfaces.truts]\nenabled = false\n",
         ["p.toml:1: surfaces.truts: is not a setting (did you mean 'trust'?)"],
     ),
+    "a command without an owner": (
+        '[providers.c]\nkind = "cli"\ntemplate = "codex"\n',
+        ["p.toml:1: providers.c.accounts: is missing: a command serves the accounts of its owner, and no others"],
+    ),
+    "a command that is none": (
+        '[providers.c]\nkind = "cli"\naccounts = ["acc_1"]\n',
+        ["p.toml:1: providers.c.command: is missing: give a command, or a template"],
+    ),
+    "a command in a dialect it does not speak": (
+        '[providers.c]\nkind = "cli"\ntemplate = "llm"\naccounts = ["acc_1"]\ndialects = ["anthropic_messages"]\n',
+        ["p.toml:5: providers.c.dialects: is of no use: a command is called in openai_chat"],
+    ),
+    "a path that is none": (
+        '[providers.c]\nkind = "cli"\ncommand = ["c"]\naccounts = ["acc_1"]\noutput = { text = "a..b" }\n',
+        ["p.toml:5: providers.c.output.text: must be names of fields with dots between them"],
+    ),
     "prefixes that cannot be told apart": (
         '[prefixes]\nteam = "ak_x"\n',
         ["p.toml:1: prefixes.account: cannot be told from the prefix of 'team': one starts with the other"],
@@ -335,6 +351,21 @@ def test_a_key_comes_from_the_named_variable_or_the_named_file(tmp_path: Path) -
     assert settings.providers[1].ca_file == str(tmp_path / "ca.pem")
     assert settings.warnings == ()
     assert "from-" not in repr(settings)
+
+
+def test_a_command_is_given_no_key_of_the_gateways(tmp_path: Path) -> None:
+    command = '[providers.c]\nkind = "cli"\ntemplate = "llm"\naccounts = ["acc_1"]\nenvironment = ["%s"]\n'
+    text = PROVIDER + 'api_key_env = "KEY"\n'
+    environ = {"KEY": "sk-1", "SAME_KEY": "sk-1", "OTHER": "tok-1", "PENSTOCK_KEY_PEPPER": "x" * 32}
+    assert read(tmp_path, text + command % "OTHER", environ).providers[1].environment == ("OTHER",)
+    assert read(tmp_path, text + command % "NOT_SET", environ).providers[1].environment == ("NOT_SET",)
+    for name in ("KEY", "SAME_KEY"):
+        assert mistakes(tmp_path, text + command % name, environ) == [
+            f"p.toml:8: providers.c.environment: {name} is the key of the provider 'p', which a command must not have"
+        ]
+    assert mistakes(tmp_path, command % "PENSTOCK_KEY_PEPPER", environ) == [
+        "p.toml:5: providers.c.environment: PENSTOCK_KEY_PEPPER is the gateway's own"
+    ]
 
 
 def test_what_is_likely_not_meant_is_a_warning(tmp_path: Path) -> None:

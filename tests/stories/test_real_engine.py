@@ -22,7 +22,7 @@ from penstock.ports import Answer, Call
 from penstock.providers.llamacpp import LlamaCppEngine, write_tiny_model
 from penstock.providers.openai_compatible import OpenAICompatible
 from tests.stories.caller import calling, data, the_record
-from tests.stories.gateway import FORWARD, HELLO, ROUTER, TRUST, Running, running, settings_for
+from tests.stories.gateway import FORWARD, HELLO, ROUTER, ROUTER_V1, TRUST, Running, running, settings_for
 
 pytest.importorskip("xllamacpp", reason="the extra [engine] is not installed")
 pytest.importorskip("gguf", reason="the extra [engine] is not installed")
@@ -274,3 +274,58 @@ class TestBehindTheGateway:
         assert record.ended == "caller_gone"
         assert 9 <= record.output_tokens < 4000
         assert (await gateway.chat(ROUTER, ada, model="tiny", max_tokens=3)).status_code == 200
+
+
+class TestEmbeddings:
+    """The engine with vectors, behind the gateway, at $0.10 a million tokens."""
+
+    INPUT = 100  # nano-USD a token
+
+    @pytest.fixture
+    async def gateway(self, store_url: str, model: Path) -> AsyncIterator[Running]:
+        settings = settings_for(store_url)
+        engine = ProviderSettings(
+            "engine", kind="llamacpp", model_path=str(model), threads=1, embeddings="mean", context_tokens=512
+        )
+        tiny = ModelSettings(
+            "tiny-embed",
+            kind="embeddings",
+            offers=(OfferSettings("engine", "tiny"),),
+            price=PriceSettings(self.INPUT * 10**6),
+        )
+        async with running(replace(settings, providers=(engine,), models=(tiny,))) as gateway:
+            yield gateway
+
+    async def test_vectors_come_in_every_form_the_sdk_knows_and_are_charged_to_the_token(
+        self, gateway: Running
+    ) -> None:
+        ada = await gateway.person(usd="1")
+        texts = ["A hold is a promise.", "Grüezi, 你好."]
+        async with gateway.sdk(ROUTER_V1, ada) as client:
+            packed = await client.embeddings.create(model="tiny-embed", input=texts)  # asks for base64 by itself
+            plain = await client.embeddings.create(model="tiny-embed", input=texts[0], encoding_format="float")
+            tokens = await client.embeddings.create(model="tiny-embed", input=[[1, 300, 301], [302]])
+        assert plain.model == "tiny-embed"
+        assert plain.data[0].embedding == pytest.approx(packed.data[0].embedding, abs=1e-5)
+        assert packed.data[0].embedding != pytest.approx(packed.data[1].embedding, abs=1e-2)
+        assert [len(each.embedding) for each in [*packed.data, *tokens.data]] == [64] * 4
+        assert sum(value * value for value in packed.data[0].embedding) == pytest.approx(1, abs=1e-4)
+        counted = [answer.usage.prompt_tokens for answer in (packed, plain, tokens)]
+        records = (await gateway.usage(ada))[::-1]
+        assert [record.input_tokens for record in records] == counted
+        assert [(record.output_tokens, record.estimated) for record in records] == [(0, False)] * 3
+        assert await gateway.nano(ada) == 10**9 - sum(counted) * self.INPUT
+
+    async def test_a_text_that_is_too_long_for_the_engine_is_refused_and_free(self, gateway: Running) -> None:
+        ada = await gateway.person(usd="1")
+        body = {"model": "tiny-embed", "input": "a" * 600}
+        answer = await gateway.post(f"{ROUTER_V1}/embeddings", ada, body=body)
+        assert answer.status_code == 502
+        assert await gateway.nano(ada) == 10**9
+
+
+async def test_a_model_that_knows_of_no_vectors_has_to_be_told_how(model: Path) -> None:
+    engine = LlamaCppEngine(model, "tiny", threads=1, embeddings="model")
+    with pytest.raises(UpstreamUnavailable, match="answered its first call with 400"):
+        await engine.start()
+    await engine.close()

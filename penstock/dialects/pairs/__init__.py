@@ -9,13 +9,20 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from penstock.dialects import Dialect, Pair
-from penstock.dialects.pairs import chat_to_messages, messages_to_chat, responses_to_chat, responses_to_messages
+from penstock.dialects.pairs import (
+    chat_to_messages,
+    completions_to_chat,
+    messages_to_chat,
+    responses_to_chat,
+    responses_to_messages,
+)
 
 # The pairs there are: the caller's dialect, then those of upstreams, the one that carries more first.
 PAIRS: MappingProxyType[str, tuple[tuple[str, Pair], ...]] = MappingProxyType(
     {
         "anthropic_messages": (("openai_chat", messages_to_chat),),
         "openai_chat": (("anthropic_messages", chat_to_messages),),
+        "openai_completions": (("openai_chat", completions_to_chat),),
         "openai_responses": (("anthropic_messages", responses_to_messages), ("openai_chat", responses_to_chat)),
     }
 )
