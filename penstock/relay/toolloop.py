@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from penstock.dialects import sse
 from penstock.dialects.rounds import Module, Round, Rounds, ToolCall, chat, messages, summed
 from penstock.dialects.usage import TokenUsage
-from penstock.errors import PenstockError, UpstreamError, UpstreamFailed
+from penstock.errors import InvalidRequest, PenstockError, UpstreamError, UpstreamFailed
 from penstock.money.units import ceil_div
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ending import Ending
@@ -37,6 +37,7 @@ from penstock.relay.tools import Bench, Note, Tools, as_result
 from penstock.tools import ToolResult
 
 MODULES: Mapping[str, Module] = MappingProxyType({chat.PATH: chat, messages.PATH: messages})
+UNTAKEN = frozenset({400, 404, 422})  # what providers say to tools that a model of theirs cannot call
 NO_MORE = ToolResult("No further tools are run for this answer.", failed=True)
 
 _logger = logging.getLogger("penstock.tools")
@@ -140,12 +141,19 @@ class ToolLoop:
         return f"ToolLoop({self._rounds!r}, over={self._over})"
 
     async def begin(self) -> bool:
-        """Open the first round; False when the money does not cover what our tools add to it. Errors as of `open`."""
+        """Open the first round; False when the money does not cover what our tools add to it, or the provider does not
+        take them: the caller has not asked for them and is served without. Errors as of `open`."""
         body = self._rounds.request(output_limit=None, last=False)
         bound, _ = self._equipped.input_of(len(body) - len(self._call.body))
         if bound > self._hold.input_bound and not await self._hold.cover_input(bound, requests=1):
             return False
-        self._answer = await self._provider.open(replace(self._call, body=body))
+        try:
+            self._answer = await self._provider.open(replace(self._call, body=body))
+        except InvalidRequest:
+            return False
+        if self._answer.status in UNTAKEN:
+            self.close()
+            return False
         self.status, self.headers = self._answer.status, self._answer.headers
         return True
 

@@ -106,6 +106,19 @@ async def test_without_a_worker_and_elsewhere_than_on_the_router_nothing_is_adde
     assert not any("tools" in received.json for received in upstream.requests)
 
 
+async def test_a_provider_that_takes_no_tools_serves_without_them(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Refusal(400, "This model does not support tools."), toolcalls.chat(Turn("Without.")), Refusal(400))
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        answer = await gateway.chat(ROUTER, ada)
+        assert answer.json()["choices"][0]["message"]["content"] == "Without."
+        upstream.script(Refusal(400, "Too long."))  # that is the caller's to know
+        refused = await gateway.chat(ROUTER, ada)
+    assert ["tools" in received.json for received in upstream.requests] == [True, False, True, False]
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "Too long.")
+    assert [record.attempts for record in await gateway.usage(ada)] == [1, 1]
+
+
 async def test_the_callers_own_tools_go_back_to_the_caller(gateway: Running, upstream: ScriptedUpstream) -> None:
     ada = await gateway.person(usd="1")
     upstream.script(toolcalls.chat(Turn("", (call("weather"),))))
