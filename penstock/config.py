@@ -163,7 +163,7 @@ class ProviderSettings:
     """
 
     name: ProviderName
-    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "worker", "cli"] = "openai_compatible"
+    kind: Literal["openai_compatible", "anthropic", "demo", "llamacpp", "cli", "worker"] = "openai_compatible"
     vendor: VendorName | None = None
     base_url: WebAddress = ""
     model_path: str | None = None

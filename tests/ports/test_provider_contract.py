@@ -112,7 +112,7 @@ async def _cli(folder: Path) -> AsyncIterator[Socket]:
 
 
 @pytest.fixture(
-    params=["demo", "openai_compatible", "anthropic", "worker", "cli", pytest.param("llamacpp", marks=needs_engine)]
+    params=["demo", "openai_compatible", "anthropic", "cli", "worker", pytest.param("llamacpp", marks=needs_engine)]
 )
 async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Socket]:
     if request.param == "llamacpp":
@@ -120,8 +120,10 @@ async def plugged(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         sockets = _llamacpp(tmp_path / "tiny.gguf")
     elif request.param == "cli":
         sockets = _cli(tmp_path)
-    elif request.param in ("demo", "worker"):
-        sockets = {"demo": _demo, "worker": _worker}[request.param]()
+    elif request.param == "demo":
+        sockets = _demo()
+    elif request.param == "worker":
+        sockets = _worker()
     else:
         sockets = _over_http(Anthropic if request.param == "anthropic" else OpenAICompatible)
     async for socket in sockets:

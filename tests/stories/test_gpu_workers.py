@@ -38,7 +38,7 @@ from tests.stories.workers import (
     worker,
     worker_process,
 )
-from tests.upstream import Hang, Plain, Refusal, ScriptedUpstream, Stream
+from tests.upstream import Exchange, Hang, Plain, Received, Refusal, ScriptedUpstream, Stream
 
 SCRIPTED = "scripted"  # what the scripted upstream lists as its model
 
@@ -58,6 +58,27 @@ async def ada(gateway: Running) -> Person:
 async def key(gateway: Running, ada: Person) -> str:
     """The key of a worker of Ada's own."""
     return (await gateway.key("worker", user=ada.user)).key
+
+
+class Endless:
+    """A stream that goes on until nobody takes it any more: comments, which cost nothing, after a first word."""
+
+    async def play(self, exchange: Exchange) -> None:
+        await exchange.stream_head(())
+        await exchange.event(b'data: {"choices":[{"index":0,"delta":{"content":"Word"}}]}\n\n')
+        while True:
+            await exchange.event(b": " + b"x" * 60_000 + b"\n\n")
+
+
+async def stands_still(received: Received) -> None:
+    """Wait until all there is between an engine and its caller is full."""
+    seen = [0, 0]
+
+    async def look() -> bool:
+        seen.append(received.events.value)
+        return 0 < seen[-20 if len(seen) > 20 else 0] == seen[-1]
+
+    await eventually(look)
 
 
 async def ask(gateway: Running, person: Person, **fields: Any) -> Any:
@@ -93,11 +114,12 @@ async def test_a_large_body_and_a_large_answer_pass_whole(
 async def test_one_caller_who_takes_nothing_keeps_nobody_waiting(
     gateway: Running, ada: Person, key: str, upstream: ScriptedUpstream
 ) -> None:
-    upstream.usual = Calls(Stream(tokens=200_000, tokens_per_event=2_000))
+    upstream.usual = Calls(Endless())
     async with worker(gateway, key, upstream.base_url), calling(gateway.url, receive_buffer=4_096) as slow:
-        await slow.ask(ROUTER, ada, model=MODEL, stream=True, max_tokens=200_000)
+        await slow.ask(ROUTER, ada, model=MODEL, stream=True)
         await slow.head()
         first = await call_of(upstream)
+        await stands_still(first)
         upstream.usual = Calls(Plain())
         answers = await asyncio.gather(*(ask(gateway, ada) for _ in range(12)))
         assert [answer.status_code for answer in answers] == [200] * 12
