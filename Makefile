@@ -4,12 +4,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
+LLAMAINDEX ?= .venv-llamaindex
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check format bench torture fuzz lock
+.PHONY: help setup demo serve test check format bench clients torture fuzz lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,8 +23,9 @@ demo: $(VENV)/run.stamp ## start a gateway with a built-in model and spend its p
 serve: $(VENV)/run.stamp ## start the gateway; prints its address, a key and a command to try
 	$(BIN)/penstock serve --sample $(ARGS)
 
-test: $(VENV)/dev.stamp ## run the tests; ARGS="-k name" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Hundreds of processes are started in a run; each would compile what it imports if none could leave it to the others.
+test: $(VENV)/dev.stamp ## run the tests on all cores; ARGS="-k name" goes to pytest
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses=auto $(ARGS)
 
 check: $(VENV)/dev.stamp ## check format, lint, types and the import direction
 	$(BIN)/ruff format --check .
@@ -40,6 +42,9 @@ bench: $(VENV)/dev.stamp ## measure throughput and latency on this machine
 
 bench-peers: $(VENV)/dev.stamp $(PEERS)/peers.stamp ## measure beside LiteLLM, installed in an environment of its own
 	$(BIN)/python -m bench --only plain,burst --peers $(PEERS) $(ARGS)
+
+clients: $(VENV)/dev.stamp $(LLAMAINDEX)/llamaindex.stamp ## run the page of a client that needs an environment of its own
+	PENSTOCK_LLAMAINDEX_PYTHON=$(CURDIR)/$(LLAMAINDEX)/bin/python $(BIN)/python -m pytest tests/docs/test_llamaindex.py $(ARGS)
 
 torture: $(VENV)/dev.stamp ## flood, kill and cut real gateways, and hold them to what their upstream kept
 	$(BIN)/python -m torture $(ARGS)
@@ -72,6 +77,11 @@ $(PEERS)/peers.stamp: bench/peers.txt | $(BIN)/pip
 	@echo "Installing $< into $(PEERS) (once; a minute or two)"
 	@$(PYTHON) -m venv $(PEERS)
 	@$(PEERS)/bin/pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
+$(LLAMAINDEX)/llamaindex.stamp: requirements/llamaindex.txt | $(BIN)/pip
+	@$(PYTHON) -m venv $(LLAMAINDEX)
+	@$(LLAMAINDEX)/bin/pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
 # bin/pip is the last thing that venv writes, so a half-made environment is made again.

@@ -2,8 +2,9 @@
 
 A key is `prefix + 36 base-62 characters + 6 of CRC-32`, so a typo is told from a key without a look-up. The store
 knows keys by HMAC-SHA-256 with the server's pepper: one index probe, nothing to steal. Callers are remembered for
-one second; that is how long a removed membership may live on. A revoked or expired key is refused at once, because
-admission reads its row again in the same transaction that sets the money aside (`money/books.py`).
+one second; that is how long a removed membership, or what somebody wanted of routing, may live on. A revoked or expired
+key is refused at once, because admission reads its row again in the same transaction that sets the money aside
+(`money/books.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Literal, cast
 
 from penstock.clock import Clock
 from penstock.config import JwtSettings, KeyPrefixes
-from penstock.db.credentials import Identity, NewCredential, identify, identify_session
+from penstock.db.credentials import Identity, NewCredential, identify_session
+from penstock.db.identities import Identities
 from penstock.db.ledger import Entry
+from penstock.db.routing import Routing, combined
 from penstock.db.store import Store
 from penstock.errors import (
     AuthInvalid,
@@ -73,7 +76,8 @@ class Surface:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who may ask. `keys` are the credential's id and its ancestors'; `models` None allows all."""
+    """Somebody who may ask. `keys` are the credential's id and its ancestors'; `models` None allows all. `routing` is
+    how keys and account want their calls routed, None when they want nothing in particular."""
 
     account: str
     keys: tuple[str, ...]
@@ -81,6 +85,7 @@ class Caller:
     user: str | None
     scopes: frozenset[str]
     models: frozenset[str] | None
+    routing: Routing | None = None
 
     @property
     def credential(self) -> str:
@@ -149,6 +154,7 @@ class Access:
         requests_per_minute: int,
     ) -> None:
         self._store = store
+        self._identities = Identities(store, clock)
         self._keyring = keyring
         self._sessions = sessions
         self._clock = clock
@@ -168,7 +174,15 @@ class Access:
         if identity.kind not in surface.kinds:
             raise AuthInvalid()
         account = _account(identity, trust, surface)
-        caller = Caller(account, identity.keys, identity.kind, identity.user, identity.scopes, identity.models)
+        caller = Caller(
+            account=account,
+            keys=identity.keys,
+            kind=identity.kind,
+            user=identity.user,
+            scopes=identity.scopes,
+            models=identity.models,
+            routing=combined((*identity.keys, account), identity.wanted),
+        )
         if len(self._known) >= REMEMBER_MOST:
             self._known.clear()
         self._known[authorization, trust, surface.name] = caller, self._clock.monotonic() + REMEMBER_S
@@ -191,8 +205,7 @@ class Access:
         if credential.count(".") == 2 and credential.startswith("ey"):
             identity = await self._identify_session(credential)
         elif self._keyring.kind(credential):
-            digest = self._keyring.digest(credential)
-            identity = await self._store.read(identify(digest, self._clock.now_ms()))
+            identity = await self._identities.of(self._keyring.digest(credential))
         else:
             identity = None
         if identity is None:

@@ -56,6 +56,9 @@ from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.relay.tools import Tools
+from penstock.routing.health import STATES, Health
+from penstock.routing.pulse import Pulse
+from penstock.routing.upstreams import Upstreams
 from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
 
@@ -65,11 +68,16 @@ _logger = logging.getLogger("penstock")
 
 
 @asynccontextmanager
-async def open_office(settings: Settings) -> AsyncIterator[Office]:
-    """An office on the settings' store, which is migrated if need be, and closed in the end."""
+async def open_office(settings: Settings, redact: Redactor | None = None) -> AsyncIterator[Office]:
+    """An office on the settings' store, which is migrated if need be, and closed in the end.
+
+    Its upstreams are there when somebody looks at them: a command that does not has no connections to make and close.
+    """
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
     store = _store(settings.store, clock)
+    upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
+    pulse = Pulse(upstreams, partial(_providers, settings))
     try:
         yield Office(
             store=store,
@@ -79,8 +87,13 @@ async def open_office(settings: Settings) -> AsyncIterator[Office]:
             sessions=Sessions(settings.jwt, settings.secrets.auth_secret, clock),
             clock=clock,
             ids=IdMaker(),
+            upstreams=upstreams,
+            pulse=pulse,
         )
     finally:
+        pulse.close()
+        for provider in upstreams.providers.values():
+            await provider.close()
         await store.close()
 
 
@@ -108,7 +121,14 @@ class Gateway:
             self.relay.attempts.providers, office.settings.providers, kept.providers, self.hub
         )
         office.settings, office.catalogue = kept, catalogue
-        self.relay.attempts.providers = providers
+        for name in providers.keys() | office.upstreams.providers.keys():
+            if providers.get(name) is not office.upstreams.providers.get(name):
+                office.upstreams.health.forget(name)
+        office.upstreams.providers = providers
+        office.upstreams.health.settings = kept.health
+        offered = (offer for model in catalogue.models for offer in model.offers)
+        office.upstreams.health.keep({(offer.provider, offer.model) for offer in offered})
+        self.relay.attempts.most = kept.limits.attempts
         self.relay.catalogue = catalogue
         self.relay.tools.settings = kept.tools
         for provider in dropped:
@@ -120,8 +140,8 @@ async def open_gateway(
     settings: Settings, log_stream: IO[str], redact: Redactor | None = None
 ) -> AsyncIterator[Gateway]:
     """A gateway, ready to serve; when it closes, everything posted is settled."""
-    async with open_office(settings) as office:
-        redact = redact or _redactor(settings)
+    redact = redact or _redactor(settings)
+    async with open_office(settings, redact) as office:
         log = RequestLog(log_stream, msgspec.json.encode)
         observer = Observer(log, office.clock, redact)
         owner = office.ids.new("own")
@@ -129,9 +149,8 @@ async def open_gateway(
         secret = peer_secret(settings.secrets.auth_secret)
         hub = Hub(store=office.store, clock=office.clock, ids=office.ids, owner=owner, reach=OtherProcesses(secret))
         peering = Peering(hub, host=settings.server.peer_host, secret=secret, most_bytes=settings.server.max_body_bytes)
-        attempts = Attempts(
-            {each.name: _provider(each, hub) for each in settings.providers}, settings.limits.attempts, redact
-        )
+        office.upstreams.providers = _providers(settings, hub)
+        attempts = Attempts(office.upstreams, settings.limits.attempts, redact)
         access = Access(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
         )
@@ -157,6 +176,7 @@ async def open_gateway(
             hub=hub,
             log=log,
             quiet_s=settings.server.keepalive_comment_s,
+            check_providers=partial(_check_providers, office),
             response_bytes=settings.responses.account_bytes,
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
@@ -182,8 +202,6 @@ async def open_gateway(
             for task in gateway.retiring:
                 task.cancel()
             await asyncio.gather(*gateway.retiring, return_exceptions=True)
-            for provider in attempts.providers.values():
-                await provider.close()
 
 
 Announce = Callable[[Gateway, str], Awaitable[None]]
@@ -279,9 +297,9 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
     return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
 
 
-def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
+def _provider(settings: ProviderSettings, hub: Hub | None) -> Provider:
     """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
-    if settings.kind == "worker":
+    if settings.kind == "worker" and hub is not None:
         return WorkerProvider(settings, hub)
     if settings.kind == "demo":
         from penstock.providers.demo import DemoProvider  # noqa: PLC0415
@@ -303,6 +321,16 @@ def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
             embeddings=settings.embeddings,
         )
     return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
+
+
+def _providers(settings: Settings, hub: Hub | None = None) -> dict[str, Provider]:
+    """All adapters; those for workers only where workers can connect."""
+    served = (each for each in settings.providers if each.kind != "worker" or hub is not None)
+    return {each.name: _provider(each, hub) for each in served}
+
+
+async def _check_providers(office: Office) -> None:
+    await office.pulse.look_at_due(office.settings.providers)
 
 
 async def _retire(provider: Provider) -> None:
@@ -341,6 +369,18 @@ def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attem
     observer.gauge("penstock_holds_open", "Calls that hold money now.", lambda: len(holds))
     observer.gauge("penstock_streams_open", "Streams under way.", lambda: len(relay.streams))
     observer.gauge("penstock_drains", "Calls read to their end after the caller left.", lambda: relay.drains.now)
+    observer.gauges(
+        "penstock_provider_state",
+        "Processes in which a provider's breaker is in this state.",
+        ("provider", "state"),
+        partial(_states, attempts.upstreams),
+    )
+    observer.gauges(
+        "penstock_provider_outstanding",
+        "Calls under way, by provider.",
+        ("provider",),
+        lambda: {(name,): found.outstanding for name, found in attempts.upstreams.health.conditions.items()},
+    )
     observer.gauge("penstock_store_backlog", "Jobs that wait for the store's writer.", lambda: store.backlog)
     for figure in ("open_connections", "idle_connections", "waiting"):
         observer.gauge(
@@ -348,6 +388,12 @@ def _show_gauges(observer: Observer, relay: Relay, holds: Holds, attempts: Attem
             f"Upstream pool: {figure.replace('_', ' ')}.",
             partial(_total, attempts, figure),
         )
+
+
+def _states(upstreams: Upstreams) -> dict[tuple[str, ...], float]:
+    now_s = upstreams.health.clock.monotonic()
+    states = {name: upstreams.health.of(name).breaker.state(now_s) for name in upstreams.providers}
+    return {(name, state): float(states[name] == state) for name in states for state in STATES}
 
 
 def _show_connections(observer: Observer, server: Serving, worker: str) -> None:

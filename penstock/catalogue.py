@@ -11,7 +11,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from penstock.config import ContractSettings, ModelSettings, OfferSettings, PriceSettings, ProviderSettings, Settings
+from penstock.config import (
+    SURFACE_NAMES,
+    AutoSettings,
+    ContractSettings,
+    ModelSettings,
+    OfferSettings,
+    PriceSettings,
+    ProviderSettings,
+    Settings,
+)
 from penstock.money.prices import UNSAID, Price, Tariff, TokenTariff, UsdTariff, dearest
 
 
@@ -32,8 +41,9 @@ class Offer:
     """A model at a provider at a price: what can be called. `model` is its name there, `model_id` ours.
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
-    able to do of `tools`, `images` and `json_schema`. What is `dropped` of a request, or refused because it is `priced`
-    apart, is by name of the field; priced tools go by the beginning of their type.
+    able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
+    request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
+    type.
     """
 
     provider: str
@@ -47,6 +57,7 @@ class Offer:
     accounts: frozenset[str]
     context_length: int | None
     capabilities: frozenset[str]
+    max_output_tokens: int | None
     thinking_in_total: bool = False
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
@@ -55,7 +66,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as callers know it. `offers` are in the operator's order of preference; a planned model has none.
+    """A model as callers know it. `offers` are as the operator lists them; a planned model has none.
 
     A model whose offers have no price is not callable on a lane that counts USD, which is what `priced` tells (a
     price may be declared free). `tariffs` are those of the lanes that can pay for it.
@@ -86,8 +97,11 @@ class Model:
         return self.id
 
 
+AUTO = "auto"
+
+
 class Catalogue:
-    """Every model by every name."""
+    """Every model by every name, and what `auto` chooses among: `classes` is the order of classes for all."""
 
     def __init__(self, settings: Settings) -> None:
         self.contracts = {each.id: _contract(each) for each in settings.contracts}
@@ -101,6 +115,10 @@ class Catalogue:
             for surface, name in _names(model):
                 self._exact.setdefault((surface, name), model)
                 self._folded.setdefault((surface, name.lower()), model)
+        self.classes: tuple[str, ...] = settings.auto.order
+        self._auto: dict[str, tuple[Model, ...]] = {
+            surface: tuple(self._choice(settings.auto, surface)) for surface in SURFACE_NAMES
+        }
 
     def __repr__(self) -> str:
         return f"Catalogue({len(self.models)} models, {len(self.contracts)} contracts)"
@@ -109,9 +127,21 @@ class Catalogue:
         """The model of that name on a surface: exact, then whatever the case."""
         return self._exact.get((surface, name)) or self._folded.get((surface, name.lower()))
 
+    def auto(self, name: str, surface: str) -> tuple[Model, ...]:
+        """What `auto` chooses among on a surface. Nothing for any other name, or where a model is called so."""
+        if name.lower() != AUTO or self.find(AUTO, surface) is not None:
+            return ()
+        return self._auto.get(surface, ())
+
     def listed(self, surface: str) -> Iterator[Model]:
         """The models of a surface, in the operator's order. Planned ones are listed on the trust surface alone."""
         return (m for m in self.models if surface in m.surfaces and (not m.planned or surface == "trust"))
+
+    def _choice(self, auto: AutoSettings, surface: str) -> Iterator[Model]:
+        for model in self.models if auto.enabled else ():
+            chosen = not auto.models or model.id in auto.models
+            if chosen and surface in model.surfaces and model.kind == "chat" and model.offers and model.priced:
+                yield model
 
     def price_versions(self) -> dict[str, str]:
         """Every price in force, as JSON by version: the store keeps them beside the charges made with them."""
@@ -181,6 +211,7 @@ def _offer(
         accounts=frozenset(provider.accounts),
         context_length=offer.context_length or model.context_length,
         capabilities=_capabilities(model, offer, provider),
+        max_output_tokens=model.max_output_tokens,
         thinking_in_total=provider.thinking_in_total,
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,

@@ -34,6 +34,8 @@ DialectName = Literal[
 SURFACE_NAMES: tuple[SurfaceName, ...] = ("trust", "forward", "router")
 _RANKS: MappingProxyType[str, ProviderClass] = MappingProxyType({"llamacpp": "gpu", "worker": "gpu", "cli": "cli"})
 
+CHECKED_EVERY_S = 15.0  # a machine of one's own is switched off now and then, and asking it costs nobody anything
+
 Seconds = Annotated[float, number(0.001, 86_400)]
 Tokens = Annotated[int, whole(1, 100_000_000)]
 Dollars = Annotated[int, dollars]  # written in dollars, kept in nano-USD
@@ -63,6 +65,7 @@ class ServerSettings:
     max_body_bytes: Annotated[int, whole(1_000, 1_000_000_000)] = 20_000_000
     grace_s: Annotated[float, number(0, 3_600)] = 20.0
     keepalive_comment_s: Seconds = 15.0
+    max_connections: Annotated[int, whole(1, 1_000_000)] = 10_000
     workers: Annotated[int, whole(1, 256)] = 1
     peer_host: str = "127.0.0.1"
 
@@ -124,6 +127,27 @@ class ToolSettings:
     timeout_s: Annotated[float, number(0.1, 300)] = 5.0
     result_bytes: Annotated[int, whole(100, 4_000_000)] = 60_000
     calls_per_minute: Annotated[int, whole(1, 1_000_000)] = 120
+
+
+@dataclass(frozen=True, slots=True)
+class AutoSettings:
+    """The model `auto`: which models it chooses among (all priced chat models of a surface when none are named), and
+    the order of classes, which holds for every model with several offers."""
+
+    enabled: bool = True
+    models: tuple[ModelName, ...] = ()
+    order: tuple[ProviderClass, ...] = ("gpu", "cli", "cloud")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """When a provider is left alone, and for how long; with no `failures` it never is. See
+    `penstock/routing/health.py`."""
+
+    failures: Annotated[int, whole(0, 1_000)] = 3
+    pause_s: Seconds = 1.0
+    longest_pause_s: Seconds = 60.0
+    retry_wait_s: Annotated[float, number(0, 60)] = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +219,18 @@ class ProviderSettings:
     dialects: tuple[DialectName, ...] = ()
     provider_class: ProviderClass | None = None
     accounts: tuple[str, ...] = ()
+    health_check_s: Annotated[float, number(0, 86_400)] | None = None
     thinking_in_total: bool = False
     dropped_fields: tuple[str, ...] = ()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
+
+    @property
+    def checked_every_s(self) -> float:
+        """How often it is checked, 0 for never: what is not reached over HTTP knows by itself how it is."""
+        if self.health_check_s is not None:
+            return self.health_check_s
+        return CHECKED_EVERY_S if self.ranks_as == "gpu" and self.kind == "openai_compatible" else 0.0
 
     @property
     def speaks(self) -> tuple[str, ...]:
@@ -321,6 +353,8 @@ class Settings:
     providers: tuple[ProviderSettings, ...] = ()
     models: tuple[ModelSettings, ...] = ()
     contracts: tuple[ContractSettings, ...] = ()
+    auto: AutoSettings = AutoSettings()
+    health: HealthSettings = HealthSettings()
     surfaces: tuple[tuple[SurfaceName, SurfaceSettings], ...] = ()
     now: str | None = None
     well_known: bool = False

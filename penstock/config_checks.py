@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from urllib.parse import urlsplit
 
-from penstock.config import ContractSettings, KeyPrefixes, ModelSettings, PriceSettings, ProviderSettings
+from penstock.config import (
+    AutoSettings,
+    ContractSettings,
+    KeyPrefixes,
+    ModelSettings,
+    PriceSettings,
+    ProviderSettings,
+)
 from penstock.config_tables import Mistakes
 from penstock.config_value import did_you_mean
 from penstock.toml_lines import Path
@@ -40,6 +47,18 @@ def check_catalogue(catalogue: Catalogue, mistakes: Mistakes) -> None:
         _check_references(model, path, catalogue, mistakes)
         _check_prices(model, path, mistakes)
         _check_limits(model, path, mistakes)
+
+
+def check_auto(auto: AutoSettings, models: Iterable[ModelSettings], mistakes: Mistakes) -> None:
+    """What `auto` is to choose among is there and can chat; each class is in the order once."""
+    kinds = {model.id: model.kind for model in models}
+    for name in auto.models:
+        if name not in kinds:
+            mistakes.at(("auto", "models"), f"there is no model '{name}'{did_you_mean(name, kinds)}")
+        elif kinds[name] != "chat":
+            mistakes.at(("auto", "models"), f"the model '{name}' does not serve chat")
+    if len(set(auto.order)) < len(auto.order):
+        mistakes.at(("auto", "order"), "names a class twice")
 
 
 def check_prefixes(prefixes: KeyPrefixes, mistakes: Mistakes) -> None:

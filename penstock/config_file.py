@@ -19,7 +19,9 @@ from typing import Any, TypeVar, get_type_hints
 from penstock.clock import Clock
 from penstock.config import (
     SURFACE_NAMES,
+    AutoSettings,
     ContractSettings,
+    HealthSettings,
     JwtSettings,
     KeyPrefixes,
     LimitSettings,
@@ -36,6 +38,7 @@ from penstock.config import (
 )
 from penstock.config_checks import (
     Catalogue,
+    check_auto,
     check_catalogue,
     check_environments,
     check_prefixes,
@@ -68,6 +71,8 @@ TABLES: dict[str, type] = {
     "tools": ToolSettings,
     "responses": ResponseSettings,
     "prefixes": KeyPrefixes,
+    "auto": AutoSettings,
+    "health": HealthSettings,
 }
 TOP_KEYS = (*TABLES, "well_known", "providers", "models", "contracts", "surfaces")
 CREDENTIALS = ("api_key_env", "api_key_file")
@@ -150,6 +155,7 @@ class _FileReader(TableReader):
             more_providers, more_models = well_known_catalogue(providers, models, self._environ, now_ms)
             providers += tuple(self._overridden(provider) for provider in more_providers)
             models += more_models
+        check_auto(single["auto"], models, self.mistakes)
         self.warnings += unused_overrides(self._environ, catalogue.provider_names | {p.name for p in providers})
         self.warnings += unencrypted(providers)
         check_environments(catalogue, providers, self._environ, self.mistakes)

@@ -15,7 +15,7 @@
     ├── RateLimited                             429
     ├── Internal                                500
     ├── NotImplementedHere                      501
-    ├── StoreUnavailable, ShuttingDown          503
+    ├── StoreUnavailable, ShuttingDown, Crowded 503
     │   └── OutcomeUnknown                      503, of StoreUnavailable
     ├── ConfigError                             before the gateway serves at all
     └── UpstreamError
@@ -144,13 +144,28 @@ class NotImplementedHere(PenstockError):
 
 
 class UpstreamError(PenstockError):
-    """A provider did not do its part. `began` says whether any byte of its answer had arrived."""
+    """A provider did not do its part. `began` says whether any byte of its answer had arrived.
+
+    `upstream_status` is the status it answered with, where that is what went wrong, and `wait_s` how long it asked to
+    be left alone for.
+    """
 
     kind, status = "upstream_failed", 502
 
-    def __init__(self, message: str | None = None, *, code: str | None = None, began: bool = False) -> None:
-        super().__init__(message, code=code)
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        began: bool = False,
+        retry_after_s: int | None = None,
+        upstream_status: int | None = None,
+        wait_s: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
         self.began = began
+        self.upstream_status = upstream_status
+        self.wait_s = wait_s
 
 
 class UpstreamFailed(UpstreamError):
@@ -203,6 +218,12 @@ class ShuttingDown(PenstockError):
     """The gateway is shutting down. What was produced has been charged; ask again."""
 
     kind, status = "shutting_down", 503
+
+
+class Crowded(PenstockError):
+    """Too many connections are open here. Ask again in a moment."""
+
+    kind, status = "crowded", 503
 
 
 class ConfigError(PenstockError):

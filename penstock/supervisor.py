@@ -1,6 +1,7 @@
 """The supervisor: keeps several serving processes on one address and one store, and does nothing else.
 
     a worker dies           another takes its place, after a pause that grows when it dies again and again
+    a worker hangs          it answers nothing for half a minute: it is killed, and another takes its place
     no worker can start     it ends with the exit code of the last one
     SIGTERM, SIGINT         every worker finishes its calls within `grace_s`; then it ends
     SIGHUP                  every worker reads the configuration again
@@ -34,6 +35,8 @@ STEADY_S = 10.0  # a worker that has served for so long has not died of somethin
 LONGEST_PAUSE_S = 30.0  # between two attempts to fill a place
 SETTLE_S = 25.0  # beyond `grace_s`, to cut calls and write down what they owe: the server's and the store's own limits
 REPORT_S = 1.0  # for a worker to say its figures
+ASK_S = 10.0  # between two questions whether a worker is still there
+MOST_UNANSWERED = 3  # in a row: counted and not timed, so that it is not blamed for a machine that stood still
 
 _logger = logging.getLogger("penstock.supervisor")
 
@@ -65,6 +68,7 @@ class Worker:
         self.figures: Figures = ()
         self.serving = asyncio.Event()
         self.reported = asyncio.Event()
+        self.heard = False  # it has said something since it was last asked whether it is there
         self.hearing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -87,6 +91,18 @@ class Worker:
         if self.hearing is not None:
             await asyncio.wait([self.hearing], timeout=REPORT_S)
         return code
+
+    async def kill_when_silent(self) -> None:
+        """Ask again and again whether it is there. One that hangs is killed; what it had under way is settled as after
+        a crash."""
+        unanswered = 0
+        while unanswered < MOST_UNANSWERED:
+            self.heard = False
+            self.channel.say("report")
+            await asyncio.sleep(ASK_S)
+            unanswered = 0 if self.heard else unanswered + 1
+        _logger.error("%r hangs: it has left %d questions unanswered, and is killed", self, unanswered)
+        self.process.kill()
 
     def stop(self) -> None:
         """Have it finish its calls and end. One that does not serve yet has nothing to finish."""
@@ -219,7 +235,11 @@ class Supervisor:
         """Wait for a worker's end. If it has not been replaced by then, its place is empty."""
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
-        code = await worker.ended()
+        watchdog = asyncio.create_task(worker.kill_when_silent())
+        try:
+            code = await worker.ended()
+        finally:
+            watchdog.cancel()
         async with place.lock:
             if place.worker is worker:
                 place.worker = None
@@ -267,6 +287,7 @@ class Supervisor:
     async def _hear(self, worker: Worker) -> None:
         """Hear what a worker says, to its end."""
         while (message := await worker.channel.hear()) is not None:
+            worker.heard = True
             if message.word == "serving":
                 _logger.info("%r serves", worker)
                 worker.serving.set()

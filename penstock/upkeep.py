@@ -4,6 +4,7 @@
     0.25 s  write buffered log lines, measure the event loop's lag
     1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting; notice when the clock
             of the machine jumps
+    1 s     check the health of providers whose turn it is
     5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
     1 s     look after who has dialled in, here and elsewhere
     60 s    settle holds of its own that no call of it knows
@@ -68,6 +69,7 @@ class Upkeep:
         hub: Hub,
         log: RequestLog,
         quiet_s: float,
+        check_providers: Callable[[], Awaitable[None]],
         response_bytes: int,
     ) -> None:
         self._store = store
@@ -90,6 +92,7 @@ class Upkeep:
             Chore("let answers go", 1.0, self._let_go),
             Chore("watch the clock", 1.0, self._watch_clock),
             Chore("look after workers", 1.0, hub.tick),
+            Chore("check providers", 1.0, check_providers),
             Chore("renew the lease", 5.0, self._renew),
             Chore("settle for dead processes", 5.0, self._common(self._bury_dead)),
             Chore("settle forgotten holds", 60.0, self._settle_forgotten),

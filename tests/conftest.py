@@ -1,4 +1,5 @@
-"""What all tests share: how hypothesis draws its examples, and a database for each test on each engine."""
+"""What all tests share: how they are spread over processes, how hypothesis draws its examples, and a database for each
+test on each engine."""
 
 from __future__ import annotations
 
@@ -22,6 +23,13 @@ from tests.postgres import ABSENT, Server, find_server
 settings.register_profile("explore", deadline=None, max_examples=100)
 settings.register_profile("repeat", deadline=None, max_examples=100, derandomize=True, print_blob=True)
 settings.load_profile("repeat" if os.environ.get("CI") else "explore")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` is: two for each core, since half of what tests do is wait. None beside this one
+    for a choice of few tests, where starting them would take longer than the tests."""
+    few = config.option.keyword or config.option.collectonly or config.args_source.name == "ARGS"
+    return 0 if few else min(8, 2 * (os.cpu_count() or 1))
 
 
 @pytest.fixture(params=EACH)

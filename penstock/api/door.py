@@ -17,7 +17,7 @@ from penstock.api.asgi import App, hand_on
 from penstock.api.errors import Render, render_openai
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
-from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
+from penstock.errors import Crowded, Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
 from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
@@ -81,6 +81,12 @@ class Door:
             _logger.exception("request %s failed", exchange.id)
             self._refuse(route, exchange, Internal())
 
+    def refuse(self, exchange: Exchange, error: PenstockError) -> None:
+        """Answer one exchange with an error, in the words of where it was asked."""
+        route = self._find(exchange.path)
+        exchange.id_header = route.id_header
+        self._refuse(route, exchange, error)
+
     def unreadable(self, id: str, why: str) -> bytes:
         """The body of the answer, 400, to bytes that are no request."""
         error = InvalidRequest(why)
@@ -129,6 +135,32 @@ class Door:
 
     async def _hand_on(self, exchange: Exchange) -> None:
         await hand_on(self._behind, exchange)
+
+
+class FullDoor:
+    """What answers instead of a door when there is no room for more callers: a refusal, once a connection. Those who
+    watch the gateway are served as ever, or whoever restarts what is not well would restart what is merely busy."""
+
+    WATCHED = frozenset([b"/health", b"/metrics"])
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    def __repr__(self) -> str:
+        return f"FullDoor({self._door!r})"
+
+    async def serve(self, exchange: Exchange) -> None:
+        exchange.keep = False
+        if exchange.target in self.WATCHED:
+            await self._door.serve(exchange)
+        else:
+            self._door.refuse(exchange, Crowded(retry_after_s=1))
+
+    def unreadable(self, id: str, why: str) -> bytes:
+        return self._door.unreadable(id, why)
+
+    def switches(self, target: bytes) -> bool:
+        return False
 
 
 _BEHIND = Route("management", {}, {})

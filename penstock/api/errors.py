@@ -34,6 +34,7 @@ COMMON: dict[str, Shape] = {
     "not_implemented": Shape("not_implemented", "not_implemented"),
     "store_unavailable": Shape("internal_error", "store_unavailable"),
     "shutting_down": Shape("internal_error", "shutting_down"),
+    "crowded": Shape("internal_error", "crowded"),
     "internal": Shape("internal_error", "internal_error"),
 }
 

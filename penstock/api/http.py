@@ -137,7 +137,7 @@ class Exchange:
         announced = self.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > most:
             raise TooLarge()
-        if self.headers.get(b"expect", b"").lower() == b"100-continue" and not self._size:
+        if self.headers.get(b"expect", b"").lower() == b"100-continue" and not (self._size or self.gone):
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.arrived and self._size <= most:
             if self.gone:

@@ -2,8 +2,9 @@
 
 It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event, no task and no timer:
 bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. What is not one of our
-addresses is handed on as ASGI by the door. At the few addresses that speak WebSocket a request may end with another
-protocol taking the connection over (`websocket.py`); anywhere else such a wish is not heard.
+addresses is handed on as ASGI by the door. After its last answer a connection is a `Farewell` (`farewell.py`). At the
+few addresses that speak WebSocket a request may end with another protocol taking the connection over (`websocket.py`);
+anywhere else such a wish is not heard.
 
 Strict where laxness is dangerous: what two readers could take for two different requests is refused; a request and the
 reading of its answer have an end, in size and in time. After anything that is not HTTP/1.1 the connection is answered
@@ -23,6 +24,7 @@ from typing import Protocol, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.server import ServerState
 
+from penstock.api.farewell import Farewell
 from penstock.api.http import Exchange
 from penstock.ids import IdMaker
 
@@ -78,6 +80,7 @@ class Connection(asyncio.Protocol):
         "_host",
         "_ids",
         "_in_head",
+        "_over",
         "_parser",
         "_queue",
         "_reading",
@@ -109,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._ids = ids
         self._parser = HttpRequestParser(self)
         self._retiring = False
+        self._over = False  # no more requests are read, nor answers given
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._host: bytes | None = None  # the last one that was in order
@@ -137,7 +141,11 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """End when the request under way is answered; at once when there is none."""
         self.keeps = False
-        if self._current is None:
+        if self._current is not None:
+            return
+        if self._arriving is not None:  # the answer is out already
+            self._part()
+        else:
             self.transport.close()
 
     @property
@@ -206,7 +214,7 @@ class Connection(asyncio.Protocol):
         """Answer one exchange after the other, until the connection ends. The server knows the task only while it has
         something to do: what is idle need not be waited for."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        while not self.transport.is_closing():
+        while not (self._over or self.transport.is_closing()):
             exchange = self._current
             if exchange is None:
                 self._work = self.loop.create_future()
@@ -218,9 +226,9 @@ class Connection(asyncio.Protocol):
             if self._successor is not None:
                 self._hand_over(self._successor, task)
                 return
-            if not (exchange.complete and exchange.keep and self.keeps):
-                self.transport.close()
             self._turn()
+            if not (exchange.complete and exchange.keep and self.keeps):
+                self._part()
         self._state.tasks.discard(task)
 
     def _turn(self) -> None:
@@ -234,6 +242,12 @@ class Connection(asyncio.Protocol):
             self._state.tasks.discard(cast("asyncio.Task[None]", self._task))
             if not self._reading:
                 self._since_s = self.loop.time()
+
+    def _part(self) -> None:
+        """The last answer has been given. Whatever else was asked gets none."""
+        if not (self._over or self.transport.is_closing()):
+            Farewell(self.transport, self._state, longest_stall_s=LONGEST_STALL_S)
+            self.connection_lost(None)
 
     def _begin(self, exchange: Exchange | None) -> None:
         """Wake the task, with an exchange or because there will be none."""
@@ -250,6 +264,7 @@ class Connection(asyncio.Protocol):
         self._state.connections.add(self)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._over = True
         self._state.connections.discard(self)
         self._queue.clear()
         self.resume_writing()
@@ -424,7 +439,7 @@ class Connection(asyncio.Protocol):
             return
         if arriving is None or not arriving.started:
             self.transport.write(refused.rendered(self._door, self._ids.new("req")))
-        self.transport.close()
+        self._part()
 
 
 class _Refused(Exception):

@@ -18,15 +18,17 @@ from typing import cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from penstock.api.door import Door
+from penstock.api.door import Door, FullDoor
+from penstock.api.farewell import Farewell
 from penstock.api.listener import BACKLOG, listen, url_of
 from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
 from penstock.ids import IdMaker
 
-SWEEP_TICKS = 5  # a tenth of a second each: connections are looked at twice a second
+SWEEP_S = 0.5  # between two looks at all connections, whether one is late
 CUT_S = 5.0  # for cut calls to end their streams and settle
 LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
+MOST_REFUSED = 100  # connections beyond `max_connections` that are answered, for a while; any more are hung up on
 LOOK_S = 0.05  # between looks whether connections have ended
 
 _logger = logging.getLogger("penstock.server")
@@ -70,10 +72,14 @@ async def serving(
     A `listener` is a socket at that address which this takes its connections from.
     """
     listener = listener or listen(settings)
-    ids = IdMaker()
+    ids, full = IdMaker(), FullDoor(door)
 
-    def connection(*, server_state: ServerState, **_: object) -> Connection:
-        return Connection(door, server_state, ids, most_bytes=settings.max_body_bytes)
+    def connection(*, server_state: ServerState, **_: object) -> asyncio.Protocol:
+        over = len(server_state.connections) - settings.max_connections
+        if over >= MOST_REFUSED:
+            return _HungUp()
+        answering = full if over >= 0 else door
+        return Connection(answering, server_state, ids, most_bytes=settings.max_body_bytes)
 
     config = uvicorn.Config(
         _nothing,
@@ -103,13 +109,14 @@ class _Server(uvicorn.Server):
     """Uvicorn's server for our connections, but for one habit: when it has ended it raises the signal that stopped it
     once more, which would kill the process before the calls it cut are settled. And it can retire."""
 
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second, as long as it serves."""
-        if counter % SWEEP_TICKS == 0:
-            now_s = asyncio.get_running_loop().time()
-            for each in self._connections():
+    async def sweep(self) -> None:
+        """Look for connections that are late, also while it ends: until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now_s = loop.time()
+            for each in self.connections():
                 each.check(now_s)
-        return await super().on_tick(counter)
+            await asyncio.sleep(SWEEP_S)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -123,8 +130,8 @@ class _Server(uvicorn.Server):
             listening.close()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + most_s
-        idle_since_s: dict[Connection, float] = {}
-        while (connections := self._connections()) and loop.time() < end_s and not self.should_exit:
+        idle_since_s: dict[Connection | Farewell, float] = {}
+        while (connections := self.connections()) and loop.time() < end_s and not self.should_exit:
             now_s = loop.time()
             idle_since_s = {each: idle_since_s.get(each, now_s) for each in connections if each.idle}
             for each in connections:
@@ -136,18 +143,30 @@ class _Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = 1  # calls that are left have had their time
             self.should_exit = True
 
-    def _connections(self) -> set[Connection]:
-        return cast(set[Connection], set(self.server_state.connections))
+    def connections(self) -> set[Connection | Farewell]:
+        """Those that are open now."""
+        return cast("set[Connection | Farewell]", set(self.server_state.connections))
+
+
+class _HungUp(asyncio.Protocol):
+    """A connection too many, even for a refusal."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 async def _nothing(scope: object, receive: object, send: object) -> None:
     """The application that uvicorn is told of; our connections do not ask it."""
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+async def _run(server: _Server, listener: socket.socket) -> None:
+    sweeping = asyncio.create_task(server.sweep())
     with listener:
         await server.serve(sockets=[listener])
         cut = set(server.server_state.tasks)
         if cut:
             _logger.warning("%d calls were cut", len(cut))
             await asyncio.wait(cut, timeout=CUT_S)
+    sweeping.cancel()
+    for each in server.connections():
+        each.transport.close()

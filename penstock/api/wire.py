@@ -11,7 +11,7 @@ GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -24,8 +24,8 @@ from penstock.api.door import Endpoint, Route
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
 from penstock.api.responses import PATH, KeptResponses
-from penstock.api.surfaces import ANTHROPIC, FORWARD, PLACES, TRUST, Place
-from penstock.catalogue import Model
+from penstock.api.surfaces import ANTHROPIC, FORWARD, PLACES, ROUTER, TRUST, Place
+from penstock.catalogue import AUTO, Model
 from penstock.db.journal import ping
 from penstock.dialects import (
     Dialect,
@@ -144,19 +144,7 @@ class Wire:
         remember: Callable[[], Memory] = self._conversations.memory if dialect is openai_responses else Forgetful
 
         async def serve(exchange: Exchange) -> None:
-            ask = Ask(
-                id=exchange.id,
-                surface=surface,
-                kind=kind,
-                dialect=dialect,
-                authorization=_credential(exchange),
-                trust=_trust(exchange),
-                lane=exchange.header(b"x-payment-lane") if b"x-payment-lane" in exchange.headers else None,
-                idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
-                body=exchange.body,
-                headers=_forwarded(exchange, dialect.FORWARDED) if dialect.FORWARDED else (),
-                memory=remember(),
-            )
+            ask = _ask(exchange, place, kind, dialect, remember())
             await self._relay.call(ask, exchange)
 
         async def serve_embeddings(exchange: Exchange) -> None:
@@ -169,13 +157,15 @@ class Wire:
 
     def _models(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
-            models = self._listed(place, await self._caller(place, exchange))
+            caller = await self._caller(place, exchange)
+            models = self._listed(place, caller)
             # Both companies have their SDKs ask at the same address; only one of them says a version.
             if place is ANTHROPIC or b"anthropic-version" in exchange.headers:
                 query = dict(parse_qsl(exchange.query))
                 _answer(exchange, anthropic_models.page(models, place.surface.name, query))
             else:
-                _answer(exchange, {"object": "list", "data": [_listing(model, place) for model in models]})
+                listed = [_listing(model, place) for model in models]
+                _answer(exchange, {"object": "list", "data": listed + self._auto(place, caller)})
 
         return answer
 
@@ -201,12 +191,19 @@ class Wire:
         async def answer(exchange: Exchange) -> None:
             caller = await self._caller(place, exchange)
             wish = anthropic_messages.peek_prompt(await exchange.body())
-            plan = route(wish, "chat", caller, place.surface, None, self._relay.catalogue)
-            headers = _forwarded(exchange, anthropic_messages.FORWARDED)
-            tokens = await count(wish, plan, self._relay.attempts.providers, headers)
+            ask = _ask(exchange, place, "chat", anthropic_messages, Forgetful())
+            attempts = self._relay.attempts
+            plan = route(wish, ask, caller, self._relay.catalogue, attempts.upstreams, most=attempts.most)
+            tokens = await count(wish, plan, attempts.providers, ask.headers)
             exchange.whole(200, JSON, anthropic_messages.counted(tokens))
 
         return answer
+
+    def _auto(self, place: Place, caller: Caller) -> list[dict[str, Any]]:
+        """`auto` as it is listed: on the router, when it has something to choose among."""
+        models = self._relay.catalogue.auto(AUTO, place.surface.name) if place.surface is ROUTER.surface else ()
+        choice = [model for model in models if caller.models is None or model.id in caller.models]
+        return [_auto_listing(choice)] if choice else []
 
     async def _balance(self, exchange: Exchange) -> None:
         caller = await self._caller(TRUST, exchange)
@@ -275,6 +272,23 @@ class Wire:
         return await self._access.enter(_credential(exchange), _trust(exchange), place.surface)
 
 
+def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: Memory) -> Ask:
+    """A request for inference, as the relay takes it."""
+    return Ask(
+        id=exchange.id,
+        surface=place.surface,
+        kind=kind,
+        dialect=dialect,
+        authorization=_credential(exchange),
+        trust=_trust(exchange),
+        lane=exchange.header(b"x-payment-lane") if b"x-payment-lane" in exchange.headers else None,
+        idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
+        body=exchange.body,
+        headers=_forwarded(exchange, dialect.FORWARDED) if dialect.FORWARDED else (),
+        memory=memory,
+    )
+
+
 def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:
     exchange.whole(status, JSON, msgspec.json.encode(value))
 
@@ -291,6 +305,20 @@ def _listing(model: Model, place: Place) -> dict[str, Any]:
         "pricing": _pricing(model, place),
     }
     return entry | ({"planned": True} if model.planned else {})
+
+
+def _auto_listing(choice: Sequence[Model]) -> dict[str, Any]:
+    """It has the longest context of what it chooses among, and no price before it has chosen."""
+    known = [model.context_length for model in choice if model.context_length is not None]
+    return {
+        "id": AUTO,
+        "object": "model",
+        "created": 0,
+        "owned_by": "penstock",
+        "context_length": max(known, default=None),
+        "tier": None,
+        "pricing": None,
+    }
 
 
 def _pricing(model: Model, place: Place) -> dict[str, str] | None:

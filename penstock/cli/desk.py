@@ -50,6 +50,7 @@ class ExitCode(IntEnum):
     CONFIG = 3
     UNREACHABLE = 4
     LEDGER_DIFFERS = 5
+    NOBODY_HEALTHY = 6
 
 
 class RefusedThereError(PenstockError):

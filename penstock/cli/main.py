@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from penstock import __version__
-from penstock.cli import keys, money, people, process, tools, tools_worker
+from penstock.cli import keys, money, people, process, routes, tools, tools_worker
 from penstock.cli import worker as gpu_worker
 from penstock.cli.desk import open_desk_here, open_empty_desk, with_desk
 
 EPILOG = (
     "Exit codes: 0 done, 1 refused, 2 wrong usage, 3 wrong configuration, 4 gateway or database unreachable, "
-    "5 the ledger does not add up."
+    "5 the ledger does not add up, 6 no provider is healthy."
 )
 
 
@@ -32,6 +32,16 @@ def program() -> typer.Typer:
     ):
         app.command(name)(with_desk(function, open_desk_here))
     _add(app, balance=money.balance, grant=money.grant, models=money.models)
+    _group(
+        app,
+        "route",
+        "Where calls go.",
+        show=routes.show,
+        set=routes.set_route,
+        clear=routes.clear,
+        explain=routes.explain,
+    )
+    _add(app, pulse=routes.pulse)
     _group(app, "users", "People.", create=people.create_user, list=people.list_users)
     accounts = _group(app, "accounts", "Whose money it is.", create=people.create_account, list=people.list_accounts)
     _add(accounts, add_member=people.add_member, remove_member=people.remove_member)

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Statement, any_of, fetch, run
+from penstock.db.program import Program, Row, Statement, any_of, each_of, fetch, run
+from penstock.db.routing import Wanted, read_routing
 from penstock.db.schema import credentials, memberships, users
 
 DEEPEST = 8  # generations of child keys
@@ -27,12 +28,16 @@ _identity_columns = (
     credentials.c.expires_ms,
     credentials.c.revoked_ms,
 )
-BY_DIGEST = Statement(select(*_identity_columns).where(credentials.c.digest == bindparam("digest")), "digest")
-BY_ID = Statement(select(*_identity_columns).where(credentials.c.id == bindparam("id")), "id")
-USER = Statement(
-    select(users.c.personal_account_id, users.c.disabled_ms).where(users.c.id == bindparam("user")), "user"
+BY_DIGEST = Statement(
+    select(*_identity_columns, credentials.c.digest).where(each_of(credentials.c.digest, "digests")), "digests"
 )
-ACCOUNTS_OF_USER = Statement(select(memberships.c.account_id).where(memberships.c.user_id == bindparam("user")), "user")
+BY_ID = Statement(select(*_identity_columns).where(each_of(credentials.c.id, "ids")), "ids")
+USERS = Statement(
+    select(users.c.id, users.c.personal_account_id, users.c.disabled_ms).where(each_of(users.c.id, "users")), "users"
+)
+ACCOUNTS_OF_USERS = Statement(
+    select(memberships.c.user_id, memberships.c.account_id).where(each_of(memberships.c.user_id, "users")), "users"
+)
 _names = tuple(column.name for column in credentials.columns)
 _insert = insert(credentials).values({name: bindparam(name) for name in _names})
 WRITE_CREDENTIAL = Statement(_insert, *_names)
@@ -76,7 +81,8 @@ class Identity:
     """Who presents a credential. `keys` are its id and those of the keys it was minted from, itself first.
 
     `accounts` are those the user behind it is a member of; `own_account` is that user's personal one. Empty and None
-    for a key that belongs to an account and to nobody in particular.
+    for a key that belongs to an account and to nobody in particular. `wanted` is how any of these keys and accounts
+    want their calls routed.
     """
 
     keys: tuple[str, ...]
@@ -88,6 +94,7 @@ class Identity:
     scopes: frozenset[str]
     models: frozenset[str] | None
     environment: str
+    wanted: dict[str, Wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +189,11 @@ def revoke(id: str, now_ms: int) -> Program[None]:
         pending += [row[0] for row in (yield from fetch(CHILDREN, each))]
 
 
-def identify(digest: str, now_ms: int) -> Program[Identity | None]:
-    """Whose key has this digest; None for no key, or one that (or whose parent) is revoked or expired."""
-    return (yield from _identity((yield from fetch(BY_DIGEST, digest)), now_ms))
+def identify(digests: list[str], now_ms: int) -> Program[dict[str, Identity]]:
+    """Whose keys have these digests, each given once; not those that (or whose parents) are revoked or expired."""
+    rows = yield from fetch(BY_DIGEST, digests)
+    found = yield from _identities(rows, now_ms)
+    return {row[-1]: found[row[0]] for row in rows if row[0] in found}
 
 
 def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
@@ -194,35 +203,72 @@ def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
 
 def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | None]:
     """The session credential of a user, entered on first sight so that limits and revocation have a row to stand in."""
-    if not (yield from fetch(USER, session.user_id)):
+    if not (yield from fetch(USERS, [str(session.user_id)])):
         return None
     yield from run(WRITE_SESSION, *session.row())
-    return (yield from _identity((yield from fetch(BY_ID, session.id)), now_ms))
+    found = yield from _identities((yield from fetch(BY_ID, [session.id])), now_ms)
+    return found.get(session.id)
 
 
-def _identity(found: list[Row], now_ms: int) -> Program[Identity | None]:
-    lineage: list[Row] = []
-    while found and len(lineage) < DEEPEST:
-        row = found[0]
-        expires_ms, revoked_ms = row[8:]
-        if revoked_ms is not None or (expires_ms is not None and expires_ms <= now_ms):
-            return None
-        lineage.append(row)
-        found = (yield from fetch(BY_ID, row[4])) if row[4] else []
-    if not lineage:
-        return None
-    _, kind, user, account, _, scopes, models, environment, _, _ = lineage[0]
-    own_account, accounts = None, frozenset[str]()
-    if user is not None:
-        known = yield from fetch(USER, user)
-        if not known or known[0][1] is not None:
-            return None
-        own_account = known[0][0]
-        accounts = frozenset(row[0] for row in (yield from fetch(ACCOUNTS_OF_USER, user)))
+def _identities(rows: list[Row], now_ms: int) -> Program[dict[str, Identity]]:
+    """Of these credentials the ones that are good, by their ids."""
+    lineages = [lineage for lineage in (yield from _lineages(rows)) if all(_alive(row, now_ms) for row in lineage)]
+    people = yield from _people(sorted({lineage[0][2] for lineage in lineages if lineage[0][2] is not None}))
+    good = [(lineage, *people[user]) for lineage in lineages if (user := lineage[0][2]) in people]
+    wanted = yield from read_routing({subject for each in good for subject in _subjects(*each)})
+    return {lineage[0][0]: _identity(lineage, own, accounts, wanted) for lineage, own, accounts in good}
+
+
+def _subjects(lineage: list[Row], own_account: str | None, accounts: frozenset[str]) -> set[str]:
+    """Who may want something of how calls with this credential are routed: its keys, and any account it may be for."""
+    return {*(row[0] for row in lineage), *accounts, *filter(None, (lineage[0][3], own_account))}
+
+
+def _lineages(rows: list[Row]) -> Program[list[list[Row]]]:
+    """Each credential with its parent, and so on up."""
+    known = {row[0]: row for row in rows}
+    for _ in range(DEEPEST - 1):
+        parents = {row[4] for row in known.values() if row[4]} - known.keys()
+        if not parents:
+            break
+        known |= {row[0]: row for row in (yield from fetch(BY_ID, sorted(parents)))}
+    return [_lineage(row, known) for row in rows]
+
+
+def _lineage(row: Row, known: dict[str, Row]) -> list[Row]:
+    lineage = [row]
+    while len(lineage) < DEEPEST and (parent := known.get(lineage[-1][4])):
+        lineage.append(parent)
+    return lineage
+
+
+def _alive(row: Row, now_ms: int) -> bool:
+    expires_ms, revoked_ms = row[8:10]
+    return revoked_ms is None and (expires_ms is None or now_ms < expires_ms)
+
+
+def _people(ids: list[str]) -> Program[dict[str | None, tuple[str | None, frozenset[str]]]]:
+    """The personal account of each user who is not disabled, and the accounts he is a member of; nobody has none."""
+    people: dict[str | None, tuple[str | None, frozenset[str]]] = {None: (None, frozenset())}
+    if not ids:
+        return people
+    accounts: dict[str, set[str]] = {id: set() for id in ids}
+    users = yield from fetch(USERS, ids)
+    for user, account in (yield from fetch(ACCOUNTS_OF_USERS, ids)):
+        accounts[user].add(account)
+    enabled = {id: (own, frozenset(accounts[id])) for id, own, disabled_ms in users if disabled_ms is None}
+    return people | enabled
+
+
+def _identity(
+    lineage: list[Row], own_account: str | None, accounts: frozenset[str], wanted: dict[str, Wanted]
+) -> Identity:
+    _, kind, user, account, _, scopes, models, environment = lineage[0][:8]
     allowed = None if models is None else frozenset(json.loads(models))
     keys = tuple(row[0] for row in lineage)
     scope_set = frozenset(json.loads(scopes))
-    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment)
+    ours = {each: wanted[each] for each in _subjects(lineage, own_account, accounts) if each in wanted}
+    return Identity(keys, kind, user, account, own_account, accounts, scope_set, allowed, environment, ours)
 
 
 def _credential(row: Row) -> Credential:

@@ -104,6 +104,12 @@ class Groups:
             task.cancel()
 
     async def _write_forever(self) -> None:
+        try:
+            await self._write_what_comes()
+        finally:
+            self._abandon()
+
+    async def _write_what_comes(self) -> None:
         while True:
             if not self._waiting:
                 self._work.clear()
@@ -148,6 +154,14 @@ class Groups:
             else:
                 future.set_exception(StoreUnavailable())
         self._waiting = kept
+
+    def _abandon(self) -> None:
+        """Nothing is written any more. Whoever still waits must be told, for no other end could reach him."""
+        self._closing = True
+        self._refuse(self._loop.time())
+        for _, future, until_written, _ in self._under_way:
+            if not (until_written or future.done()):
+                future.set_exception(OutcomeUnknown())
 
     async def _carry_out(self, jobs: list[Job]) -> list[Result]:
         operations = [job for job in jobs if type(job[0]) is not GeneratorType]

@@ -6,7 +6,7 @@ text. USD is nano-USD, contract lots are tokens.
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
-    prices (every version used)
+    prices (every version used)   routing
     tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
     responses ── response_items (what callers may continue, and refer to)
 """
@@ -259,4 +259,14 @@ prices = Table(
     Column("version", Text, primary_key=True),
     Column("price", Text, nullable=False),  # JSON: nano-USD per million tokens, nano-USD per request
     Column("created_ms", BigInteger, nullable=False),
+)
+
+routing = Table(
+    "routing",
+    metadata,
+    Column("subject", Text, primary_key=True),  # an account or a key
+    Column("preferred", Text, nullable=False),  # JSON lists of patterns for classes, providers and models
+    Column("allowed", Text, nullable=False),
+    Column("denied", Text, nullable=False),
+    Column("updated_ms", BigInteger, nullable=False),
 )

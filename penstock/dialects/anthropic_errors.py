@@ -23,6 +23,7 @@ _TYPES = {
     "not_implemented": "not_implemented",
     "store_unavailable": "overloaded_error",
     "shutting_down": "overloaded_error",
+    "crowded": "overloaded_error",
 }
 
 

@@ -9,3 +9,5 @@ KeyScope = Literal["inference", "read", "management", "operator", "connect", "sh
 Role = Literal["owner", "member"]
 Lane = Literal["credits", "contract"]
 State = Literal["final", "review"]
+SurfaceChoice = Literal["router", "trust", "forward"]
+Need = Literal["tools", "images", "json_schema"]

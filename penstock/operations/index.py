@@ -20,6 +20,8 @@ from penstock.operations.keys import create_key, list_keys, revoke_key
 from penstock.operations.ledger import verify_ledger
 from penstock.operations.models import list_models
 from penstock.operations.office import Office
+from penstock.operations.pulse import show_pulse
+from penstock.operations.routes import clear_route, explain_route, set_route, show_route
 from penstock.operations.sessions import issue_session
 from penstock.operations.tools import clear_tool_policy, set_tool_policy, show_tool_policy
 from penstock.operations.usage import list_usage, summarize_usage
@@ -58,6 +60,11 @@ OPERATIONS = (
     Operation("tools.set_policy", set_tool_policy, "operator", "POST", "/accounts/{account}/tools"),
     Operation("tools.clear_policy", clear_tool_policy, "operator", "DELETE", "/accounts/{account}/tools"),
     Operation("models.list", list_models, "read", "GET", "/models"),
+    Operation("routes.show", show_route, "read", "GET", "/routes"),
+    Operation("routes.set", set_route, "management", "POST", "/routes"),
+    Operation("routes.clear", clear_route, "management", "DELETE", "/routes"),
+    Operation("routes.explain", explain_route, "read", "GET", "/routes/explain"),
+    Operation("pulse", show_pulse, "read", "GET", "/pulse"),
     Operation("ledger.verify", verify_ledger, "operator", "GET", "/ledger/verification"),
 )
 

@@ -112,11 +112,17 @@ def mint(office: Office, asked: NewCredential) -> tuple[str, NewCredential]:
     return key, replace(asked, display=display, digest=office.keyring.digest(key))
 
 
-def find_managed(actor: Actor, key: str) -> Program[list[Credential]]:
-    """The key and its ancestors. NotFound when it is not the actor's; Forbidden when the actor may only look at it."""
+def find_seen(actor: Actor, key: str) -> Program[list[Credential]]:
+    """The key and its ancestors. NotFound when it is not the actor's."""
     lineage = yield from find_lineage(key)
     if not lineage or not _sees(actor, lineage[0]):
         raise NotFound("There is no such key.")
+    return lineage
+
+
+def find_managed(actor: Actor, key: str) -> Program[list[Credential]]:
+    """The same; Forbidden when the actor may only look at it."""
+    lineage = yield from find_seen(actor, key)
     if lineage[0].account_id is not None:
         actor.check_manages(lineage[0].account_id)
     check_within(actor, lineage[0].scopes)

@@ -1,4 +1,4 @@
-"""What operations work with: the store, the settings and whatever makes keys, tokens, ids and the time.
+"""What operations work with: the store, the settings, the upstreams and whatever makes keys, tokens, ids and the time.
 
 `penstock/app.py` builds it and hands it to the doors. When the configuration is read again, `settings` and
 `catalogue` are replaced here; an operation under way keeps what it has read.
@@ -14,6 +14,8 @@ from penstock.clock import Clock
 from penstock.config import Settings
 from penstock.db.store import Store
 from penstock.ids import IdMaker
+from penstock.routing.pulse import Pulse
+from penstock.routing.upstreams import Upstreams
 
 
 @dataclass(slots=True)
@@ -27,3 +29,5 @@ class Office:
     sessions: Sessions
     clock: Clock
     ids: IdMaker
+    upstreams: Upstreams
+    pulse: Pulse

@@ -2,28 +2,47 @@
 
 Failover ends with the first byte of a good answer: a stream's first event is awaited here and a plain answer is read
 whole, so a provider that breaks before that is passed over unseen. What an upstream says about the *request* (its own
-4xx) goes to the caller; what it says about *us* (bad key, no credit there) is our fault and never the caller's.
+4xx) goes to the caller, unless it is that the request is too long for it and there is another; what it says about *us*
+(bad key, no credit there) is our fault and never the caller's.
+
+An offer whose breaker has opened since the plan was made is passed over, and so is one to whose dialect the request
+cannot be carried. When all have failed and one of them asked for a short pause, it gets that pause and a second call.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from operator import itemgetter
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock.catalogue import Offer
 from penstock.dialects import Label, Pair, Plain, Stream, Wish, sse
 from penstock.dialects.pairs import between
 from penstock.dialects.refusals import read_refusal
-from penstock.errors import InvalidRequest, NoHealthyProvider, UpstreamError, UpstreamFailed, UpstreamRefused
+from penstock.errors import (
+    InvalidRequest,
+    NoHealthyProvider,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ask import Ask
+from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold
+from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
 from penstock.relay.tailor import cut, require_covered
 from penstock.relay.toolloop import Equipped
+from penstock.routing.health import Attempt, retry_after_s
+from penstock.routing.upstreams import Upstreams
 
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
 LARGEST_ERROR = 64 * 1024
@@ -31,19 +50,54 @@ LONGEST_SECRET = 4_096
 LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
 OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
 WORTH_ANOTHER = frozenset({408, 409, 425, 429})
+TIMER_GRAIN_S = 0.002  # a timer may go off so much early, and a breaker does not open before its time
+OVERLOADED = frozenset({429, 503, 529})
+TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
 # What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
 _OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
 
 _logger = logging.getLogger("penstock.relay")
 
 
-class Served(Struct, frozen=True, gc=False):
-    """An answer that has begun: a plain one as a whole, or a stream."""
+class Failed(Struct, frozen=True, gc=False):
+    """An offer that did not serve. NoHealthyProvider: it was not asked, its breaker is open. InvalidRequest: it was not
+    asked, the request cannot be carried there."""
 
     offer: Offer
+    error: UpstreamError | InvalidRequest
+
+
+class Served(Struct, frozen=True, gc=False):
+    """An answer that has begun: a plain one as a whole, or a stream. `reason` is why its offer had its place, `after`
+    what did not serve before."""
+
+    offer: Offer
+    reason: str
     attempts: int
+    after: tuple[Failed, ...]
     answer: Answer
     body: Plain | Begun
+    attempt: Attempt
+
+    def ended(self, ending: Ending) -> None:
+        """The answer has come to an end: its own, or a break."""
+        if ending in BROKE:
+            self.attempt.failed(UpstreamFailed("The provider broke off an answer.", began=True))
+        else:
+            self.attempt.finished()
+
+    def close(self) -> None:
+        """The call is over, however it went."""
+        self.answer.close()
+        self.attempt.over()
+
+    def trail(self) -> str:
+        """Where the call went and why, for a header: words of ours and names of providers alone."""
+        line = f"{self.offer.provider};attempts={self.attempts};class={self.offer.provider_class};why={self.reason}"
+        if not self.after:
+            return line
+        return f"{line};after={','.join(f'{each.offer.provider}:{_word(each.error)}' for each in self.after)}"
 
 
 class Begun(Struct, frozen=True, gc=False):
@@ -55,16 +109,56 @@ class Begun(Struct, frozen=True, gc=False):
     splitter: sse.Splitter
 
 
+class _Search(Struct, gc=False):
+    """One call looking for somebody to serve it, and who has not."""
+
+    plan: Plan
+    ask: Ask
+    wish: Wish
+    hold: Hold
+    label: Label
+    failed: list[Failed]
+    equipped: Equipped | None
+    calls: int = 0
+    last: str = ""  # the provider that was called last
+
+    def calling(self, offer: Offer, provider: Provider) -> None:
+        """This one is called."""
+        if self.calls:
+            self.hold.passed_on(self.last, offer.provider)
+        self.calls, self.last = self.calls + 1, offer.provider
+        self.hold.calling(offer, provider.on_cancel)
+
+    def opening(self, provider: Provider, offer: Offer, call: Call) -> Awaitable[Answer]:
+        """The answer to the call, with tools where the model can call them."""
+        if self.equipped is None or "tools" not in offer.capabilities:
+            return provider.open(call)
+        return self.equipped.open(provider, call)
+
+    def note(self, offer: Offer, error: UpstreamError | InvalidRequest) -> None:
+        """This one does not serve."""
+        self.failed.append(Failed(offer, error))
+
+
 class Attempts:
     """Tries offers. Redacts what it repeats of an upstream's words."""
 
-    def __init__(self, providers: Mapping[str, Provider], most: int, redact: Callable[[str], str]) -> None:
-        self.providers = providers
-        self._most = most
+    def __init__(self, upstreams: Upstreams, most: int, redact: Callable[[str], str]) -> None:
+        self.upstreams = upstreams
+        self.most = most
         self._redact = redact
 
     def __repr__(self) -> str:
-        return f"Attempts({', '.join(self.providers)})"
+        return f"Attempts({self.upstreams!r})"
+
+    @property
+    def providers(self) -> Mapping[str, Provider]:
+        """Who can be called, by name."""
+        return self.upstreams.providers
+
+    @providers.setter
+    def providers(self, providers: Mapping[str, Provider]) -> None:
+        self.upstreams.providers = providers
 
     def redact(self, words: str) -> str:
         """An upstream's words as they may be repeated: without secrets, and not too many."""
@@ -76,60 +170,107 @@ class Attempts:
     async def first_answer(
         self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label, equipped: Equipped | None
     ) -> Served:
-        """The first offer that begins to answer well; the hold is told which. The caller closes the answer.
+        """The first offer that begins to answer well; the hold is told which. The caller closes what is served.
 
         A call that is `equipped` with tools may take several rounds at an offer; once one has run no other is tried.
-        UpstreamRefused at once; else the last offer's UpstreamError when none answers, and InvalidRequest when none has
-        anything for what is asked.
+        UpstreamRefused at once; else what `_none_served` makes of the failures.
         """
-        failure: UpstreamError | None = None
-        unfit: InvalidRequest | None = None
-        for number, offer in enumerate(plan.offers[: self._most], 1):
-            provider = self.providers.get(offer.provider)
-            pair = between(ask.dialect, offer.speaks)
-            if provider is None or pair is None:  # a reload has just changed the configuration
-                continue
-            try:
-                body = self._body(pair, wish, offer, hold)
-            except InvalidRequest as error:  # what this offer has nothing for, another one may serve
-                unfit = error
-                continue
-            headers = ask.headers if pair is ask.dialect else ()
-            call = Call(pair.PATH, body, wish.stream, headers, sent=hold.sent, model=offer.model, account=hold.account)
-            hold.calling(offer, provider.on_cancel)
-            try:
-                if equipped is None or "tools" not in offer.capabilities:
-                    answer = await provider.open(call)
-                else:
-                    answer = await equipped.open(provider, call)
-                try:
-                    read = self._stream if wish.stream else self._plain
-                    return Served(offer, number, answer, await read(answer, pair, wish, label))
-                except BaseException:
-                    answer.close()
-                    raise
-            except UpstreamRefused:
-                raise
-            except UpstreamError as error:
-                hold.failed(error)
-                _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
-                if equipped is not None and equipped.used:
-                    raise
-                failure = error
-            finally:
-                hold.answered()
-        raise failure or unfit or NoHealthyProvider()
+        search = _Search(plan, ask, wish, hold, label, [], equipped)
+        for offer, reason in zip(plan.offers, plan.reasons, strict=True):
+            if search.calls == self.most:
+                break
+            served = await self._try(search, offer, reason)
+            if served is not None:
+                return served
+        again = _soonest(search.failed, self.upstreams.health.settings.retry_wait_s)
+        if again is not None:
+            pause_s, offer = again
+            await asyncio.sleep(pause_s + TIMER_GRAIN_S)
+            served = await self._try(search, offer, "again")
+            if served is not None:
+                return served
+        raise self._none_served(plan, search.failed)
 
-    def _body(self, pair: Pair, wish: Wish, offer: Offer, hold: Hold) -> bytes:
-        require_covered(wish, offer)
-        body = pair.request(
-            wish,
-            model=offer.model,
-            output_limit=hold.output_limit,
-            limit_field=offer.limit_field,
-            ask_usage=offer.ask_usage,
-        )
-        return cut(body, offer)
+    async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
+        """Call one offer. None when it does not serve, which is then noted in `search.failed`."""
+        ask, wish, hold, label = search.ask, search.wish, search.hold, search.label
+        provider = self.providers.get(offer.provider)
+        pair = between(ask.dialect, offer.speaks)
+        if provider is None or pair is None:  # a reload has just changed the configuration
+            return None
+        try:
+            call = _call(offer, pair, search)
+        except InvalidRequest as error:
+            search.note(offer, error)
+            return None
+        attempt = self.upstreams.health.attempt(offer)
+        if attempt is None:
+            search.note(offer, NoHealthyProvider())
+            return None
+        if search.plan.auto:
+            label = replace(label, model=offer.model_id)
+        search.calling(offer, provider)
+        try:
+            answer, body = await self._open(search.opening(provider, offer, call), pair, wish, label)
+        except UpstreamError as error:
+            self._failed(search, offer, attempt, error)
+            return None
+        except BaseException:
+            attempt.over()
+            raise
+        finally:
+            hold.answered()
+        attempt.answered()
+        return Served(offer, reason, search.calls, tuple(search.failed), answer, body, attempt)
+
+    def _failed(self, search: _Search, offer: Offer, attempt: Attempt, error: UpstreamError) -> None:
+        """Note that an offer did not serve. What it says about the request is raised, for all would say the same."""
+        if isinstance(error, UpstreamRefused):
+            attempt.answered()
+            attempt.finished()
+            attempt.over()
+            if not (_is_too_long(error) and _has_more_room(search.plan, offer)):
+                raise error
+        else:
+            attempt.failed(error)
+            attempt.over()
+            search.hold.failed(error)
+            _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
+            if search.equipped is not None and search.equipped.used:
+                raise error
+        search.note(offer, error)
+
+    def _none_served(self, plan: Plan, failed: list[Failed]) -> UpstreamError | InvalidRequest:
+        """What to say when no offer has served: of a request that is too long, or cannot be carried, just that; of
+        `auto` that nobody is well; of a model that was asked for by name what the last of its providers said."""
+        errors = [each.error for each in failed]
+        refused = next((each for each in errors if isinstance(each, UpstreamRefused)), None)
+        if refused is not None:
+            return refused
+        asked = [each for each in errors if isinstance(each, UpstreamError) and not isinstance(each, NoHealthyProvider)]
+        wait_s = self.upstreams.health.wait_s
+        waits_s = [wait_s(each.offer) for each in failed if isinstance(each.error, UpstreamError)]
+        nobody = NoHealthyProvider(retry_after_s=retry_after_s(waits_s))
+        if not asked:
+            uncarried = [each for each in errors if isinstance(each, InvalidRequest)]
+            return uncarried[0] if uncarried and not waits_s else nobody
+        last = asked[-1]
+        if plan.auto and not isinstance(last, UpstreamTimeout):
+            return nobody
+        if last.status == NoHealthyProvider.status and last.retry_after_s is None:
+            last.retry_after_s = nobody.retry_after_s
+        return last
+
+    async def _open(
+        self, opening: Awaitable[Answer], pair: Pair, wish: Wish, label: Label
+    ) -> tuple[Answer, Plain | Begun]:
+        answer = await opening
+        try:
+            read = self._stream if wish.stream else self._plain
+            return answer, await read(answer, pair, wish, label)
+        except BaseException:
+            answer.close()
+            raise
 
     async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
         await self._require_success(answer)
@@ -169,15 +310,68 @@ class Attempts:
         body = await answer.read(LARGEST_ERROR)
         message, code, param = (each and self.redact(each) for each in read_refusal(body))
         status = answer.status
+        if status in OVERLOADED:
+            return _overloaded(status, wait_s(answer.headers, self.upstreams.health.clock.now_ms()))
         if _OURS.search(message or ""):
-            return UpstreamFailed(f"The provider answered with status {status}, about our key or credit there.")
+            words = f"The provider answered with status {status}, about our key or credit there."
+            return UpstreamFailed(words, upstream_status=401)  # which is what it should have been
         if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
             words = message or "The provider refused the request."
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
-        return UpstreamFailed(f"The provider answered with status {status}.")
+        return UpstreamFailed(f"The provider answered with status {status}.", upstream_status=status)
 
     def _require_stream(self, answer: Answer) -> None:
         kind = answer.headers.get("content-type", "")
         if not kind.startswith("text/event-stream"):
             sent = self.redact(kind)[:100] or "no content type"
             raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
+
+
+def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
+    """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
+    its price does not cover."""
+    require_covered(search.wish, offer)
+    limit, most = search.hold.output_limit, offer.max_output_tokens
+    body = pair.request(
+        search.wish,
+        model=offer.model,
+        output_limit=limit if limit is None or most is None else min(limit, most),
+        limit_field=offer.limit_field,
+        ask_usage=offer.ask_usage,
+    )
+    headers = search.ask.headers if pair is search.ask.dialect else ()
+    return Call(pair.PATH, cut(body, offer), search.wish.stream, headers, sent=search.hold.sent, model=offer.model)
+
+
+def _soonest(failed: list[Failed], most_s: float) -> tuple[float, Offer] | None:
+    """Who asked for the shortest pause, if that is short enough to wait for, and the pause."""
+    pauses = [(each.error.wait_s, each.offer) for each in failed if isinstance(each.error, UpstreamError)]
+    short = [(pause_s, offer) for pause_s, offer in pauses if pause_s is not None and pause_s <= most_s]
+    return min(short, key=itemgetter(0), default=None)
+
+
+def _overloaded(status: int, wait_s: float | None) -> UpstreamUnavailable:
+    """An upstream that cannot take the call now, and for how long, if it says so."""
+    told = None if wait_s is None else retry_after_s([wait_s])
+    words = f"The provider answered with status {status}."
+    return UpstreamUnavailable(words, began=True, upstream_status=status, wait_s=wait_s, retry_after_s=told)
+
+
+def _is_too_long(refused: UpstreamRefused) -> bool:
+    """Whether the request is only too long for this one. Anthropic has no code for it."""
+    return refused.code in TOO_LONG or refused.message.startswith("prompt is too long")
+
+
+def _has_more_room(plan: Plan, offer: Offer) -> bool:
+    """Whether an offer after this one may take a longer request: of another model, or known to."""
+    rest = plan.offers[plan.offers.index(offer) + 1 :]
+    return any(
+        each.model_id != offer.model_id or (each.context_length or 0) > (offer.context_length or 0) for each in rest
+    )
+
+
+def _word(error: UpstreamError | InvalidRequest) -> str:
+    """A failure in a word, for a header."""
+    if isinstance(error, UpstreamRefused):
+        return "too_long"
+    return "not_carried" if isinstance(error, InvalidRequest) else error.kind.removeprefix("upstream_")

@@ -146,8 +146,8 @@ class Hold:
         self.output_limit = wish.output_limit
         if self.output_limit is None and not wish.stream:
             self.output_limit = plan.default_output_tokens
-        if self.output_limit is not None and plan.model.max_output_tokens is not None:
-            self.output_limit = min(self.output_limit, plan.model.max_output_tokens)
+        if self.output_limit is not None and plan.max_output_tokens is not None:
+            self.output_limit = min(self.output_limit, plan.max_output_tokens)
         self.covered_output = 0  # tokens that the hold pays for besides the input
         self.ending = Ending.ANSWER
         self.status = 200
@@ -219,8 +219,8 @@ class Hold:
             self.ending, self.status = ending_of(error, caller_gone=self._departure.gone)
             self._close()
             raise
-        except asyncio.CancelledError:  # by now the store has decided (`store.Decision`): give back what it granted
-            if not future.exception() and isinstance(future.result(), Granted):
+        except asyncio.CancelledError:  # by now the store has decided, or given up (`store.Decision`): likewise
+            if _may_be_granted(future):
                 self.ending, self.status = ending_of(asyncio.CancelledError(), caller_gone=self._departure.gone)
                 self._close()
             raise
@@ -253,7 +253,7 @@ class Hold:
         self._price = offer.price
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
-        self.record.provider = offer.provider
+        self.record.provider, self.record.model = offer.provider, offer.model_id
         self.record.attempts += 1
         self.meter.thinking_in_total = offer.thinking_in_total
         self.meter.restart()
@@ -270,6 +270,10 @@ class Hold:
     def failed(self, error: UpstreamError) -> None:
         """The offer did not serve."""
         self._holds.observe.failed_upstream(self.record.provider, error.kind)
+
+    def passed_on(self, provider: str, next: str) -> None:
+        """The call goes on from a provider that did not serve to the next, or to the same once more."""
+        self._holds.observe.failed_over(provider, next)
 
     def added_s(self) -> float:
         """Seconds that the call has spent here and not waiting for an upstream."""
@@ -455,6 +459,11 @@ class Hold:
 
     def _elapsed_us(self) -> int:
         return int((self._holds.clock.monotonic() - self._started_s) * 1e6)
+
+
+def _may_be_granted(decided: asyncio.Future[Outcome]) -> bool:
+    error = decided.exception()
+    return isinstance(error, OutcomeUnknown) if error else isinstance(decided.result(), Granted)
 
 
 def _pauses(most_s: float) -> Iterator[float]:

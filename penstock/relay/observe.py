@@ -15,7 +15,7 @@ from penstock.clock import Clock, iso
 from penstock.db.records import UsageRecord
 from penstock.figures import Figures
 from penstock.log import RequestLog
-from penstock.relay.tally import Buckets, Calls, Counters, Gauge
+from penstock.relay.tally import Buckets, Calls, Counters, Gauge, Gauges
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -37,12 +37,15 @@ class Observer:
         self._redact = redact
         self.total: Callable[[], Awaitable[Figures]] | None = None
         self._calls = Calls()
-        self._collected: list[Calls | Counters | Buckets | Gauge] = [self._calls]
+        self._collected: list[Calls | Counters | Buckets | Gauge | Gauges] = [self._calls]
         self._refused = self._counters(
             "penstock_refused_requests", "Requests refused, by kind of error.", ("surface", "kind")
         )
         self._upstream_errors = self._counters(
             "penstock_upstream_errors", "Attempts at a provider that failed, by kind of error.", ("provider", "kind")
+        )
+        self._failovers = self._counters(
+            "penstock_failovers", "Calls that went on from a provider that failed to the next.", ("provider", "next")
         )
         self._total = self._buckets("penstock_request_seconds", "From request to last byte.", SLOW)
         self._first_byte = self._buckets("penstock_first_byte_seconds", "From request to first byte.", SLOW)
@@ -82,6 +85,10 @@ class Observer:
         """An attempt at a provider failed."""
         self._upstream_errors.add((provider, kind))
 
+    def failed_over(self, provider: str, next: str) -> None:
+        """A call goes on to the next provider, or once more to the same."""
+        self._failovers.add((provider, next))
+
     def admitted(self, seconds: float) -> None:
         """The store has decided on a request."""
         self._admission.observe(seconds)
@@ -93,6 +100,12 @@ class Observer:
     def gauge(self, name: str, help: str, read: Callable[[], float], labels: Mapping[str, str] | None = None) -> None:
         """Show a figure that is read when metrics are."""
         self._collected.append(Gauge(name, help, read, labels or {}))
+
+    def gauges(
+        self, name: str, help: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        """Show figures by labels that are read when metrics are."""
+        self._collected.append(Gauges(name, help, labels, read))
 
     def figures(self) -> Figures:
         """The metrics of this process."""

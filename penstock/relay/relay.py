@@ -78,7 +78,8 @@ class Relay:
         body = await ask.body()
         whole = await ask.memory.recall(caller, body)
         wish = ask.dialect.peek(whole, max_output_tokens=self._limits.max_output_tokens)
-        plan = route(wish, ask.kind, caller, ask.surface, ask.lane, self.catalogue)
+        attempts = self.attempts
+        plan = route(wish, ask, caller, self.catalogue, attempts.upstreams, most=attempts.most)
         bench = None
         if ask.surface.tools and ask.kind == "chat" and self.tools.on_offer(caller.account):
             bench = await self.tools.bench(caller.account)
@@ -112,10 +113,13 @@ class Relay:
         served = await self.attempts.first_answer(plan, ask, wish, hold, label, equipped)
         try:
             if isinstance(served.body, Plain):
-                return self._plain(served.body, served, hold, reply)
-            return await self._stream(wish, served.body, served, hold, reply)
+                last = self._plain(served.body, served, hold, reply)
+            else:
+                last = await self._stream(wish, served.body, served, hold, reply)
+            served.ended(hold.ending)
+            return last
         finally:
-            served.answer.close()
+            served.close()
 
     def _plain(self, answer: Plain, served: Served, hold: Hold, reply: Reply) -> bytes:
         hold.meter.feed(answer.produced, answer.usage)
@@ -163,7 +167,6 @@ def _used(hold: Hold) -> Headers:
 
 def _trail(served: Served, hold: Hold) -> Headers:
     """Headers that say where a call went and how long we held it up."""
-    route = f"{served.offer.provider};attempts={served.attempts}"
     added_ms, upstream_ms = hold.added_s() * 1000, hold.upstream_s * 1000
     timing = f"penstock;dur={added_ms:.2f}, upstream;dur={upstream_ms:.2f}"
-    return [(b"x-penstock-route", route.encode()), (b"server-timing", timing.encode())]
+    return [(b"x-penstock-route", served.trail().encode()), (b"server-timing", timing.encode())]

@@ -39,6 +39,31 @@ class Counters:
         return (Family(self._name, "counter", self._help, tuple(samples)),)
 
 
+class Gauges:
+    """Figures by labels that somebody else keeps, read when metrics are."""
+
+    __slots__ = ("_help", "_labels", "_name", "_read")
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str], read: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        self._name = name
+        self._help = help
+        self._labels = labels
+        self._read = read
+
+    def __repr__(self) -> str:
+        return f"Gauges({self._name})"
+
+    def collect(self) -> Figures:
+        """What the figures are now."""
+        samples = (
+            Sample(self._name, tuple(zip(self._labels, labels, strict=True)), value)
+            for labels, value in self._read().items()
+        )
+        return (Family(self._name, "gauge", self._help, tuple(samples)),)
+
+
 class Calls:
     """Calls that held money, and what they used: one row of integers for those that have all their labels in common."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -53,12 +54,19 @@ async def engine(clock: HandClock) -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def queue(engine: Engine, clock: HandClock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Groups]:
-    monkeypatch.setattr(groups, "WAIT_S", 0.3)
     monkeypatch.setattr(groups, "LOOK_S", 0.01)
     queue = Groups(clock, commit=engine.commit, write=engine.commit)
     yield queue
     engine.away = engine.doubtful = False
     await queue.close()
+
+
+@contextmanager
+def impatience() -> Iterator[None]:
+    """Nobody waits long. Only around what is not answered: on a busy machine an answer may take as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "WAIT_S", 0.3)
+        yield
 
 
 async def told(*decisions: Decision[Any]) -> list[type]:
@@ -73,8 +81,9 @@ async def test_whoever_waits_for_an_engine_that_does_not_answer_is_told_in_time(
     under_way = queue.submit(admission("a", need(10)))
     await engine.begun.wait()
     waiting = queue.submit(admission("b", need(10)))
-    assert await told(under_way, waiting) == [OutcomeUnknown, StoreUnavailable]
-    assert 0.3 <= perf_counter() - began_s < 3
+    with impatience():
+        assert await told(under_way, waiting) == [OutcomeUnknown, StoreUnavailable]
+    assert 0.3 <= perf_counter() - began_s < 5
     engine.answering.set()
     assert granted(await queue.submit(admission("c", need(10)))) == 10
     assert {row["request_id"] for row in await rows(engine.store, holds)} == {"a", "c"}  # to be given back: `Hold`
@@ -104,7 +113,8 @@ async def test_a_settlement_that_nobody_waits_for_any_more_is_written_all_the_sa
     engine.answering.clear()
     given_up, awaited = (queue.post(settlement(request, need(0), 7)) for request in ("a", "b"))
     given_up.cancel()
-    assert await told(queue.submit(admission("c", need(10)))) == [OutcomeUnknown]  # so the watch has looked
+    with impatience():
+        assert await told(queue.submit(admission("c", need(10)))) == [OutcomeUnknown]  # so the watch has looked
     assert not awaited.done()
     engine.answering.set()
     await awaited
@@ -127,3 +137,20 @@ async def test_behind_any_number_of_settlements_that_are_owed_callers_are_told_a
     assert granted(await queue.submit(admission("c", need(1)))) == 1
     assert len(await rows(engine.store, usage_records)) == many
     assert [(row["remaining"], row["held"]) for row in await rows(engine.store, lots)] == [(10_000 - many, 1)]
+
+
+async def test_when_it_ends_whoever_still_waits_is_told(
+    engine: Engine, queue: Groups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decision cannot be cancelled, so who waits for one that never comes could not end, nor his process."""
+    monkeypatch.setattr(groups, "CLOSE_S", 0.05)
+    engine.answering.clear()
+    under_way = queue.submit(admission("a", need(10)))
+    await engine.begun.wait()
+    waiting = queue.submit(admission("b", need(10)))
+    await queue.close()
+    assert await told(under_way, waiting, queue.submit(admission("c", need(10)))) == [
+        OutcomeUnknown,
+        StoreUnavailable,
+        StoreUnavailable,
+    ]

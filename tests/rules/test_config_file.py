@@ -55,6 +55,17 @@ MISTAKES = {
         "[server]\nport = 70000\n",
         ["p.toml:2: server.port: must be a whole number from 0 to 65535"],
     ),
+    "a model that auto cannot choose": (
+        PROVIDER + MODEL + '[auto]\nmodels = ["n"]\norder = ["gpu", "gpu"]\n',
+        [
+            "p.toml:8: auto.models: there is no model 'n' (there are: m)",
+            "p.toml:9: auto.order: names a class twice",
+        ],
+    ),
+    "an embedding model for auto": (
+        PROVIDER + MODEL + 'kind = "embeddings"\n[auto]\nmodels = ["m"]\n',
+        ["p.toml:9: auto.models: the model 'm' does not serve chat"],
+    ),
     "text for a number": (
         '[server]\nport = "8420"\n',
         ["p.toml:2: server.port: must be a whole number from 0 to 65535, not text"],

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from penstock.access import Access, Surface
-from penstock.db.credentials import DEEPEST, identify
+from penstock.db.credentials import DEEPEST, Identity, identify
 from penstock.db.ledger import Admission
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import operation_named, perform
+from penstock.operations.key_views import MintedKey
 from penstock.operations.office import Office
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
@@ -31,6 +32,11 @@ async def do(office: Office, operation: str, /, actor: Actor = LOCAL, **argument
 async def acting_as(office: Office, token: str) -> Actor:
     access = Access(office.store, office.keyring, office.sessions, office.clock, 1000)
     return await actor_of(office, await access.admit(f"Bearer {token}", None, MANAGEMENT))
+
+
+async def owner(office: Office, made: MintedKey) -> Identity | None:
+    digest = office.keyring.digest(made.key)
+    return (await office.store.read(identify([digest], office.clock.now_ms()))).get(digest)
 
 
 async def manager_of(office: Office, account: str, *scopes: str) -> Actor:
@@ -60,7 +66,7 @@ async def test_a_key_of_an_account_is_shown_once_and_known_by_its_digest(
     (listed,) = (await do(office, "keys.list")).data
     assert not hasattr(listed, "key")
     assert (listed.id, listed.state, listed.account) == (made.id, "active", account)
-    identity = await office.store.read(identify(office.keyring.digest(made.key), office.clock.now_ms()))
+    identity = await owner(office, made)
     assert identity is not None
     assert (identity.keys, identity.account, identity.kind) == ((made.id,), account, kind)
 
@@ -72,9 +78,7 @@ async def test_a_personal_key_pays_from_the_personal_account_and_an_account_key_
     team = await do(office, "accounts.create", name="Team", owner=user.id)
     personal = await do(office, "keys.create", kind="personal", name="p", user=user.id)
     everywhere = await do(office, "keys.create", kind="account", name="a", user=user.id)
-    now_ms = office.clock.now_ms()
-    first = await office.store.read(identify(office.keyring.digest(personal.key), now_ms))
-    second = await office.store.read(identify(office.keyring.digest(everywhere.key), now_ms))
+    first, second = await owner(office, personal), await owner(office, everywhere)
     assert first is not None
     assert second is not None
     assert (first.account, first.own_account) == (user.account, user.account)
@@ -164,13 +168,13 @@ async def test_a_revoked_parent_ends_its_children_at_identification_and_at_admis
     child = await do(office, "keys.child", key=parent.id, name="c")
     grandchild = await do(office, "keys.child", key=child.id, name="g")
     line = (grandchild.id, child.id, parent.id)
-    known = await office.store.read(identify(office.keyring.digest(grandchild.key), office.clock.now_ms()))
+    known = await owner(office, grandchild)
     assert known is not None
     assert known.keys == line
     assert isinstance(await admitted(office, line, account, 1), Granted)
     await do(office, "keys.revoke", key=parent.id)
     for made in (parent, child, grandchild):
-        assert await office.store.read(identify(office.keyring.digest(made.key), office.clock.now_ms())) is None
+        assert await owner(office, made) is None
     assert await admitted(office, line, account, 1) == Refused(Refusal.KEY_INVALID)
     assert {each.state for each in (await do(office, "keys.list")).data} == {"revoked"}
     with pytest.raises(WrongState):

@@ -9,8 +9,11 @@ import pytest
 
 from penstock.access import Caller, Surface
 from penstock.catalogue import Catalogue
+from penstock.clock import Clock
 from penstock.config import (
+    AutoSettings,
     ContractSettings,
+    HealthSettings,
     ModelSettings,
     OfferSettings,
     PriceSettings,
@@ -18,10 +21,14 @@ from penstock.config import (
     SecretSettings,
     Settings,
 )
-from penstock.dialects import Wish
-from penstock.errors import InvalidRequest, ModelUnknown, PenstockError
+from penstock.db.routing import Routing
+from penstock.dialects import Wish, openai_chat, openai_embeddings
+from penstock.errors import InvalidRequest, ModelUnknown, NoHealthyProvider, PenstockError, UpstreamFailed
 from penstock.money.prices import Price, TokenTariff, UsdTariff
+from penstock.relay.ask import Ask
 from penstock.relay.route import Plan, route
+from penstock.routing.health import Health
+from penstock.routing.upstreams import Upstreams
 
 TRUST = Surface("trust", frozenset({"account"}), "trust", "credits")
 FORWARD = Surface("forward", frozenset({"inference"}), "key", "contract")
@@ -63,9 +70,18 @@ def plan(
     kind: str = "chat",
     lane: str | None = None,
     caller: Caller = CALLER,
+    catalogue: Catalogue = CATALOGUE,
+    upstreams: Upstreams | None = None,
     **fields: Any,
 ) -> Plan:
-    return route(wish(model, **fields), kind, caller, surface, lane, CATALOGUE)
+    dialect = openai_chat if kind == "chat" else openai_embeddings
+    ask = Ask("req_1", surface, kind, dialect, None, None, lane, None, no_body)
+    upstreams = upstreams or Upstreams({}, Health(HealthSettings(), Clock(), str))
+    return route(wish(model, **fields), ask, caller, catalogue, upstreams, most=3)
+
+
+async def no_body() -> bytes:
+    raise AssertionError("routing reads no body")
 
 
 def refusal(model: str, **how: Any) -> PenstockError:
@@ -79,7 +95,7 @@ def test_a_model_is_found_by_any_of_its_names_in_any_case(name: str) -> None:
     assert plan(name).model.id == "Llama"
 
 
-def test_offers_are_tried_in_the_operators_order_and_reckoned_at_the_dearest_price() -> None:
+def test_the_cheaper_offer_is_tried_first_and_all_are_reckoned_at_the_dearest_price() -> None:
     made = plan("Llama")
     assert [(offer.provider, offer.model) for offer in made.offers] == [("one", "m-at-one"), ("two", "m-at-two")]
     assert made.tariff == UsdTariff(Price(200, 900, 200, 900, 7))
@@ -168,3 +184,99 @@ def test_the_input_is_bounded_from_above_and_estimated(
 @pytest.mark.parametrize(("model", "kind", "output"), [("seeing", "chat", 77), ("embed", "embeddings", 0)])
 def test_a_call_without_a_limit_is_reckoned_at_the_models_own(model: str, kind: str, output: int) -> None:
     assert plan(model, kind=kind).default_output_tokens == output
+
+
+# `auto`, and offers that are not all well.
+
+CHOICE = (
+    ModelSettings("dear", offers=(OfferSettings("one", "d"),), price=PriceSettings(input=900, output=900)),
+    ModelSettings(
+        "small",
+        offers=(OfferSettings("two", "s"),),
+        price=PriceSettings(input=100, output=100),
+        input_bytes_per_token=4,
+        max_output_tokens=50,
+        default_output_tokens=20,
+    ),
+    ModelSettings("large", offers=(OfferSettings("three", "l"),), price=PriceSettings(input=300, output=50)),
+    ModelSettings("priceless", offers=(OfferSettings("one", "p"),), contract="C"),
+    ModelSettings("embed", kind="embeddings", offers=OFFERS),
+    ModelSettings("coming", planned=True),
+    ModelSettings("elsewhere", offers=OFFERS, surfaces=("router",)),
+)
+
+
+def choosing(auto: AutoSettings = AutoSettings(), more: tuple[ModelSettings, ...] = ()) -> Catalogue:  # noqa: B008
+    providers = tuple(ProviderSettings(name, base_url=f"http://{name}") for name in ("one", "two", "three"))
+    contracts = (ContractSettings("C", "C", 140_000_000, 1, 2_000_000_000_000),)
+    secrets = SecretSettings(b"p" * 32, b"a" * 32)
+    return Catalogue(
+        Settings(secrets=secrets, providers=providers, models=CHOICE + more, contracts=contracts, auto=auto)
+    )
+
+
+def chosen(made: Plan) -> list[str]:
+    return [offer.model_id for offer in made.offers]
+
+
+def test_auto_chooses_among_the_priced_chat_models_of_the_surface() -> None:
+    assert chosen(plan("auto", catalogue=choosing())) == ["small", "large", "dear"]
+    assert chosen(plan("AUTO", catalogue=choosing())) == ["small", "large", "dear"]
+    assert chosen(plan("auto", catalogue=choosing(AutoSettings(models=("dear", "large"))))) == ["large", "dear"]
+    mine = replace(CALLER, models=frozenset({"dear", "priceless"}))
+    assert chosen(plan("auto", catalogue=choosing(), caller=mine)) == ["dear"]
+
+
+def test_the_money_for_auto_is_reckoned_at_the_dearest_of_what_may_be_tried() -> None:
+    made = plan("auto", catalogue=choosing(), input_bytes=100, text_bytes=100)
+    assert made.tariff == UsdTariff(Price(900, 900, 900, 900))
+    assert (made.input_bound, made.input_estimate) == (100, 25)
+    assert (made.auto, made.model.id, made.default_output_tokens, made.max_output_tokens) == (True, "small", 20, None)
+    small = plan("auto", catalogue=choosing(AutoSettings(models=("small",))), input_bytes=100, text_bytes=100)
+    assert (small.input_bound, small.max_output_tokens, small.tariff.bound(10**6, 0)) == (25, 50, 100)
+
+
+@pytest.mark.parametrize(
+    ("auto", "how"),
+    [
+        pytest.param(AutoSettings(enabled=False), {}, id="switched off"),
+        pytest.param(AutoSettings(models=("elsewhere",)), {}, id="nothing on this surface"),
+        pytest.param(AutoSettings(), {"surface": FORWARD}, id="contracts pay for models by name"),
+        pytest.param(AutoSettings(), {"kind": "embeddings"}, id="it chats"),
+        pytest.param(AutoSettings(), {"caller": replace(CALLER, models=frozenset({"nothing"}))}, id="the key's list"),
+        pytest.param(AutoSettings(), {"caller": replace(CALLER, routing=Routing(deny=("*",)))}, id="all is denied"),
+    ],
+)
+def test_where_there_is_nothing_to_choose_auto_is_unknown(auto: AutoSettings, how: dict[str, Any]) -> None:
+    assert isinstance(refusal("auto", catalogue=choosing(auto), **how), ModelUnknown)
+
+
+def test_a_model_that_is_called_auto_is_that_model() -> None:
+    own = ModelSettings("mine", offers=OFFERS, aliases=(("trust", ("Auto",)),))
+    made = plan("auto", catalogue=choosing(more=(own,)))
+    assert (made.auto, made.model.id) == (False, "mine")
+
+
+def unwell(*providers: str) -> Upstreams:
+    """Upstreams of which some have just refused our key."""
+    health = Health(HealthSettings(pause_s=30), Clock(), str)
+    for offer in (offer for model in choosing().models for offer in model.offers if offer.provider in providers):
+        health.note(offer, UpstreamFailed(upstream_status=401))
+    return Upstreams({}, health)
+
+
+def test_who_is_not_well_is_not_in_the_plan_and_nobody_is_503() -> None:
+    assert chosen(plan("auto", catalogue=choosing(), upstreams=unwell("two"))) == ["large", "dear"]
+    for model, out in (("auto", ("one", "two", "three")), ("dear", ("one",))):
+        with pytest.raises(NoHealthyProvider) as refused:
+            plan(model, catalogue=choosing(), upstreams=unwell(*out))
+        assert refused.value.retry_after_s == 30
+
+
+def test_a_plan_has_no_more_offers_than_may_be_tried_but_one_for_each_way_to_translate() -> None:
+    assert len(plan("auto", catalogue=choosing()).offers) == 3
+    crowd = tuple(
+        ModelSettings(f"m{number}", offers=(OfferSettings("one", "m"),), price=PriceSettings(input=number, output=1))
+        for number in range(9)
+    )
+    assert chosen(plan("auto", catalogue=choosing(more=crowd))) == ["m0", "m1", "m2"]

@@ -27,7 +27,9 @@ from openai import AsyncOpenAI
 from penstock.api.server import Serving, serving
 from penstock.app import Gateway, open_gateway
 from penstock.config import (
+    AutoSettings,
     ContractSettings,
+    HealthSettings,
     ModelSettings,
     OfferSettings,
     PriceSettings,
@@ -87,7 +89,8 @@ CONTRACTS = (
 
 
 def settings_for(store_url: str, *, upstream: str = NOWHERE, spare: str = NOWHERE) -> Settings:
-    """Settings with the database at a URL and two providers, `main` and `spare`, at these base URLs."""
+    """Settings with the database at a URL and two providers, `main` and `spare`, at these base URLs. They are asked
+    however often they have failed, and `auto` is an alias: stories of routing have the usual settings."""
     return Settings(
         secrets=SecretSettings(PEPPER, AUTH_SECRET),
         server=ServerSettings(port=0, environment="test", grace_s=1.0),
@@ -98,6 +101,8 @@ def settings_for(store_url: str, *, upstream: str = NOWHERE, spare: str = NOWHER
         ),
         models=MODELS,
         contracts=CONTRACTS,
+        auto=AutoSettings(enabled=False),
+        health=HealthSettings(failures=0),
     )
 
 

@@ -9,8 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from penstock.config import Settings
+from penstock.db.program import Program, Statement, fetch
+from penstock.db.schema import holds
+from penstock.errors import OutcomeUnknown
 from penstock.providers.openai_compatible import OpenAICompatible
 from tests.faults import kept_by_another
 from tests.stories.caller import Caller, calling, eventually, the_record
@@ -20,6 +24,7 @@ from tests.upstream import Plain, ScriptedUpstream, Stream
 INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
 INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template
 GRANTED = 10**9
+HELD = Statement(select(func.count()).select_from(holds))
 
 LEAVING: dict[str, Callable[[Caller], object]] = {
     "with a reset": Caller.hang_up,
@@ -153,6 +158,35 @@ async def test_while_the_store_decides_nothing_is_charged_and_no_upstream_is_cal
         record = await the_record(gateway, ada)
     assert (record.ended, record.status, record.amount) == ("caller_gone", 499, 0)
     assert await gateway.nano(ada) == 2 * GRANTED
+    assert upstream.requests == []
+
+
+async def test_who_leaves_while_it_is_not_known_whether_money_was_set_aside_for_him_leaves_none_behind(
+    gateway: Running, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await gateway.person(usd="1")
+    queue: Any = gateway.office.store
+    commit, written, lost = queue._groups._commit, asyncio.Event(), asyncio.Event()
+
+    async def without_a_word(program: Program[Any]) -> Any:
+        """What a connection does that breaks in the midst of a COMMIT."""
+        await commit(program)
+        written.set()
+        await lost.wait()
+        raise OutcomeUnknown
+
+    async with calling(gateway.url) as caller:
+        with monkeypatch.context() as broken:
+            broken.setattr(queue._groups, "_commit", without_a_word)
+            await caller.ask(ROUTER, ada)
+            await written.wait()
+        assert (await gateway.office.store.read(fetch(HELD)))[0][0] > 0
+        caller.hang_up()
+        await eventually(lambda: nobody_is_connected(gateway))
+        lost.set()
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.status, record.amount) == ("caller_gone", 499, 0)
+    assert await gateway.nano(ada) == GRANTED
     assert upstream.requests == []
 
 

@@ -44,6 +44,8 @@ VARIABLES = {
     "PENSTOCK_PROVIDER_MAIN_API_KEY": UPSTREAM_KEY,
 }
 CONFIG = """
+[health]
+failures = 0
 [server]
 port = 0
 grace_s = 1

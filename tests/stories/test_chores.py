@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,8 @@ from tests.stories.gateway import ROUTER, running
 from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream
 
+pytestmark = pytest.mark.xdist_group("faults")
+
 TAKEN, BURIED = "does the common chores now", "is gone; settled 1 of its calls"
 BOUND_S = 30  # promised; on one host it is the five seconds between two looks
 
@@ -63,7 +66,7 @@ async def looker(office: Office) -> Looker:
     observer = Observer(log, clock, redact)
     holds = Holds(office.store, clock, limits, owner="own_looking", observe=observer)
     access = Access(office.store, office.keyring, office.sessions, clock, 1)
-    attempts = Attempts({}, 1, redact)
+    attempts = Attempts(office.upstreams, 1, redact)
     hub = Hub(store=office.store, clock=clock, ids=office.ids, owner="own_looking", reach=OtherProcesses("secret"))
     relay = Relay(
         access=access,
@@ -84,6 +87,7 @@ async def looker(office: Office) -> Looker:
         hub=hub,
         log=log,
         quiet_s=60,
+        check_providers=partial(office.pulse.look_at_due, ()),
         response_bytes=1_000_000_000,
     )
     return Looker(office.store, clock, upkeep)

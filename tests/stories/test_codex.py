@@ -187,12 +187,35 @@ def _all_of_it_arrived(received: Received, patch: str) -> None:
     assert said[7] == {"role": "tool", "tool_call_id": "call_4", "content": "Done!"}
 
 
-async def test_codex_is_told_what_it_cannot_have_here(gateway: Running, upstream: ScriptedUpstream) -> None:
+SEARCH = {"type": "web_search", "external_web_access": False}
+
+
+async def test_a_search_that_codex_always_offers_is_left_out_and_the_response_shows_it(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
     ada = await gateway.person(usd="1")
-    body = request([]) | {"tools": [SHELL, {"type": "web_search", "external_web_access": False}]}
-    refused = await gateway.post(f"{ROUTER_V1}/responses", ada, headers=HEADERS, body=body)
+    body = request([]) | {"tools": [SHELL, SEARCH], "stream": False}
+    answer = await gateway.post(f"{ROUTER_V1}/responses", ada, headers=HEADERS, body=body)
+    assert answer.status_code == 200
+    assert answer.json()["tools"] == [SHELL]
+    assert [tool["function"]["name"] for tool in upstream.requests[0].json["tools"]] == [SHELL["name"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [SEARCH]}, "tools[0]"),
+        ({"tools": [SHELL, SEARCH], "tool_choice": {"type": "web_search"}}, "tools[1]"),
+    ],
+    ids=["the only tool", "asked for"],
+)
+async def test_a_search_that_is_meant_is_refused_by_name(
+    fields: dict[str, Any], param: str, gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    refused = await gateway.post(f"{ROUTER_V1}/responses", ada, headers=HEADERS, body=request([]) | fields)
     assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "tools[1]"
+    assert refused.json()["error"]["param"] == param
     assert "web_search" in refused.json()["error"]["message"]
 
 

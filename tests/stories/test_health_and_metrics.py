@@ -66,7 +66,11 @@ async def test_public_settings_tell_where_to_call_and_nothing_else(settings: Set
             "publicUrl": "https://gateway.example",
             "gatewayPath": FORWARD,
             "chatCompletionsPath": f"{FORWARD}/chat/completions",
-            "surfaces": {"trust": [TRUST], "forward": [FORWARD], "router": ["/api/openai", "/api/openai/v1"]},
+            "surfaces": {
+                "trust": [TRUST],
+                "forward": [FORWARD],
+                "router": ["/api/openai", "/api/openai/v1", "/api/anthropic", "/api/anthropic/v1"],
+            },
             "assets": ["USD", "LLAMA", "DEEPSEEK"],
             "chain": None,
             "version": __version__,

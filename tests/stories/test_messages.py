@@ -347,7 +347,7 @@ async def test_a_provider_that_fails_costs_nothing(gateway: Running, ada: Person
     async with gateway.anthropic(ada) as client:
         with pytest.raises(anthropic.InternalServerError) as refusal:
             await client.messages.create(model=LLAMA, max_tokens=5, messages=HELLO)
-    assert (refusal.value.status_code, said(refusal.value)) == (502, "api_error")
+    assert (refusal.value.status_code, said(refusal.value)) == (503, "overloaded_error")
     assert await gateway.nano(ada) == 10**9
 
 

@@ -8,14 +8,16 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from penstock.config import Settings
 from tests.stories.caller import Caller, calling, data, eventually, request, the_record
-from tests.stories.gateway import ROUTER, Person, Running
+from tests.stories.gateway import ROUTER, TRUST, Person, Running, running
 from tests.stories.served import served
-from tests.stories.shapes import answers, named
+from tests.stories.shapes import Got, answers, named
 from tests.upstream import Raw, ScriptedUpstream, Stream
 
 HASTE_S = 1.0  # in place of minutes
@@ -121,13 +123,14 @@ async def test_what_surrounds_a_body_has_an_end(gateway: Running, begin: bytes, 
     ada = await gateway.person(usd="1")
     start = request(ROUTER, ada).split(b"content-length")[0] + b"transfer-encoding: chunked\r\n\r\n"
     async with line(gateway) as caller:
-        sent = 0
+        sent, listening = 0, asyncio.ensure_future(caller.reader.read(-1))
         with suppress(ConnectionError):
             await caller.send(start + begin)
-            while not caller.reader.at_eof() and sent < 5_000_000:
+            while not listening.done() and sent < 5_000_000:
                 await caller.send(more)
                 sent += len(more)
                 await asyncio.sleep(0)  # for the gateway, which runs beside us, to read it
+        assert [answer.status for answer in answers(await listening)] == [400]
     assert sent < 1_000_000
     assert await gateway.usage(ada) == ()
 
@@ -275,3 +278,76 @@ async def test_a_crowd_keeps_nobody_from_being_served_and_the_process_not_from_s
         server.process.signal(signal.SIGTERM)
         assert await server.process.ended() == 0
     assert len(upstream.requests) == 20
+
+
+@pytest.fixture
+async def narrow(settings: Settings) -> AsyncIterator[Running]:
+    """A gateway that has room for three."""
+    async with running(replace(settings, server=replace(settings.server, max_connections=3))) as gateway:
+        yield gateway
+
+
+async def open_lines(stack: AsyncExitStack, gateway: Running, count: int) -> list[Caller]:
+    """So many connections that the gateway has taken."""
+    already = gateway.server.connections
+    callers = [await stack.enter_async_context(line(gateway)) for _ in range(count)]
+
+    async def taken() -> bool:
+        return gateway.server.connections == already + count
+
+    assert await eventually(taken)
+    return callers
+
+
+async def said(caller: Caller, question: bytes) -> Got:
+    """The answer to a question on a connection that ends with it."""
+    await caller.send(question)
+    (got,) = answers(await caller.reader.read(-1))
+    assert got.headers["connection"] == "close"
+    return got
+
+
+async def test_who_finds_no_room_is_refused_in_words_and_those_inside_do_not_notice(
+    narrow: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await narrow.person(usd="1")
+    upstream.usual = Stream(tokens=3)
+    async with AsyncExitStack() as stack:
+        inside = await open_lines(stack, narrow, 3)
+        for base, kind in ((ROUTER, "internal_error"), (TRUST, "internal_error")):
+            (outside,) = await open_lines(stack, narrow, 1)
+            refused = await said(outside, request(base, ada))
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+            assert (refused.error["type"], refused.error["code"]) == (kind, "crowded")
+        for watched in (b"/health", b"/metrics"):
+            (outside,) = await open_lines(stack, narrow, 1)
+            assert (await said(outside, HEALTH.replace(b"/health", watched))).status == 200
+        for caller in inside * 2:
+            await caller.ask(ROUTER, ada, stream=True)
+            assert (await caller.head()).status == 200
+            assert len(await caller.events()) > 3
+        inside[0].hang_up()
+
+        async def room() -> bool:
+            return narrow.server.connections < 3
+
+        assert await eventually(room)
+        (newcomer,) = await open_lines(stack, narrow, 1)
+        await newcomer.ask(ROUTER, ada, stream=True)
+        assert (await newcomer.head()).status == 200
+    assert len(upstream.requests) == 7
+
+
+async def test_a_crowd_without_room_that_says_nothing_is_bounded_too(
+    narrow: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.api.server.MOST_REFUSED", 2)
+    async with AsyncExitStack() as stack:
+        await open_lines(stack, narrow, 5)
+        heard = b""
+        async with line(narrow) as one_too_many:
+            with suppress(ConnectionError):
+                await one_too_many.send(HEALTH)
+                heard = await one_too_many.reader.read(-1)
+        assert heard == b""
+        assert narrow.server.connections == 5

@@ -40,14 +40,11 @@ async def in_turn(served: Served, shapes: dict[str, bytes], *, cut: bool) -> dic
     return dict(zip(shapes, await asyncio.gather(*map(one, shapes.values())), strict=True))
 
 
-def wrong_refusal(raw: bytes, *, cut: bool) -> str | None:
-    """What is wrong with the answer to a shape that has to be refused; None when nothing is.
-
-    To what comes in pieces there may be none: a connection that is closed in mid-sentence forgets its last words.
-    """
+def wrong_refusal(raw: bytes) -> str | None:
+    """What is wrong with the answer to a shape that has to be refused; None when nothing is."""
     got = answers(raw)
     if not got:
-        return None if cut else "not answered"
+        return "not answered"
     if len(got) > 1 or got[0].status != 400:
         return f"answered with {[answer.status for answer in got]}"
     complete = set(got[0].error) == {"message", "type", "code", "param"} and got[0].error["type"]
@@ -61,7 +58,7 @@ async def test_what_is_ambiguous_is_refused_and_nothing_is_found_behind_it(
     async with served(tmp_path, upstream) as server:
         for cut in (False, True):
             said = await in_turn(server, REFUSED, cut=cut)
-            wrong = {name: why for name, raw in said.items() if (why := wrong_refusal(raw, cut=cut))}
+            wrong = {name: why for name, raw in said.items() if (why := wrong_refusal(raw))}
             assert wrong == {}
         assert upstream.requests == []
     async with running(load(server.config, {})) as gateway:

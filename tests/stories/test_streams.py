@@ -71,7 +71,7 @@ async def test_the_first_event_reaches_the_caller_before_the_second_is_sent(
     assert head.headers["content-type"] == "text/event-stream"
     assert head.headers["cache-control"] == "no-cache"
     assert head.headers["x-accel-buffering"] == "no"
-    assert head.headers["x-penstock-route"] == "main;attempts=1"
+    assert head.headers["x-penstock-route"] == "main;attempts=1;class=cloud;why=only"
 
 
 @pytest.mark.parametrize(

@@ -353,9 +353,9 @@ class _Writer:
 
     def __init__(self, wish: Wish, label: Label) -> None:
         self.progress = Progress()
-        self.begun = response_object.envelope(wish.fields, label)
-        self._label = label
         self._tools = Tools(wish.fields)
+        self.begun = response_object.envelope(wish.fields, label) | {"tools": self._tools.given}
+        self._label = label
         reasoning = plain(wish.fields.get("reasoning"))
         given = reasoning if isinstance(reasoning, dict) else {}
         self._asks_summary = bool(given.get("summary") or given.get("generate_summary"))

@@ -5,8 +5,10 @@
     local_shell      a function of that name          local_shell_call
     namespace        each tool under `space__name`    function_call with `namespace`, or custom_tool_call
 
-Tools that a provider of Responses runs itself (web search, file search, computers, containers, MCP) have nobody to run
-them behind chat and are refused by name.
+Tools that a provider of Responses runs itself (file search, computers, containers, MCP) have nobody to run them behind
+chat and are refused by name. So is a web search, unless it is one offer among others that nobody insists on, as Codex
+makes it in every request: then the model is not offered it, and the response's `tools`, which repeat what the model was
+given, do not have it either.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ _KNOWN = {
     "namespace": frozenset({"type", "name", "description", "tools"}),
     LOCAL_SHELL: frozenset({"type"}),
 }
+_SEARCHES = frozenset({"web_search", "web_search_preview"})
 _PREFIXES = {"function": "fc", "custom": "ctc", LOCAL_SHELL: "lsh"}
 
 
@@ -63,7 +66,8 @@ class Tool(Struct, frozen=True, gc=False):
 
 
 class Tools:
-    """The tools of one request. `definitions` are chat's; `named` finds the caller's tool by its name there."""
+    """The tools of one request. `definitions` are chat's, `given` the caller's that the model gets; `named`
+    finds the caller's tool by its name in chat."""
 
     def __init__(self, fields: Mapping[str, Raw]) -> None:
         self.definitions: list[Item] = []
@@ -71,8 +75,12 @@ class Tools:
         tools = plain(fields.get("tools")) or []
         if not isinstance(tools, list):
             raise InvalidRequest("'tools' must be a list.", param="tools")
+        insisted = plain(fields.get("tool_choice")) not in (None, "auto", "none")
+        only_search = all(_is_search(tool) for tool in tools)
+        self.given = [tool for tool in tools if insisted or only_search or not _is_search(tool)]
         for place, tool in enumerate(tools):
-            self._add(tool, f"tools[{place}]", None)
+            if any(tool is each for each in self.given):
+                self._add(tool, f"tools[{place}]", None)
 
     def __repr__(self) -> str:
         return f"Tools({', '.join(self._named)})"
@@ -137,6 +145,10 @@ class Tools:
             raise InvalidRequest(f"'{where}' must have a name and a list of 'tools'.", param=where)
         for place, each in enumerate(inner):
             self._add(each, f"{where}.tools[{place}]", name)
+
+
+def _is_search(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") in _SEARCHES
 
 
 def flat_name(name: Any, namespace: Any) -> str:

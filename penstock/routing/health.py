@@ -1,0 +1,291 @@
+"""Who is well: a circuit breaker and a few figures for each provider, and a breaker for each offer that failed alone.
+
+    closed ── failures in a row, a grave one, or a failed check ──▶ open ◀─┐
+      ▲                                                              │     │ the trial fails: a pause twice as long
+      └───────────── the trial answers ───────────── half open ◀─────┘ ────┘
+                                                     (one trial at a time)
+
+It is told what happens (`relay/attempt.py`, `pulse.py`) and asked who may be called; it calls nobody, and has no task
+and no timer: a breaker whose pause is over is half open because the clock says so. What it knows is this process's own.
+
+Whose failure it is: a provider's, unless it is about one model there (404: it has no such model; 429: too many calls
+of it). What a provider says about the request itself is no failure at all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection
+from math import ceil
+from typing import Literal, NamedTuple, get_args
+
+from penstock.catalogue import Offer
+from penstock.clock import Clock
+from penstock.config import HealthSettings
+from penstock.errors import UpstreamError, UpstreamRefused
+
+State = Literal["closed", "open", "half_open"]
+STATES: tuple[State, ...] = get_args(State)
+
+PAUSE_GROWTH = 2
+KEPT_ERRORS = 5
+LONGEST_MESSAGE = 300
+LONGEST_WAIT_S = 3_600.0  # of what a provider asks for in Retry-After: it may have meant milliseconds
+LATENCY_WEIGHT = 0.2  # of the newest answer in the running mean: about the last ten count
+GRAVE = 1_000_000  # failures that one counts for which does not mend by itself
+OUR_CREDENTIALS = frozenset({401, 402, 403, 407})  # a bad key, no credit there
+ABOUT_ONE_MODEL = frozenset({404, 429})
+
+
+class Breaker:
+    """The state machine, as values and the time. `key` is in `out` for as long as it is not closed."""
+
+    __slots__ = ("by_check", "failures", "key", "out", "pause_s", "trial", "until_s")
+
+    def __init__(self, key: str, out: set[str]) -> None:
+        self.key = key
+        self.out = out
+        self.failures = 0  # in a row
+        self.until_s: float | None = None  # None is closed
+        self.pause_s = 0.0
+        self.trial = False  # the one call that finds out is under way
+        self.by_check = False
+
+    def __repr__(self) -> str:
+        return f"Breaker({self.key}, failures={self.failures}, until_s={self.until_s}, trial={self.trial})"
+
+    def state(self, now_s: float) -> State:
+        """Half open is whoever's pause is over."""
+        if self.until_s is None:
+            return "closed"
+        return "open" if now_s < self.until_s else "half_open"
+
+    def admits(self, now_s: float) -> bool:
+        """Whether a call could begin now."""
+        return self.until_s is None or (now_s >= self.until_s and not self.trial)
+
+    def begin(self) -> bool:
+        """A call begins; whether it is the trial."""
+        if self.until_s is None:
+            return False
+        self.trial = True
+        return True
+
+    def succeed(self) -> None:
+        """It has answered: closed, whoever asked."""
+        self.failures, self.until_s, self.pause_s, self.trial, self.by_check = 0, None, 0.0, False, False
+        self.out.discard(self.key)
+
+    def fail(self, now_s: float, settings: HealthSettings, *, weight: int = 1, on_trial: bool = False) -> None:
+        """It has failed. Calls that began before it opened, and fail now, say nothing new."""
+        self.failures += weight
+        if self.until_s is None:
+            if 0 < settings.failures <= self.failures:
+                self._open(now_s, settings.pause_s)
+        elif on_trial:
+            pause_s = max(self.pause_s * PAUSE_GROWTH, settings.pause_s)  # none yet after a `rest`
+            self._open(now_s, min(pause_s, settings.longest_pause_s))
+
+    def rest(self, now_s: float, wait_s: float) -> None:
+        """It asked to be left alone for so long: no failure, and no longer pause the next time."""
+        self.until_s = max(self.until_s or 0.0, now_s + min(wait_s, LONGEST_WAIT_S))
+        self.trial = False
+        self.out.add(self.key)
+
+    def left(self) -> None:
+        """The trial ended without an outcome: its caller has gone. The next call is the trial."""
+        self.trial = False
+
+    def _open(self, now_s: float, pause_s: float) -> None:
+        self.pause_s = pause_s
+        self.until_s = now_s + pause_s
+        self.trial = False
+        self.out.add(self.key)
+
+
+class Trouble(NamedTuple):
+    """A failure as it is remembered; `message` is redacted."""
+
+    at_ms: int
+    kind: str
+    model: str | None
+    message: str
+
+
+class Condition:
+    """What is known of one provider. `latency_s` is a running mean until an answer began; None before the first."""
+
+    __slots__ = ("breaker", "checked_s", "errors", "latency_s", "models", "outstanding", "succeeded_ms")
+
+    def __init__(self, name: str, out: set[str]) -> None:
+        self.breaker = Breaker(name, out)
+        self.outstanding = 0
+        self.latency_s: float | None = None
+        self.succeeded_ms: int | None = None
+        self.checked_s: float | None = None
+        self.models: tuple[str, ...] | None = None  # that it listed when it was last checked
+        self.errors: deque[Trouble] = deque(maxlen=KEPT_ERRORS)
+
+    def __repr__(self) -> str:
+        return f"Condition({self.breaker!r}, {self.outstanding} outstanding)"
+
+
+class Attempt:
+    """One call at an offer, as far as health goes: it is `answered` or has `failed` or neither, and `over` once."""
+
+    __slots__ = ("_began_s", "_condition", "_health", "_offer", "_own", "_trial", "_trial_of_own")
+
+    def __init__(self, health: Health, offer: Offer, condition: Condition, own: Breaker | None) -> None:
+        self._health = health
+        self._offer = offer
+        self._condition = condition
+        self._own = own  # the offer's breaker, if it has one
+        self._trial = condition.breaker.begin()
+        self._trial_of_own = own is not None and own.begin()
+        self._began_s = health.clock.monotonic()
+        condition.outstanding += 1
+
+    def __repr__(self) -> str:
+        return f"Attempt({self._offer.provider}, {self._offer.model})"
+
+    def answered(self) -> None:
+        """It has begun to answer, or refused this request in good order."""
+        condition, took_s = self._condition, self._health.clock.monotonic() - self._began_s
+        if condition.breaker.until_s is not None:
+            condition.breaker.succeed()
+        if self._own is not None and self._own.until_s is not None:
+            self._own.succeed()
+        last_s = condition.latency_s
+        condition.latency_s = took_s if last_s is None else last_s + LATENCY_WEIGHT * (took_s - last_s)
+        self._trial = self._trial_of_own = False
+
+    def finished(self) -> None:
+        """The answer has come to its end: the row of failures, if there was one, is over."""
+        self._condition.breaker.failures = 0
+        if self._own is not None:
+            self._own.failures = 0
+        self._condition.succeeded_ms = self._health.clock.now_ms()
+
+    def failed(self, error: UpstreamError) -> None:
+        """It did not answer, or broke off."""
+        self._health.note(self._offer, error, on_trial=self._trial, on_trial_of_own=self._trial_of_own)
+        self._trial = self._trial_of_own = False
+
+    def over(self) -> None:
+        """The call is over, however it went."""
+        self._condition.outstanding -= 1
+        if self._trial:
+            self._condition.breaker.left()
+        if self._trial_of_own and self._own is not None:
+            self._own.left()
+
+
+class Health:
+    """The conditions of all providers, by name, as this process has met them."""
+
+    def __init__(self, settings: HealthSettings, clock: Clock, redact: Callable[[str], str]) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.conditions: dict[str, Condition] = {}
+        self.offers: dict[tuple[str, str], Breaker] = {}
+        self.out: set[str] = set()  # what is not closed; empty is the usual case, and cheap to see
+        self._redact = redact
+
+    def __repr__(self) -> str:
+        return f"Health({len(self.conditions)} providers, out: {', '.join(sorted(self.out)) or 'none'})"
+
+    def of(self, provider: str) -> Condition:
+        """The condition of a provider; that of a new one is good."""
+        condition = self.conditions.get(provider)
+        if condition is None:
+            condition = self.conditions[provider] = Condition(provider, self.out)
+        return condition
+
+    def forget(self, provider: str) -> None:
+        """A provider has been configured anew: what was known is of another."""
+        self.conditions.pop(provider, None)
+        self.out.discard(provider)
+        for key in [key for key in self.offers if key[0] == provider]:
+            self.out.discard(self.offers.pop(key).key)
+
+    def keep(self, offers: Collection[tuple[str, str]]) -> None:
+        """Only these offers, by provider and model there, exist any more."""
+        for key in [key for key in self.offers if key not in offers]:
+            self.out.discard(self.offers.pop(key).key)
+
+    def attempt(self, offer: Offer) -> Attempt | None:
+        """Begin a call at an offer; None when its breaker does not let it."""
+        condition = self.of(offer.provider)
+        own = self.offers.get((offer.provider, offer.model)) if self.offers else None
+        if self.out:
+            now_s = self.clock.monotonic()
+            if not condition.breaker.admits(now_s) or (own is not None and not own.admits(now_s)):
+                return None
+        return Attempt(self, offer, condition, own)
+
+    def wait_s(self, offer: Offer) -> float:
+        """How long until an offer may be tried; zero when it may be now, or is being tried by another call."""
+        breakers = (self.of(offer.provider).breaker, self.offers.get((offer.provider, offer.model)))
+        until_s = max((each.until_s or 0.0 for each in breakers if each is not None), default=0.0)
+        return max(0.0, until_s - self.clock.monotonic())
+
+    def state(self, offer: Offer) -> State:
+        """The worse of its provider's and its own."""
+        if not self.out:
+            return "closed"
+        now_s = self.clock.monotonic()
+        breakers = (self.of(offer.provider).breaker, self.offers.get((offer.provider, offer.model)))
+        found = [each for each in breakers if each is not None]
+        if not all(each.admits(now_s) for each in found):
+            return "open"
+        return "half_open" if any(each.until_s is not None for each in found) else "closed"
+
+    def note(
+        self, offer: Offer, error: UpstreamError, *, on_trial: bool = False, on_trial_of_own: bool = False
+    ) -> None:
+        """A call at an offer has failed. UpstreamRefused is about the request, and nobody's failure."""
+        if isinstance(error, UpstreamRefused):
+            return
+        self.of(offer.provider).errors.append(self.trouble(error, offer.model))
+        now_s, status = self.clock.monotonic(), error.upstream_status
+        own = status in ABOUT_ONE_MODEL
+        breaker = self._own_breaker(offer) if own else self.of(offer.provider).breaker
+        if error.wait_s is not None and self.settings.failures:
+            breaker.rest(now_s, error.wait_s)
+            return
+        weight = GRAVE if status in OUR_CREDENTIALS or status == 404 else 1
+        breaker.fail(now_s, self.settings, weight=weight, on_trial=on_trial_of_own if own else on_trial)
+        if own and on_trial:  # the provider has answered, if only to say no
+            self.of(offer.provider).breaker.left()
+
+    def checked(self, provider: str, models: tuple[str, ...]) -> None:
+        """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""
+        condition = self.of(provider)
+        condition.checked_s, condition.models = self.clock.monotonic(), models
+        if condition.breaker.by_check:
+            condition.breaker.succeed()
+
+    def check_failed(self, provider: str, error: UpstreamError) -> None:
+        """A health check failed: out at once, and again at every further one."""
+        condition = self.of(provider)
+        condition.checked_s = self.clock.monotonic()
+        condition.errors.append(self.trouble(error, None))
+        was_closed = condition.breaker.until_s is None
+        condition.breaker.fail(self.clock.monotonic(), self.settings, weight=GRAVE, on_trial=not was_closed)
+        condition.breaker.by_check = condition.breaker.by_check or was_closed
+
+    def trouble(self, error: UpstreamError, model: str | None) -> Trouble:
+        """A failure as it may be kept and shown."""
+        return Trouble(self.clock.now_ms(), error.kind, model, self._redact(error.message)[:LONGEST_MESSAGE])
+
+    def _own_breaker(self, offer: Offer) -> Breaker:
+        key = (offer.provider, offer.model)
+        breaker = self.offers.get(key)
+        if breaker is None:
+            breaker = self.offers[key] = Breaker(f"{offer.provider}/{offer.model}", self.out)
+        return breaker
+
+
+def retry_after_s(waits_s: list[float]) -> int:
+    """What to tell a caller when nobody can be asked: whole seconds, 1 to 60, until the first may be."""
+    return min(60, max(1, ceil(min(waits_s, default=1.0))))
