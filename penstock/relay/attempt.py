@@ -340,7 +340,15 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
         ask_usage=offer.ask_usage,
     )
     headers = search.ask.headers if pair is search.ask.dialect else ()
-    return Call(pair.PATH, cut(body, offer), search.wish.stream, headers, sent=search.hold.sent, model=offer.model)
+    return Call(
+        pair.PATH,
+        cut(body, offer),
+        search.wish.stream,
+        headers,
+        sent=search.hold.sent,
+        model=offer.model,
+        account=search.hold.account,
+    )
 
 
 def _soonest(failed: list[Failed], most_s: float) -> tuple[float, Offer] | None:
