@@ -57,7 +57,7 @@ from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.relay.tools import Tools
 from penstock.routing.health import STATES, Health
-from penstock.routing.pulse import Pulse
+from penstock.routing.pulse import Pulse, WorkerSeen
 from penstock.routing.upstreams import Upstreams
 from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
@@ -76,8 +76,11 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
     store = _store(settings.store, clock)
+    ids = IdMaker()
+    secret = peer_secret(settings.secrets.auth_secret)
+    hub = Hub(store=store, clock=clock, ids=ids, owner=ids.new("own"), reach=OtherProcesses(secret))
     upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
-    pulse = Pulse(upstreams, partial(_providers, settings))
+    pulse = Pulse(upstreams, partial(_providers, settings, hub), partial(_workers, hub))
     try:
         yield Office(
             store=store,
@@ -86,12 +89,14 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
             keyring=Keyring(settings.prefixes, settings.secrets.key_pepper),
             sessions=Sessions(settings.jwt, settings.secrets.auth_secret, clock),
             clock=clock,
-            ids=IdMaker(),
+            ids=ids,
             upstreams=upstreams,
             pulse=pulse,
+            hub=hub,
         )
     finally:
         pulse.close()
+        await hub.close()
         for provider in upstreams.providers.values():
             await provider.close()
         await store.close()
@@ -107,7 +112,6 @@ class Gateway:
     observer: Observer
     upkeep: Upkeep
     redact: Redactor
-    hub: Hub
     retiring: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def reload(self, settings: Settings) -> None:
@@ -118,7 +122,7 @@ class Gateway:
         catalogue = Catalogue(kept)
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))
         providers, dropped = _exchange(
-            self.relay.attempts.providers, office.settings.providers, kept.providers, self.hub
+            self.relay.attempts.providers, office.settings.providers, kept.providers, office.hub
         )
         office.settings, office.catalogue = kept, catalogue
         for name in providers.keys() | office.upstreams.providers.keys():
@@ -144,10 +148,9 @@ async def open_gateway(
     async with open_office(settings, redact) as office:
         log = RequestLog(log_stream, msgspec.json.encode)
         observer = Observer(log, office.clock, redact)
-        owner = office.ids.new("own")
+        owner, hub = office.hub.owner, office.hub
         holds = Holds(office.store, office.clock, settings.limits, owner=owner, observe=observer)
         secret = peer_secret(settings.secrets.auth_secret)
-        hub = Hub(store=office.store, clock=office.clock, ids=office.ids, owner=owner, reach=OtherProcesses(secret))
         peering = Peering(hub, host=settings.server.peer_host, secret=secret, most_bytes=settings.server.max_body_bytes)
         office.upstreams.providers = _providers(settings, hub)
         attempts = Attempts(office.upstreams, settings.limits.attempts, redact)
@@ -192,7 +195,7 @@ async def open_gateway(
         _show_gauges(observer, relay, holds, attempts, office.store, hub)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
-        gateway = Gateway(office, door, relay, observer, upkeep, redact, hub)
+        gateway = Gateway(office, door, relay, observer, upkeep, redact)
         try:
             yield gateway
         finally:
@@ -297,9 +300,9 @@ def _store(settings: StoreSettings, clock: Clock) -> Store:
     return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
 
 
-def _provider(settings: ProviderSettings, hub: Hub | None) -> Provider:
+def _provider(settings: ProviderSettings, hub: Hub) -> Provider:
     """The adapter for a provider. What is seldom used is imported when it is: a start takes long enough."""
-    if settings.kind == "worker" and hub is not None:
+    if settings.kind == "worker":
         return WorkerProvider(settings, hub)
     if settings.kind == "demo":
         from penstock.providers.demo import DemoProvider  # noqa: PLC0415
@@ -323,10 +326,23 @@ def _provider(settings: ProviderSettings, hub: Hub | None) -> Provider:
     return Anthropic(settings) if settings.kind == "anthropic" else OpenAICompatible(settings)
 
 
-def _providers(settings: Settings, hub: Hub | None = None) -> dict[str, Provider]:
-    """All adapters; those for workers only where workers can connect."""
-    served = (each for each in settings.providers if each.kind != "worker" or hub is not None)
-    return {each.name: _provider(each, hub) for each in served}
+def _providers(settings: Settings, hub: Hub) -> dict[str, Provider]:
+    return {each.name: _provider(each, hub) for each in settings.providers}
+
+
+def _workers(hub: Hub) -> list[WorkerSeen]:
+    """The GPU workers that have dialled in, to whichever process."""
+    return [
+        WorkerSeen(
+            each.id,
+            each.account,
+            each.shared,
+            tuple(model.id for model in each.offer.models),
+            each.offer.slots,
+            each.outstanding,
+        )
+        for each in hub.all("worker")
+    ]
 
 
 async def _check_providers(office: Office) -> None:

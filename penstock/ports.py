@@ -87,8 +87,8 @@ class Provider(Protocol):
     name: str
     on_cancel: OnCancel
 
-    def ready(self, model: str) -> bool:
-        """Whether a call for this model could begin now, as far as is known without asking the upstream."""
+    def ready(self, model: str, account: str) -> bool:
+        """Whether a call for this model could begin now for this account, as far as is known without asking anybody."""
         ...
 
     async def open(self, call: Call) -> Answer:

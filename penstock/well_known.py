@@ -36,7 +36,7 @@ _OTHER_ENDPOINTS = {"web_searches_kcount", "storage_searches_kcount"}
 _NOT_TEXT_ONLY = re.compile(r"audio|image|banana|live|omni-|realtime|search|transcribe|tts|:batch|(^|[.:-])ft[:-]")
 _OF_ANOTHER_KIND = {
     "anthropic": re.compile(r"claude-(v?[123]|instant)"),  # no longer served
-    "gemini": re.compile(r"(?!gemini-)"),  # Google's list has what its cloud sells of others
+    "gemini": re.compile(r"(?!gemini-(\d|embedding))|gemini-1"),  # what its cloud sells of others, or no longer
     "openrouter": re.compile(r"~|[^/]*$"),
 }
 _SURFACES: tuple[SurfaceName, ...] = ("trust", "router")  # the forward surface sells by contract

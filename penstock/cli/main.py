@@ -31,7 +31,7 @@ def program() -> typer.Typer:
         ("migrate", process.migrate),
     ):
         app.command(name)(with_desk(function, open_desk_here))
-    _add(app, balance=money.balance, grant=money.grant, models=money.models)
+    _add(app, balance=money.balance, grant=money.grant, models=money.models, discover=money.discover)
     _group(
         app,
         "route",

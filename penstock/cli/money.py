@@ -132,6 +132,24 @@ def models(desk: Desk) -> None:
     return show_table(rows, tuple(rows[0]) if rows else ("model",))
 
 
+def discover(
+    desk: Desk,
+    provider: Annotated[str | None, typer.Argument(help="This one alone.", metavar="PROVIDER")] = None,
+) -> None:
+    """Ask providers which models they have, and show which of them are on offer here."""
+    found = desk.perform("models.discover", provider=provider)
+    if desk.as_json:
+        return show_json(found)
+    rows = []
+    for each in found["data"]:
+        name = {"provider": each["provider"]}
+        rows += [name | {"model": m["name"], "offered_as": ", ".join(m["models"]) or None} for m in each["listed"]]
+        rows += [name | {"model": missing, "note": "offered here, not listed there"} for missing in each["missing"]]
+        if each["error"] or not each["listed"]:
+            rows.append(name | {"note": each["error"] or "lists no models"})
+    return show_table(rows, ("provider", "model", "offered_as", "note"))
+
+
 def verify(desk: Desk) -> None:
     """Compute every balance anew and compare. Ends with 5 when the books do not add up."""
     found = desk.perform("ledger.verify")

@@ -6,7 +6,7 @@ text. USD is nano-USD, contract lots are tokens.
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
-    prices (every version used)   routing
+    prices (every version used)   routing (what callers want of it)
     tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
     responses ── response_items (what callers may continue, and refer to)
 """

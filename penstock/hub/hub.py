@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import msgspec
@@ -53,7 +53,7 @@ class Hub:
         self._store = store
         self._clock = clock
         self._ids = ids
-        self._owner = owner
+        self.owner = owner
         self._reach = reach
         self._peers: dict[str, Peer] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
@@ -96,13 +96,22 @@ class Hub:
         found = self._peers.get(peer)
         return found if found is not None and found.welcome else None
 
+    def all(self, kind: PeerKind) -> list[Seat]:
+        """Everybody of that kind, wherever it is connected."""
+        return [each for each in self._all() if each.kind == kind]
+
     def seats(self, kind: PeerKind, account: str) -> list[Seat]:
         """Everybody of that kind whom the account may use, wherever it is connected."""
         return [each for each in self._all() if Wanted(kind, account, _anything).may(each)]
 
-    def serves(self, kind: PeerKind, suits: Callable[[Offer], bool]) -> bool:
-        """Whether somebody for some account does, or did a moment ago and may be back at once."""
-        return any(each.kind == kind and suits(each.offer) for each in [*self._all(), *self._just_left()])
+    def knows(self, wanted: Wanted) -> bool:
+        """Whether somebody may have such a job who is there, or was a moment ago and may be back at once."""
+        return any(wanted.may(each) for each in [*self._all(), *self._just_left()])
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether it is known who is connected elsewhere."""
+        return self._read_s > float("-inf")
 
     def connected(self, kind: PeerKind) -> int:
         """How many of that kind are connected to this process."""
@@ -164,22 +173,18 @@ class Hub:
 
     async def _next(self, wanted: Wanted, until_s: float) -> Seat:
         """Wait until somebody has room. UpstreamUnavailable."""
-        if not self._known(wanted):
+        if not self.knows(wanted):
             await self.refresh()
         if len(self._waiting) >= MOST_WAITING:
             raise UpstreamUnavailable("Too many jobs wait for a worker.")
         while (seat := self._best(wanted)) is None:
-            if not self._known(wanted):
+            if not self.knows(wanted):
                 raise UpstreamUnavailable("No worker for this is connected.")
             left_s = until_s - self._clock.monotonic()
             if left_s <= 0:
                 raise UpstreamUnavailable("Every worker is busy.")
             await self._change(min(LOOK_S, left_s))
         return seat
-
-    def _known(self, wanted: Wanted) -> bool:
-        """Whether somebody may have the job who is there, or will be back in a moment."""
-        return any(wanted.may(each) for each in [*self._all(), *self._just_left()])
 
     async def _change(self, most_s: float) -> None:
         """Wait until something has changed here, or for so long. Who waits longest is woken first."""
@@ -288,7 +293,7 @@ class Hub:
         known = self._written.get(peer.id)
         return WorkerRow(
             id=peer.id,
-            owner_id=self._owner,
+            owner_id=self.owner,
             kind=peer.kind,
             credential_id=peer.key,
             account_id=peer.account,
@@ -306,7 +311,7 @@ class Hub:
         return known is None or now_s - known[1] > BEAT_S or replace(known[0], beat=row.beat) != row
 
     async def _read(self) -> None:
-        rows = await self._store.read(workers_elsewhere(self._owner))
+        rows = await self._store.read(workers_elsewhere(self.owner))
         self._read_s = self._clock.monotonic()
         silent = self._seen.silent({row.id: row.beat for row in rows})
         before, self._elsewhere = self._elsewhere, {}

@@ -16,6 +16,7 @@ from penstock.operations.accounts import add_member, create_account, list_accoun
 from penstock.operations.actor import Actor, Scope
 from penstock.operations.balances import grant_balance, show_balance
 from penstock.operations.child_keys import create_child_key
+from penstock.operations.discovery import discover_models
 from penstock.operations.keys import create_key, list_keys, revoke_key
 from penstock.operations.ledger import verify_ledger
 from penstock.operations.models import list_models
@@ -60,6 +61,7 @@ OPERATIONS = (
     Operation("tools.set_policy", set_tool_policy, "operator", "POST", "/accounts/{account}/tools"),
     Operation("tools.clear_policy", clear_tool_policy, "operator", "DELETE", "/accounts/{account}/tools"),
     Operation("models.list", list_models, "read", "GET", "/models"),
+    Operation("models.discover", discover_models, "operator", "GET", "/models/discovery"),
     Operation("routes.show", show_route, "read", "GET", "/routes"),
     Operation("routes.set", set_route, "management", "POST", "/routes"),
     Operation("routes.clear", clear_route, "management", "DELETE", "/routes"),

@@ -13,6 +13,7 @@ from penstock.catalogue import Catalogue
 from penstock.clock import Clock
 from penstock.config import Settings
 from penstock.db.store import Store
+from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
 from penstock.routing.pulse import Pulse
 from penstock.routing.upstreams import Upstreams
@@ -31,3 +32,4 @@ class Office:
     ids: IdMaker
     upstreams: Upstreams
     pulse: Pulse
+    hub: Hub

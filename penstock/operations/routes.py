@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 from penstock.catalogue import AUTO, Offer
@@ -148,7 +149,7 @@ async def explain_route(
     if account is not None:
         actor.check_sees(account)
     demand = await _demand(office, lineage, account, needs, tokens)
-    ranking = rank(_offers(office, model, surface), demand, office.upstreams.standing)
+    ranking = rank(_offers(office, model, surface), demand, partial(office.upstreams.standing, account=account or ""))
     return Explanation(
         model=model,
         surface=surface,

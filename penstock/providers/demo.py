@@ -159,7 +159,7 @@ class DemoProvider:
             return _error_answer(400, "invalid_request_error", bad)
         return _error_answer(404, "not_found", NotFound(f"The demo engine does not serve {call.method} {call.path}."))
 
-    def ready(self, model: str) -> bool:
+    def ready(self, model: str, account: str) -> bool:
         """It serves any model, always."""
         return True
 

@@ -145,7 +145,7 @@ class LlamaCppEngine:
         replica = self._replica() or await self._running()
         return await replica.upstream.open(call)
 
-    def ready(self, model: str) -> bool:
+    def ready(self, model: str, account: str) -> bool:
         """It serves one model, whatever it is called; a start that is under way is worth waiting for."""
         return not self._closed
 

@@ -62,7 +62,7 @@ class OpenAICompatible:
             headers = tuple(pair for pair in headers if pair[0].lower() not in self._own_names)
         return self._client.request(call.method, call.path, headers, call.body, sent=call.sent)
 
-    def ready(self, model: str) -> bool:
+    def ready(self, model: str, account: str) -> bool:
         """Whether it can be reached is not known before it is asked."""
         return True
 

@@ -38,16 +38,21 @@ class WorkerProvider:
     def __repr__(self) -> str:
         return f"WorkerProvider({self.name}, {self._hub!r})"
 
-    def ready(self, model: str) -> bool:
-        """Whether a worker serves the model, for somebody."""
-        return self._hub.serves("worker", partial(_serves, model))
+    def ready(self, model: str, account: str) -> bool:
+        """Whether a worker that this account may use serves the model; worth asking while a new process has not looked
+        round yet."""
+        return self._hub.knows(self._wanted(model, account)) or not self._hub.has_looked
 
     def open(self, call: Call) -> Coroutine[Any, Any, Answer]:
         """Have a worker that `call.account` may use do it. Errors: see `ports.Provider`; the first piece is here."""
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers)
         request = Request(call.path, call.body, call.method, headers, call.stream, call.sent)
-        wanted = Wanted("worker", call.account, partial(_serves, call.model))
-        return self._hub.open(wanted, request, self._limits, patience_s=self._limits.connect_s)
+        return self._hub.open(
+            self._wanted(call.model, call.account), request, self._limits, patience_s=self._limits.connect_s
+        )
+
+    def _wanted(self, model: str, account: str) -> Wanted:
+        return Wanted("worker", account, partial(_serves, model))
 
     async def check(self) -> tuple[str, ...]:
         """The models that connected workers serve. UpstreamUnavailable when there are no workers."""

@@ -10,6 +10,7 @@ dearest of them; which of them serves, and what that costs, shows when one has a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
 from msgspec import Struct
@@ -86,7 +87,7 @@ def _only(model: Model, wish: Wish, dialect: Dialect, caller: Caller, upstreams:
         dialect.NAME in offer.speaks
         and not offer.accounts
         and wish.needs <= offer.capabilities
-        and upstreams.is_well(offer)
+        and upstreams.is_well(offer, caller.account)
     )
 
 
@@ -95,10 +96,10 @@ def _pinned(
 ) -> tuple[tuple[Offer, ...], tuple[str, ...]]:
     """The offers of one model, in order, with the reasons. Of its context an upstream has the last word, not we."""
     demand = demand_of(wish, ask, caller, catalogue.classes, tokens=_tokens(wish, ask.kind, [model]))
-    ranking = rank(model.offers, demand, upstreams.standing)
+    ranking = rank(model.offers, demand, partial(upstreams.standing, account=caller.account))
     if not ranking.places and any(each.why == "context" for each in ranking.left_out):
         demand = demand_of(wish, ask, caller, catalogue.classes, tokens=0)
-        ranking = rank(model.offers, demand, upstreams.standing)
+        ranking = rank(model.offers, demand, partial(upstreams.standing, account=caller.account))
     if not ranking.places:
         raise _nobody(wish, ranking, upstreams)
     return _first(ranking.places, ask.dialect, most)
@@ -113,7 +114,11 @@ def _auto(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams:
     if lane != "credits":
         _unpaid(AUTO, lane)
     demand = demand_of(wish, ask, caller, catalogue.classes, tokens=_tokens(wish, ask.kind, models))
-    ranking = rank([offer for model in models for offer in model.offers], demand, upstreams.standing)
+    ranking = rank(
+        [offer for model in models for offer in model.offers],
+        demand,
+        partial(upstreams.standing, account=caller.account),
+    )
     if not ranking.places:
         raise _nobody(wish, ranking, upstreams)
     offers, reasons = _first(ranking.places, ask.dialect, most)

@@ -46,10 +46,15 @@ class Pulse:
     """Looks. Those who ask at the same time, or within a second, share one look. Where no providers are running, `make`
     makes them for the first to ask."""
 
-    def __init__(self, upstreams: Upstreams, make: Callable[[], Mapping[str, Provider]]) -> None:
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        make: Callable[[], Mapping[str, Provider]],
+        workers: Callable[[], Sequence[WorkerSeen]],
+    ) -> None:
         self._upstreams = upstreams
         self._make = make
-        self.workers: Callable[[], Sequence[WorkerSeen]] = tuple  # nobody dials in where nothing listens
+        self.workers = workers
         self.look_s = LOOK_S
         self._looking: asyncio.Task[dict[str, Look]] | None = None
         self._looked_at: Mapping[str, Provider] = {}

@@ -23,18 +23,18 @@ class Upstreams:
     def __repr__(self) -> str:
         return f"Upstreams({', '.join(self.providers)}; {self.health!r})"
 
-    def is_well(self, offer: Offer) -> bool:
-        """Whether a call could begin at an offer now, as far as is known."""
+    def is_well(self, offer: Offer, account: str) -> bool:
+        """Whether a call of this account's could begin at an offer now, as far as is known."""
         provider = self.providers.get(offer.provider)
-        if provider is not None and not provider.ready(offer.model):
+        if provider is not None and not provider.ready(offer.model, account):
             return False
         return not self.health.out or self.health.state(offer) != "open"
 
-    def standing(self, offer: Offer) -> Standing:
-        """How an offer stands now."""
+    def standing(self, offer: Offer, account: str) -> Standing:
+        """How an offer stands now for this account."""
         condition = self.health.of(offer.provider)
         provider = self.providers.get(offer.provider)
-        ready = provider is None or provider.ready(offer.model)
+        ready = provider is None or provider.ready(offer.model, account)
         if ready and not condition.outstanding and not self.health.out:
             return WELL
         return Standing(self.health.state(offer), ready, condition.outstanding)

@@ -213,14 +213,14 @@ async def test_who_leaves_for_another_process_is_waited_for_a_moment(some: Some)
     peer.lost()
     job = some.open()
     await asyncio.sleep(0)
-    assert some.hub.serves("worker", lambda offer: offer.serves("mine"))
+    assert some.hub.knows(WANTED)
     back, line = some.connect()
     await line.job(1)
     answers(back, 1)
     assert await (await job).read(100) == b"done"
     back.lost()
     some.clock.seconds += 2
-    assert not some.hub.serves("worker", lambda offer: offer.serves("mine"))
+    assert not some.hub.knows(WANTED)
     with pytest.raises(UpstreamUnavailable, match="No worker"):
         await some.open()
 

@@ -17,6 +17,7 @@ ENVIRON = {
     "DEEPINFRA_API_KEY": "k",
     "OPENROUTER_API_KEY": "k",
     "GROQ_API_KEY": "k",
+    "ANTHROPIC_API_KEY": "k",
 }
 
 
@@ -37,7 +38,10 @@ def named(settings: Settings, surface: str, name: str) -> ModelSettings:
 
 
 def test_the_starting_file_says_what_holds_without_a_file() -> None:
-    started, built_in = load(EXAMPLES / "penstock.toml", ENVIRON), load(None, ENVIRON | {"GROQ_API_KEY": ""})
+    started, built_in = (
+        load(EXAMPLES / "penstock.toml", ENVIRON),
+        load(None, ENVIRON | {"GROQ_API_KEY": "", "ANTHROPIC_API_KEY": ""}),
+    )
     assert (started.models, started.contracts) == (built_in.models[:1], built_in.contracts)
     assert (started.server, started.limits, started.store) == (built_in.server, built_in.limits, built_in.store)
     assert BUILT_IN.count("[[models]]") == 1
@@ -49,7 +53,7 @@ def test_what_is_commented_out_in_the_starting_file_is_right_too(tmp_path: Path)
     (tmp_path / "own-vllm.key").chmod(0o600)
     (tmp_path / "p.toml").write_text(text[1] + re.sub(r"(?m)^# (?!--)", "", text[2]), encoding="utf-8")
     settings = load(tmp_path / "p.toml", ENVIRON)
-    assert (len(settings.models), settings.warnings) == (3, ())
+    assert (len(settings.models), settings.warnings) == (4, ())
 
 
 @pytest.mark.parametrize(

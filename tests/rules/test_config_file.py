@@ -21,6 +21,7 @@ from penstock.config import (
 from penstock.config_file import CREDENTIALS, TABLES, TOP_KEYS, load
 from penstock.config_tables import written_keys
 from penstock.errors import ConfigError
+from penstock.vendors import VENDORS
 
 IN_MEMORY = {"PENSTOCK_DATABASE_URL": "sqlite://"}
 
@@ -424,3 +425,30 @@ def test_certificates_that_are_not_there_are_a_mistake(tmp_path: Path) -> None:
 
 def test_nesting_without_end_is_a_mistake(tmp_path: Path) -> None:
     assert mistakes(tmp_path, "x = " + "[" * 5000 + "]" * 5000) == ["p.toml:1: nested too deeply"]
+
+
+def test_a_vendor_fills_in_what_is_left_out_and_no_more(tmp_path: Path) -> None:
+    settings = read(
+        tmp_path,
+        """
+        [providers.fast]
+        vendor = "groq"
+        priced_fields = []
+        [providers.claude]
+        kind = "anthropic"
+        [providers.here]
+        vendor = "ollama"
+        base_url = "http://10.0.0.5:11434/v1"
+        dialects = ["openai_chat"]
+        """,
+    )
+    fast, claude, here = settings.providers
+    assert (fast.base_url, fast.priced_fields) == ("https://api.groq.com/openai/v1", ())
+    assert "service_tier" in VENDORS["groq"]["priced_fields"]
+    assert (claude.base_url, claude.speaks) == ("https://api.anthropic.com/v1", ("anthropic_messages",))
+    assert (here.base_url, here.speaks, here.ranks_as) == ("http://10.0.0.5:11434/v1", ("openai_chat",), "gpu")
+
+
+def test_a_vendor_nobody_knows_is_a_mistake_and_fills_nothing_in(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, '[providers.p]\nvendor = "mystery"\n')
+    assert mistake.startswith('p.toml:2: providers.p.vendor: must be "anthropic", "cerebras"')

@@ -62,6 +62,30 @@ def test_models_have_exact_prices_and_two_names() -> None:
     assert models["openai/text-embedding-3-small"].kind == "embeddings"
 
 
+def test_anthropics_key_switches_claude_on_with_what_its_cache_costs() -> None:
+    settings = switched_on("ANTHROPIC_API_KEY")
+    provider = settings.providers[1]
+    assert (provider.kind, provider.speaks) == ("anthropic", ("anthropic_messages",))
+    model = next(each for each in settings.models if each.id == "anthropic/claude-opus-4-8")
+    assert model.price == PriceSettings(
+        input=5 * 10**9,
+        output=25 * 10**9,
+        cached_input=500_000_000,
+        cache_write=6_250_000_000,
+        cache_write_1h=10 * 10**9,
+    )
+    assert not any(each.id.startswith("anthropic/claude-3") for each in settings.models)
+
+
+def test_a_vendors_quirks_come_with_its_key() -> None:
+    mistral = switched_on("MISTRAL_API_KEY").providers[1]
+    assert (mistral.vendor, mistral.stream_usage, "stream_options" in mistral.dropped_fields) == (
+        "mistral",
+        False,
+        True,
+    )
+
+
 def test_openai_gets_its_own_output_limit() -> None:
     assert switched_on("OPENAI_API_KEY").providers[1].output_limit_field == "max_completion_tokens"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.dialects import openai_chat
 from penstock.dialects.pairs import chat_to_messages
@@ -371,3 +374,40 @@ def test_a_message_of_no_known_kind_is_refused_by_its_place(message: dict[str, A
     param = refused(messages=[user("x"), message])
     assert param is not None
     assert param.startswith("messages[1].")
+
+
+# Whatever a caller sends.
+
+FIELDS = sorted(
+    {"tools", "functions", "tool_choice", "function_call", "stop", "response_format", "reasoning_effort", "temperature"}
+    | {"top_p", "top_k", "thinking", "user", "cache_control", "parallel_tool_calls", "n", "logit_bias", "seed"}
+)
+SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-3, 3) | st.sampled_from(["", "auto", "text", "x"])
+NAMES = st.sampled_from(["type", "function", "name", "parameters", "schema", "json_schema", "allowed_tools", "tools"])
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=3))
+MESSAGE_NAMES = ["content", "tool_calls", "function_call", "tool_call_id", "reasoning_details", "audio", "name"]
+PART_NAMES = st.sampled_from(["type", "text", "image_url", "url", "file", "file_data", "id", "function", "arguments"])
+PARTS = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(PART_NAMES, inner, max_size=3)
+)
+ROLES = st.sampled_from(["user", "assistant", "system", "developer", "tool", "function", "x"])
+MESSAGES = st.lists(
+    st.tuples(ROLES, st.dictionaries(st.sampled_from(MESSAGE_NAMES), PARTS, max_size=3)).map(
+        lambda drawn: {"role": drawn[0], **drawn[1]}
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(MESSAGES, st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+def test_whatever_comes_is_carried_or_refused_by_name(messages: list[Any], fields: dict[str, Any]) -> None:
+    param: str | None = "none"
+    try:
+        body = sent(messages=messages, **fields)
+    except InvalidRequest as error:
+        param, body = error.param, {"messages": []}
+    assert param
+    assert all(turn["content"] for turn in body["messages"])
+    roles = [turn["role"] for turn in body["messages"]]
+    assert all(one != other for one, other in itertools.pairwise(roles))

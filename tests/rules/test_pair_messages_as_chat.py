@@ -220,6 +220,13 @@ def test_the_prompt_is_counted_when_the_stream_begins() -> None:
     assert (step.out, step.usage) == (b"", TokenUsage(60, 1, 30, 1, 61, cache_write=20, cache_write_1h=5))
 
 
+def test_what_was_not_counted_anew_is_not_taken_for_counted() -> None:
+    for usage in ({}, {"usage": {"input_tokens": 10}}, {"usage": None}, {"usage": {"output_tokens": "many"}}):
+        stream = open_stream()
+        stream.feed(begin())
+        assert stream.feed(event("message_delta", delta={"stop_reason": "end_turn"}, **usage)).usage is None
+
+
 def test_the_usage_chunk_comes_after_the_last_and_before_the_end() -> None:
     stream = open_stream(stream_options={"include_usage": True})
     out = b"".join(stream.feed(each).out for each in [begin(), *text_block(0, "x"), *end()])

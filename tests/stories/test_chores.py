@@ -120,6 +120,11 @@ async def test_one_process_does_them_and_when_it_is_killed_another_settles_what_
         assert (review.state, review.ended, review.amount) == ("review", "crash", 0)
         assert time.monotonic() - killed_s < BOUND_S
         others = [process for process in processes if process is not on_duty]
+
+        async def told() -> bool:  # a record is there before a line of log about it
+            return any(said(process, BURIED) for process in others)
+
+        await eventually(told)
         assert [sum(said(process, words) for process in others) for words in (TAKEN, BURIED)] == [1, 1]
         for script in held:
             script.resume.set()

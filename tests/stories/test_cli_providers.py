@@ -325,9 +325,9 @@ async def test_one_runs_at_a_time_some_wait_and_the_rest_are_told_at_once(script
     cli = provider(
         script, {"asked": "slow", "do": [{"wait": str(pipe)}, *claude(["slow"])]}, *claude(["quick"]), queue=1
     )
-    assert cli.ready("sonnet")
+    assert cli.ready("sonnet", "acc_1")
     slow = await cli.open(call("slow", stream=True))
-    assert not cli.ready("sonnet")
+    assert not cli.ready("sonnet", "acc_1")
     waiting = asyncio.create_task(whole(cli, call("quick")))
     await asyncio.sleep(0)  # it has begun to wait
     assert cli.waiting == 1
@@ -337,7 +337,7 @@ async def test_one_runs_at_a_time_some_wait_and_the_rest_are_told_at_once(script
     assert (await pieces(slow))[0]["choices"][0]["delta"]["content"] == "slow"
     assert said(await waiting) == "quick"
     await cli.close()
-    assert not cli.ready("sonnet")
+    assert not cli.ready("sonnet", "acc_1")
     with pytest.raises(UpstreamUnavailable, match="closed"):
         await cli.open(call())
 
@@ -356,7 +356,7 @@ async def test_a_command_that_is_not_there_is_unavailable(script: Path) -> None:
     for asking in (cli.open(call()), cli.check()):
         with pytest.raises(UpstreamUnavailable, match="not there: codex"):
             await asking
-    assert cli.ready("m")
+    assert cli.ready("m", "acc_1")
     await cli.close()
 
 

@@ -190,7 +190,7 @@ async def test_an_absurd_error_of_an_upstream_does_no_harm(gateway: Running, ups
 class Hollow:
     """What must never be: something that is no provider, and says that it is ready."""
 
-    def ready(self, model: str) -> bool:
+    def ready(self, model: str, account: str) -> bool:
         return True
 
 

@@ -265,7 +265,7 @@ async def test_a_worker_that_was_cut_off_is_back_by_itself(
     gateway: Running, ada: Person, key: str, upstream: ScriptedUpstream
 ) -> None:
     async with worker(gateway, key, upstream.base_url) as dialer:
-        hub = gateway.gateway.hub
+        hub = gateway.office.hub
         (first,) = hub.seats("worker", ada.account)
         peer = hub.here(first.id)
         assert peer is not None
@@ -286,7 +286,7 @@ async def test_told_to_end_a_worker_finishes_its_jobs_and_takes_no_more(
         await call_of(upstream)
         process.signal(signal.SIGTERM)
         await process.said("ends when 1 jobs are done")
-        (seat,) = gateway.gateway.hub.seats("worker", ada.account)
+        (seat,) = gateway.office.hub.seats("worker", ada.account)
 
         async def leaving() -> bool:
             return seat.room == 0
@@ -345,7 +345,7 @@ async def test_nobody_else_is_answered_at_the_address_between_processes(
     gateway: Running, key: str, upstream: ScriptedUpstream
 ) -> None:
     async with worker(gateway, key, upstream.base_url):
-        hub = gateway.gateway.hub
+        hub = gateway.office.hub
         (peer,) = [each.id for each in hub._peers.values()]
         for secret in ("none", key, "0" * 64):
             answer = await gateway.http.post(
@@ -621,7 +621,7 @@ async def test_an_engine_that_a_worker_starts_serves_knows_no_key_and_ends_with_
         ada = await gateway.person(usd="1")
         key = (await gateway.key("worker", user=ada.user)).key
         async with worker_process(gateway.url, key, command) as process:
-            (offer,) = gateway.gateway.hub.offers("worker")
+            (offer,) = gateway.office.hub.offers("worker")
             assert (offer.slots, offer.models[0].id) == (2, "homemade")
             answer = await ask(gateway, ada, model="homemade")
             assert (answer.status_code, answer.json()["error"]["message"]) == (418, "none")

@@ -174,7 +174,7 @@ async def test_each_refusal_is_the_error_class_that_callers_catch(
     assert await failure(gateway, base, ada, InternalServerError) == 502
     async with gateway.sdk(base, ada) as client:
         with pytest.raises(NotFoundError):
-            await client.responses.create(model=LLAMA, input="Hello")
+            await client.moderations.create(model=LLAMA, input="Hello")
 
 
 async def test_a_used_up_rate_limit_says_when_to_come_back(gateway: Running, upstream: ScriptedUpstream) -> None:

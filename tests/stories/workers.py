@@ -45,7 +45,7 @@ def with_workers(settings: Settings, *models: str, **changes: Any) -> Settings:
 
 async def served(gateway: Running, *, model: str = MODEL) -> None:
     """Wait until a worker, here or elsewhere, serves the model."""
-    hub = gateway.gateway.hub
+    hub = gateway.office.hub
 
     async def look() -> bool:
         return any(offer.serves(model) for offer in hub.offers("worker"))

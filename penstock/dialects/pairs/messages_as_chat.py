@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
-from penstock.dialects.usage import Count, TokenUsage, estimate_delta_tokens, estimate_tokens
+from penstock.dialects.anthropic_usage import UsageReport, read_report
+from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens
 from penstock.errors import UpstreamFailed
 
 DONE = b"data: [DONE]\n\n"
@@ -27,52 +28,12 @@ FINISHES = {
 REFUSED = "The model declined to answer."
 
 
-class _CacheCreation(Struct, gc=False):
-    ephemeral_1h_input_tokens: Count | None = None
-
-
-class _OutputDetails(Struct, gc=False):
-    thinking_tokens: Count | None = None
-
-
-class _Usage(Struct, gc=False):
-    input_tokens: Count | None = None
-    output_tokens: Count | None = None
-    cache_read_input_tokens: Count | None = None
-    cache_creation_input_tokens: Count | None = None
-    cache_creation: _CacheCreation | None = None
-    output_tokens_details: _OutputDetails | None = None
-
-    def over(self, before: _Usage) -> _Usage:
-        """These counts, and those of `before` where these say nothing: each report of a stream is a running total."""
-        return _Usage(*(getattr(before, n) if (v := getattr(self, n)) is None else v for n in self.__struct_fields__))
-
-    def counted(self) -> TokenUsage | None:
-        """The tokens, the cached ones among the input as everybody else counts; None when too little was said."""
-        if self.input_tokens is None or self.output_tokens is None:
-            return None
-        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
-        input = self.input_tokens + read + written
-        for_an_hour = (self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation is not None else None) or 0
-        details = self.output_tokens_details
-        reasoning = (details.thinking_tokens if details is not None else None) or 0
-        return TokenUsage(
-            input,
-            self.output_tokens,
-            cached_input=read,
-            reasoning=min(reasoning, self.output_tokens),
-            total=input + self.output_tokens,
-            cache_write=written,
-            cache_write_1h=min(for_an_hour, written),
-        )
-
-
 class _Block(Struct, gc=False):
     type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    data: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
     id: str = ""
     name: str = ""
     input: Raw = Raw(b"{}")
@@ -87,20 +48,20 @@ class _Message(Struct, gc=False):
     model: str = ""
     stop_reason: str | None = None
     stop_details: _StopDetails | None = None
-    usage: _Usage | None = None
+    usage: Raw = Raw()
 
 
 class _Start(Struct, gc=False):
     model: str = ""
-    usage: _Usage | None = None
+    usage: Raw = Raw()
 
 
 class _Delta(Struct, gc=False):
     type: str = ""
-    text: str = ""
-    thinking: str = ""
-    signature: str = ""
-    partial_json: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
     stop_reason: str | None = None
     stop_details: _StopDetails | None = None
 
@@ -111,7 +72,7 @@ class _Event(Struct, gc=False):
     message: _Start | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
-    usage: _Usage | None = None
+    usage: Raw = Raw()
 
 
 _MESSAGE = json.Decoder(_Message)
@@ -125,7 +86,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
         message = _MESSAGE.decode(body)
     except (ValueError, RecursionError):
         raise UpstreamFailed("The provider's answer is not a message.", began=True) from None
-    usage = message.usage.counted() if message.usage is not None else None
+    usage = read_report(message.usage).counted()
     said = _said(message, legacy=_is_legacy(wish))
     finish_reason = _finish(message.stop_reason, legacy=_is_legacy(wish))
     completion = {
@@ -184,8 +145,8 @@ def _refusal(stop_reason: str | None, details: _StopDetails | None) -> str | Non
 
 def _said(message: _Message, *, legacy: bool) -> dict[str, Any]:
     blocks = message.content
-    text = "".join(block.text for block in blocks if block.type == "text")
-    thought = "".join(block.thinking for block in blocks if block.type == "thinking")
+    text = "".join(block.text or "" for block in blocks if block.type == "text")
+    thought = "".join(block.thinking or "" for block in blocks if block.type == "thinking")
     calls = [_function(block) for block in blocks if block.type == "tool_use"]
     said: dict[str, Any] = {
         "role": "assistant",
@@ -214,14 +175,14 @@ def _function(block: _Block) -> dict[str, str]:
 def _detail(block: _Block) -> dict[str, str] | None:
     """What makes thinking good for another turn."""
     if block.type == "redacted_thinking":
-        return {"type": "reasoning.encrypted", "data": block.data}
+        return {"type": "reasoning.encrypted", "data": block.data or ""}
     if block.type == "thinking" and block.signature:
-        return {"type": "reasoning.text", "text": block.thinking, "signature": block.signature}
+        return {"type": "reasoning.text", "text": block.thinking or "", "signature": block.signature}
     return None
 
 
 def _size(block: _Block) -> int:
-    text = block.text or block.thinking
+    text = block.text or block.thinking or ""
     return len(text.encode()) + (len(bytes(block.input)) + len(block.name) if block.type == "tool_use" else 0)
 
 
@@ -243,7 +204,7 @@ class MessagesAsChat:
         self._calls = 0
         self._open: dict[int, tuple[int, bool]] = {}  # block -> (number of the call, whether arguments came)
         self._thought: dict[int, str] = {}  # block -> its text, until its signature comes
-        self._usage = _Usage()
+        self._usage = UsageReport()
         self._finish = b""
 
     def __repr__(self) -> str:
@@ -303,19 +264,20 @@ class MessagesAsChat:
                 return Step(b"", error=words or "The provider reported an error.")
         return Step(b"")
 
-    def _counted(self, usage: _Usage | None) -> TokenUsage | None:
-        if usage is None:
-            return None
-        self._usage = usage.over(self._usage)
-        return self._usage.counted()
+    def _counted(self, usage: Raw) -> TokenUsage | None:
+        """The count so far, each report of a stream being a running total. None when nothing was counted anew, so that
+        what has come since is not taken for counted."""
+        report = read_report(usage)
+        self._usage = report.after(self._usage)
+        return None if report.output_tokens is None else self._usage.counted()
 
     def _block(self, index: int, block: _Block) -> Step:
         if block.type == "tool_use":
             return self._call(index, block)
         if block.type == "redacted_thinking":
-            return self._say({"reasoning_details": [_detail(block)]}, block.data)
+            return self._say({"reasoning_details": [_detail(block)]}, block.data or "")
         if block.type == "thinking":
-            self._thought[index] = block.thinking
+            self._thought[index] = block.thinking or ""
             return self._say({"reasoning_content": block.thinking}, block.thinking) if block.thinking else Step(b"")
         return self._say({"content": block.text}, block.text) if block.type == "text" and block.text else Step(b"")
 
@@ -355,7 +317,7 @@ class MessagesAsChat:
         number, has_arguments = self._open.pop(index, (0, True))
         return Step(b"") if has_arguments else self._say(self._called(number, {"arguments": "{}"}), "")
 
-    def _end(self, delta: _Delta, usage: _Usage | None) -> Step:
+    def _end(self, delta: _Delta, usage: Raw) -> Step:
         finish = _finish(delta.stop_reason, legacy=self._legacy)
         refusal = _refusal(delta.stop_reason, delta.stop_details)
         self._finish = self._start()

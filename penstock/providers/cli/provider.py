@@ -71,7 +71,7 @@ class CliProvider:
         """Calls that wait for their turn."""
         return self._waiting
 
-    def ready(self, model: str) -> bool:
+    def ready(self, model: str, account: str) -> bool:
         """Whether a call would not have to wait for its turn."""
         return not self._closed and not self._turns.locked()
 
