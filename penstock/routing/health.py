@@ -140,7 +140,7 @@ class Attempt:
         self._offer = offer
         self._condition = condition
         self._own = own  # the offer's breaker, if it has one
-        self._trial = condition.breaker.begin()
+        self._trial = condition.breaker.until_s is not None and condition.breaker.begin()
         self._trial_of_own = own is not None and own.begin()
         self._began_s = health.clock.monotonic()
         condition.outstanding += 1
@@ -217,7 +217,7 @@ class Health:
 
     def attempt(self, offer: Offer) -> Attempt | None:
         """Begin a call at an offer; None when its breaker does not let it."""
-        condition = self.of(offer.provider)
+        condition = self.conditions.get(offer.provider) or self.of(offer.provider)
         own = self.offers.get((offer.provider, offer.model)) if self.offers else None
         if self.out:
             now_s = self.clock.monotonic()
