@@ -163,16 +163,14 @@ def _chat_call(place: int, name: str, arguments: Any) -> dict[str, Any]:
 
 
 def _chat_chunks(said: Said) -> Iterator[bytes]:
-    """All calls begin before any of them has its arguments, and grow together."""
+    """One call after the other, as OpenAI sends them: its SDK takes the beginning of one for the end of the other."""
     yield chunk({"role": "assistant", "content": ""})
     yield from (chunk({"reasoning_content": piece}) for piece in _halves(said.thought))
     yield from (chunk({"content": piece}) for piece in _halves(said.words))
-    calls = [_chat_call(place, *call) for place, call in enumerate(said.calls)]
-    for place, call in enumerate(calls):
-        begun = call | {"index": place, "function": call["function"] | {"arguments": ""}}
-        yield chunk({"tool_calls": [begun]})
-    for pieces in zip(*(_halves(call["function"]["arguments"]) for call in calls), strict=True):
-        for place, piece in enumerate(pieces):
+    for place, (name, arguments) in enumerate(said.calls):
+        call = _chat_call(place, name, arguments)
+        yield chunk({"tool_calls": [call | {"index": place, "function": {"name": name, "arguments": ""}}]})
+        for piece in _halves(call["function"]["arguments"]):
             yield chunk({"tool_calls": [{"index": place, "function": {"arguments": piece}}]})
 
 
