@@ -245,7 +245,9 @@ def write_responses(received: Received, said: Said) -> Script:
 def _items(received: Received, said: Said) -> Iterator[dict[str, Any]]:
     if said.thought:
         summary = [{"type": "summary_text", "text": said.thought}]
-        yield {"id": f"rs_upstream{received.number:032x}", "type": "reasoning", "summary": summary}
+        thought = {"id": f"rs_upstream{received.number:032x}", "type": "reasoning", "summary": summary}
+        sealed = "reasoning.encrypted_content" in (received.json.get("include") or ())
+        yield thought | ({"encrypted_content": "c2VhbGVk"} if sealed else {})
     if said.words:
         yield message(received, said.words)
     for place, (name, arguments) in enumerate(said.calls):

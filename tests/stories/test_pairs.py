@@ -283,18 +283,22 @@ async def test_words_come_whole_and_in_pieces(gateway: Running, ada: Person, cli
 
 
 @every_cell
+@pytest.mark.parametrize("thinks", [False, True])
 async def test_tools_are_called_side_by_side_and_their_results_told(
-    gateway: Running, ada: Person, client: Any, upstream: ScriptedUpstream
+    gateway: Running, ada: Person, client: Any, upstream: ScriptedUpstream, thinks: bool
 ) -> None:
     for streamed in (False, True):
-        first = await client.ask(Wanted(QUESTION, tools=True, streamed=streamed))
+        question = Wanted(QUESTION, tools=True, thinks=thinks, streamed=streamed)
+        first = await client.ask(question)
         ids, names, arguments = zip(*first.calls, strict=True)
         assert (names, arguments) == (("weather", "weather"), ({"city": "Bern"}, {"city": "Rome"}))
-        assert (first.text, first.stop) == ("", client.STOPS[1])
+        assert (first.text, first.stop, first.thought) == ("", client.STOPS[1], MUSING if thinks else "")
         results = client.results(list(zip(ids, ("sunny", "wet"), strict=True)))
-        second = await client.ask(Wanted(QUESTION, [*first.turn, *results], tools=True, streamed=streamed))
+        second = await client.ask(replace(question, said=[*first.turn, *results]))
         assert (second.text, second.stop, second.calls) == ("It is: sunny, wet.", client.STOPS[0], ())
-    assert await charged(gateway, ada) == len(upstream.requests) * COST == 4 * COST
+        assert (MUSING in upstream.requests[-1].body.decode()) == thinks  # what was thought goes back with its calls
+    cost = COST + (COST_OF_THOUGHT if thinks else 0)
+    assert await charged(gateway, ada) == len(upstream.requests) * cost == 4 * cost
 
 
 @every_cell
