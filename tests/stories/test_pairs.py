@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import anthropic
+import openai
 import pytest
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
@@ -78,8 +80,8 @@ class Chat:
 
     STOPS = ("stop", "tool_calls")
 
-    def __init__(self, openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
-        self._completions = openai.chat.completions
+    def __init__(self, of_openai: AsyncOpenAI, of_anthropic: AsyncAnthropic) -> None:
+        self._completions = of_openai.chat.completions
 
     async def ask(self, wanted: Wanted) -> Got:
         tool = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}}
@@ -118,8 +120,8 @@ class Responses:
 
     STOPS = ("completed", "completed")
 
-    def __init__(self, openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
-        self._responses = openai.responses
+    def __init__(self, of_openai: AsyncOpenAI, of_anthropic: AsyncAnthropic) -> None:
+        self._responses = of_openai.responses
 
     async def ask(self, wanted: Wanted) -> Got:
         tool = {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}
@@ -162,8 +164,8 @@ class Messages:
 
     STOPS = ("end_turn", "tool_use")
 
-    def __init__(self, openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
-        self._messages = anthropic.messages
+    def __init__(self, of_openai: AsyncOpenAI, of_anthropic: AsyncAnthropic) -> None:
+        self._messages = of_anthropic.messages
 
     async def ask(self, wanted: Wanted) -> Got:
         wish: Any = {
@@ -205,8 +207,8 @@ class Completions:
 
     STOPS = ("stop", "stop")
 
-    def __init__(self, openai: AsyncOpenAI, anthropic: AsyncAnthropic) -> None:
-        self._completions = openai.completions
+    def __init__(self, of_openai: AsyncOpenAI, of_anthropic: AsyncAnthropic) -> None:
+        self._completions = of_openai.completions
 
     async def ask(self, wanted: Wanted) -> Got:
         wish: Any = {"model": "metered", "prompt": wanted.question, "max_tokens": LIMIT}
@@ -265,8 +267,8 @@ async def ada(gateway: Running) -> Person:
 @pytest.fixture
 async def client(gateway: Running, ada: Person, cell: Any) -> AsyncIterator[Any]:
     async with AsyncExitStack() as stack:
-        openai = await stack.enter_async_context(gateway.sdk(ROUTER, ada))
-        yield cell[0](openai, await stack.enter_async_context(gateway.anthropic(ada)))
+        of_openai = await stack.enter_async_context(gateway.sdk(ROUTER, ada))
+        yield cell[0](of_openai, await stack.enter_async_context(gateway.anthropic(ada)))
 
 
 async def charged(gateway: Running, ada: Person) -> int:
@@ -320,3 +322,17 @@ async def test_an_answer_has_the_form_of_a_schema(gateway: Running, ada: Person,
             client.STOPS[0],
         )
         assert await charged(gateway, ada) == calls * COST
+
+
+NO_WAY = [(Chat, RESPONSES), (Messages, RESPONSES), (Completions, MESSAGES), (Completions, RESPONSES)]
+
+
+@pytest.mark.parametrize("cell", NO_WAY, ids=[f"{each.__name__}-{spoken}" for each, spoken in NO_WAY], indirect=True)
+async def test_where_there_is_no_way_the_call_is_refused_in_words_and_free(
+    gateway: Running, ada: Person, client: Any, cell: Any, upstream: ScriptedUpstream
+) -> None:
+    for streamed in (False, True):
+        with pytest.raises((openai.BadRequestError, anthropic.BadRequestError), match=f"no way to {cell[1]}"):
+            await client.ask(Wanted(streamed=streamed))
+    assert upstream.requests == []
+    assert await charged(gateway, ada) == 0
