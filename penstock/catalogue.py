@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from penstock.config import (
     SURFACE_NAMES,
@@ -43,7 +43,7 @@ class Offer:
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
     request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
-    type.
+    type; `tailored` says whether there is any of that.
     """
 
     provider: str
@@ -62,6 +62,10 @@ class Offer:
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
+    tailored: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tailored", bool(self.dropped_fields or self.priced_fields or self.priced_tools))
 
 
 @dataclass(frozen=True, slots=True)

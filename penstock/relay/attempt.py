@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from operator import itemgetter
 
 from msgspec import Struct
@@ -40,6 +40,7 @@ from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
 from penstock.relay.tailor import cut, require_covered
+from penstock.relay.toolloop import Equipped
 from penstock.routing.health import Attempt, retry_after_s
 from penstock.routing.upstreams import Upstreams
 
@@ -117,6 +118,7 @@ class _Search(Struct, gc=False):
     hold: Hold
     label: Label
     failed: list[Failed]
+    equipped: Equipped | None
     calls: int = 0
     last: str = ""  # the provider that was called last
 
@@ -126,6 +128,12 @@ class _Search(Struct, gc=False):
             self.hold.passed_on(self.last, offer.provider)
         self.calls, self.last = self.calls + 1, offer.provider
         self.hold.calling(offer, provider.on_cancel)
+
+    def opening(self, provider: Provider, offer: Offer, call: Call) -> Awaitable[Answer]:
+        """The answer to the call, with tools where the model can call them."""
+        if self.equipped is None or "tools" not in offer.capabilities:
+            return provider.open(call)
+        return self.equipped.open(provider, call)
 
     def note(self, offer: Offer, error: UpstreamError | InvalidRequest) -> None:
         """This one does not serve."""
@@ -159,12 +167,15 @@ class Attempts:
         # At the end there may be half a secret, which is not known for one; so as much as a whole one goes as well.
         return self._redact(words[: LONGEST_WORDS + LONGEST_SECRET])[:-LONGEST_SECRET]
 
-    async def first_answer(self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label) -> Served:
+    async def first_answer(
+        self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label, equipped: Equipped | None
+    ) -> Served:
         """The first offer that begins to answer well; the hold is told which. The caller closes what is served.
 
+        A call that is `equipped` with tools may take several rounds at an offer; once one has run no other is tried.
         UpstreamRefused at once; else what `_none_served` makes of the failures.
         """
-        search = _Search(plan, ask, wish, hold, label, [])
+        search = _Search(plan, ask, wish, hold, label, [], equipped)
         for offer, reason in zip(plan.offers, plan.reasons, strict=True):
             if search.calls == self.most:
                 break
@@ -183,7 +194,7 @@ class Attempts:
     async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
         """Call one offer. None when it does not serve, which is then noted in `search.failed`."""
         ask, wish, hold, label = search.ask, search.wish, search.hold, search.label
-        provider = self.providers.get(offer.provider)
+        provider = self.upstreams.providers.get(offer.provider)
         pair = between(ask.dialect, offer.speaks)
         if provider is None or pair is None:  # a reload has just changed the configuration
             return None
@@ -200,7 +211,12 @@ class Attempts:
             label = replace(label, model=offer.model_id)
         search.calling(offer, provider)
         try:
-            answer, body = await self._open(provider, call, pair, wish, label)
+            answer = await (provider.open(call) if search.equipped is None else search.opening(provider, offer, call))
+            try:
+                body = await (self._stream if wish.stream else self._plain)(answer, pair, wish, label)
+            except BaseException:
+                answer.close()
+                raise
         except UpstreamError as error:
             self._failed(search, offer, attempt, error)
             return None
@@ -225,6 +241,8 @@ class Attempts:
             attempt.over()
             search.hold.failed(error)
             _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
+            if search.equipped is not None and search.equipped.used:
+                raise error
         search.note(offer, error)
 
     def _none_served(self, plan: Plan, failed: list[Failed]) -> UpstreamError | InvalidRequest:
@@ -247,17 +265,6 @@ class Attempts:
         if last.status == NoHealthyProvider.status and last.retry_after_s is None:
             last.retry_after_s = nobody.retry_after_s
         return last
-
-    async def _open(
-        self, provider: Provider, call: Call, pair: Pair, wish: Wish, label: Label
-    ) -> tuple[Answer, Plain | Begun]:
-        answer = await provider.open(call)
-        try:
-            read = self._stream if wish.stream else self._plain
-            return answer, await read(answer, pair, wish, label)
-        except BaseException:
-            answer.close()
-            raise
 
     async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
         await self._require_success(answer)
@@ -317,7 +324,8 @@ class Attempts:
 def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
     its price does not cover."""
-    require_covered(search.wish, offer)
+    if offer.tailored:
+        require_covered(search.wish, offer)
     limit, most = search.hold.output_limit, offer.max_output_tokens
     body = pair.request(
         search.wish,
@@ -329,7 +337,7 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     headers = search.ask.headers if pair is search.ask.dialect else ()
     return Call(
         pair.PATH,
-        cut(body, offer),
+        cut(body, offer) if offer.tailored else body,
         search.wish.stream,
         headers,
         sent=search.hold.sent,

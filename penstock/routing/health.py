@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, get_args
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
-from penstock.errors import UpstreamError, UpstreamRefused
+from penstock.errors import UpstreamBusy, UpstreamError, UpstreamRefused
 
 State = Literal["closed", "open", "half_open"]
 STATES: tuple[State, ...] = get_args(State)
@@ -140,7 +140,7 @@ class Attempt:
         self._offer = offer
         self._condition = condition
         self._own = own  # the offer's breaker, if it has one
-        self._trial = condition.breaker.begin()
+        self._trial = condition.breaker.until_s is not None and condition.breaker.begin()
         self._trial_of_own = own is not None and own.begin()
         self._began_s = health.clock.monotonic()
         condition.outstanding += 1
@@ -167,7 +167,9 @@ class Attempt:
         self._condition.succeeded_ms = self._health.clock.now_ms()
 
     def failed(self, error: UpstreamError) -> None:
-        """It did not answer, or broke off."""
+        """It did not answer, or broke off. One that is merely busy is as well as before."""
+        if isinstance(error, UpstreamBusy):
+            return
         self._health.note(self._offer, error, on_trial=self._trial, on_trial_of_own=self._trial_of_own)
         self._trial = self._trial_of_own = False
 
@@ -215,7 +217,7 @@ class Health:
 
     def attempt(self, offer: Offer) -> Attempt | None:
         """Begin a call at an offer; None when its breaker does not let it."""
-        condition = self.of(offer.provider)
+        condition = self.conditions.get(offer.provider) or self.of(offer.provider)
         own = self.offers.get((offer.provider, offer.model)) if self.offers else None
         if self.out:
             now_s = self.clock.monotonic()
