@@ -72,12 +72,12 @@ async def opened(folder: Path) -> AsyncIterator[Door]:
             process.signal(signal.SIGTERM)
             assert await process.ended() == 0
         assert await verified(config)
+        calls = sum(each.method == "POST" for each in upstream.requests)
         async with running(settings_of(config)) as gateway:
             records = await gateway.usage(ada)
-            assert sum(each.input_tokens for each in records) == PROMPT * len(upstream.requests)
-            assert sum(each.output_tokens for each in records) == upstream.tokens_produced
-            spent = len(upstream.requests) * (PROMPT * 100 + OUTPUT * 2_000)
-            assert await gateway.nano(ada) == 10**9 - spent
+            assert [sum(each.attempts for each in records), len(records)] == [calls, calls]
+            assert sum(each.output_tokens for each in records) == upstream.tokens_produced == calls * OUTPUT
+            assert await gateway.nano(ada) == 10**9 - calls * (PROMPT * 100 + OUTPUT * 2_000)
 
 
 @contextmanager
