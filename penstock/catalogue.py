@@ -43,7 +43,7 @@ class Offer:
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
     request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
-    type.
+    type. With `per_account` who serves it is somebody else for each account: whoever has dialled in.
     """
 
     provider: str
@@ -62,6 +62,7 @@ class Offer:
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
+    per_account: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,7 @@ def _offer(
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,
         priced_tools=provider.priced_tools,
+        per_account=provider.kind == "worker",
     )
 
 

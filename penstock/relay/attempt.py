@@ -178,7 +178,7 @@ class Attempts:
             served = await self._try(search, offer, "again")
             if served is not None:
                 return served
-        raise self._none_served(plan, search.failed)
+        raise self._none_served(search)
 
     async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
         """Call one offer. None when it does not serve, which is then noted in `search.failed`."""
@@ -192,7 +192,7 @@ class Attempts:
         except InvalidRequest as error:
             search.note(offer, error)
             return None
-        attempt = self.upstreams.health.attempt(offer)
+        attempt = self.upstreams.health.attempt(offer, hold.account)
         if attempt is None:
             search.note(offer, NoHealthyProvider())
             return None
@@ -227,22 +227,23 @@ class Attempts:
             _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
         search.note(offer, error)
 
-    def _none_served(self, plan: Plan, failed: list[Failed]) -> UpstreamError | InvalidRequest:
+    def _none_served(self, search: _Search) -> UpstreamError | InvalidRequest:
         """What to say when no offer has served: of a request that is too long, or cannot be carried, just that; of
         `auto` that nobody is well; of a model that was asked for by name what the last of its providers said."""
+        failed, account = search.failed, search.hold.account
         errors = [each.error for each in failed]
         refused = next((each for each in errors if isinstance(each, UpstreamRefused)), None)
         if refused is not None:
             return refused
         asked = [each for each in errors if isinstance(each, UpstreamError) and not isinstance(each, NoHealthyProvider)]
         wait_s = self.upstreams.health.wait_s
-        waits_s = [wait_s(each.offer) for each in failed if isinstance(each.error, UpstreamError)]
+        waits_s = [wait_s(each.offer, account) for each in failed if isinstance(each.error, UpstreamError)]
         nobody = NoHealthyProvider(retry_after_s=retry_after_s(waits_s))
         if not asked:
             uncarried = [each for each in errors if isinstance(each, InvalidRequest)]
             return uncarried[0] if uncarried and not waits_s else nobody
         last = asked[-1]
-        if plan.auto and not isinstance(last, UpstreamTimeout):
+        if search.plan.auto and not isinstance(last, UpstreamTimeout):
             return nobody
         if last.status == NoHealthyProvider.status and last.retry_after_s is None:
             last.retry_after_s = nobody.retry_after_s

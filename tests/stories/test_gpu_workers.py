@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from penstock.config import HealthSettings
 from penstock.errors import Forbidden
 from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.keys import create_key, revoke_key
@@ -226,6 +227,20 @@ async def test_an_engine_without_room_is_no_failure_the_call_is_given_again(
         answers = await asyncio.gather(*(ask(gateway, ada) for _ in range(3)))
     assert [answer.status_code for answer in answers] == [200] * 3
     assert {record.attempts for record in await gateway.usage(ada)} == {1}
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_worker_of_one_account_makes_nobody_elses_seem_sick(
+    store_url: str, upstream: ScriptedUpstream, status: int
+) -> None:
+    settings = replace(with_workers(settings_for(store_url)), health=HealthSettings(failures=3))
+    async with running(settings) as gateway, ScriptedUpstream(Calls(Refusal(status))) as sick:
+        ada, eve = await gateway.person(usd="1"), await gateway.person(usd="1")
+        well, ill = [await gateway.key("worker", user=each.user) for each in (ada, eve)]
+        async with worker(gateway, ill.key, sick.base_url), worker(gateway, well.key, upstream.base_url):
+            assert (await ask(gateway, eve)).status_code == 502
+            assert (await ask(gateway, eve)).json()["error"]["code"] == "no_healthy_provider"
+            assert (await ask(gateway, ada)).status_code == 200
 
 
 async def test_calls_beyond_the_slots_wait_their_turn(
