@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from penstock.config import (
@@ -64,6 +64,10 @@ class Offer:
     priced_tools: tuple[str, ...] = ()
     per_account: bool = False
 
+    def is_for(self, accounts: Collection[str]) -> bool:
+        """Whether it serves any of these accounts."""
+        return not self.accounts or not self.accounts.isdisjoint(accounts)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -89,6 +93,10 @@ class Model:
     input_bytes_per_token: int
     image_tokens: int
     planned: bool
+
+    def is_for(self, accounts: Collection[str]) -> bool:
+        """Whether any of these accounts has something of it: an offer that serves it, or the prospect of one."""
+        return self.planned or any(offer.is_for(accounts) for offer in self.offers)
 
     def name_on(self, surface: str) -> str:
         """The name to list on a surface: its first alias there, else the id."""

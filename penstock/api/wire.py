@@ -173,7 +173,7 @@ class Wire:
         return [
             model
             for model in self._relay.catalogue.listed(place.surface.name)
-            if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
+            if _may_have(caller, model) and (place is not FORWARD or model.contract)
         ]
 
     def _model(self, place: Place) -> Endpoint:
@@ -202,7 +202,7 @@ class Wire:
     def _auto(self, place: Place, caller: Caller) -> list[dict[str, Any]]:
         """`auto` as it is listed: on the router, when it has something to choose among."""
         models = self._relay.catalogue.auto(AUTO, place.surface.name) if place.surface is ROUTER.surface else ()
-        choice = [model for model in models if caller.models is None or model.id in caller.models]
+        choice = [model for model in models if _may_have(caller, model)]
         return [_auto_listing(choice)] if choice else []
 
     async def _balance(self, exchange: Exchange) -> None:
@@ -291,6 +291,10 @@ def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: 
 
 def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:
     exchange.whole(status, JSON, msgspec.json.encode(value))
+
+
+def _may_have(caller: Caller, model: Model) -> bool:
+    return (caller.models is None or model.id in caller.models) and model.is_for({caller.account})
 
 
 def _listing(model: Model, place: Place) -> dict[str, Any]:

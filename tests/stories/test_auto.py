@@ -14,6 +14,8 @@ from penstock.api.surfaces import ROUTER as ROUTER_PLACE
 from penstock.config import AutoSettings, ProviderSettings
 from penstock.dialects import Dialect, Wish, openai_chat
 from penstock.errors import InvalidRequest, NoHealthyProvider
+from penstock.operations.actor import LOCAL, Actor
+from penstock.operations.models import list_models
 from penstock.relay.ask import Ask
 from tests.stories.caller import calling, data, eventually
 from tests.stories.gateway import HELLO, ROUTER, TRUST, events
@@ -303,6 +305,20 @@ async def test_a_model_of_another_account_is_not_chosen(store_url: str) -> None:
         await here.gateway.gateway.reload(replace(here.gateway.office.settings, providers=tuple(theirs)))
         assert (await here.ask()).json()["model"] == "cli-model"
         assert (await here.ask("gpu-model")).status_code == 404
+
+
+async def test_what_serves_other_accounts_alone_is_listed_for_them_alone(store_url: str) -> None:
+    async with scene(store_url) as here:
+        theirs = [replace(each, accounts=("acc_theirs",)) if each.name == "gpu" else each for each in _providers(here)]
+        await here.gateway.gateway.reload(replace(here.gateway.office.settings, providers=tuple(theirs)))
+        bearer = {"authorization": f"Bearer {here.ada.personal_key.key}"}
+        listed = (await here.gateway.http.get(f"{ROUTER}/models", headers=bearer)).json()["data"]
+        assert [each["id"] for each in listed] == ["cloud-model", "cli-model", ALL, "auto"]
+        reader = Actor(frozenset({"read"}), frozenset({here.ada.account}), frozenset())
+        models = {each.id: each for each in (await list_models(here.gateway.office, reader)).data}
+        assert models.keys() == {"cloud-model", "cli-model", ALL}
+        assert [offer.provider for offer in models[ALL].offers] == ["cloud", "cli"]
+        assert len((await list_models(here.gateway.office, LOCAL)).data) == 4
 
 
 def _providers(here: Scene) -> tuple[ProviderSettings, ...]:
