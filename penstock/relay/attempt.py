@@ -55,6 +55,8 @@ TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
 # What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
 _OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
+# What OpenRouter says under status 403 of a prompt that it does not pass on.
+_MODERATED = re.compile("(?i)\\b(flagged|moderation)\\b")
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -303,7 +305,10 @@ class Attempts:
         if _OURS.search(message or ""):
             words = f"The provider answered with status {status}, about our key or credit there."
             return UpstreamFailed(words, upstream_status=401)  # which is what it should have been
-        if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
+        if status == 403 and _MODERATED.search(message or ""):
+            status = 400  # to a caller 403 is about a key
+        named = status == 404 and param not in (None, "model")  # not found is what the request names, no model
+        if 400 <= status < 500 and (named or status not in OUR_FAULT) and status not in WORTH_ANOTHER:
             words = message or "The provider refused the request."
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
         return UpstreamFailed(f"The provider answered with status {status}.", upstream_status=status)

@@ -34,7 +34,7 @@ LONGEST_MESSAGE = 300
 LONGEST_WAIT_S = 3_600.0  # of what a provider asks for in Retry-After: it may have meant milliseconds
 LATENCY_WEIGHT = 0.2  # of the newest answer in the running mean: about the last ten count
 GRAVE = 1_000_000  # failures that one counts for which does not mend by itself
-OUR_CREDENTIALS = frozenset({401, 402, 403, 407})  # a bad key, no credit there
+OUR_CREDENTIALS = frozenset({401, 402, 407})  # a bad key, no credit; a 403 may be a firewall's, about one prompt
 ABOUT_ONE_MODEL = frozenset({404, 429})
 
 

@@ -177,6 +177,23 @@ async def test_a_request_that_an_upstream_refuses_is_nobodys_failure(here: Scene
     assert (await here.ask()).json()["model"] == "gpu-model"
 
 
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (Refusal(404, "There is no item 'rs_1'.", param="input"), 404),
+        (Refusal(403, "It requires moderation, and your input was flagged."), 400),
+    ],
+)
+async def test_one_callers_bad_prompt_takes_a_provider_out_for_nobody(
+    here: Scene, refusal: Refusal, status: int
+) -> None:
+    here.upstreams["gpu"].script(*[refusal] * 4)
+    for _ in range(4):
+        refused = await here.ask()
+        assert (refused.status_code, refused.json()["error"]["message"]) == (status, refusal.message)
+    assert (await here.ask()).json()["model"] == "gpu-model"
+
+
 async def test_a_request_that_is_too_long_for_one_goes_to_the_next(here: Scene) -> None:
     here.upstreams["gpu"].script(Refusal(400, "Too long.", code="context_length_exceeded"))
     answer = await here.ask()
