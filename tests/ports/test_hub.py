@@ -65,8 +65,8 @@ class Some:
         self.hub = hub
         self.clock = clock
 
-    def connect(self, *, slots: int = 2, key: str = "key_none") -> tuple[Peer, Told]:
-        line = Told()
+    def connect(self, *, slots: int = 2, key: str = "key_none", line: Told | None = None) -> tuple[Peer, Told]:
+        line = line or Told()
         peer = self.hub.join(line, kind="worker", key=key, account="acc_ada", shared=False)
         offer = {"type": "offer", "slots": slots, "models": [{"id": "mine"}]}
         peer.said(json.dumps({"type": "hello", "version": 1, "offer": offer}).encode())
@@ -155,6 +155,16 @@ async def test_a_job_that_kills_three_workers_is_not_given_to_a_fourth(some: Som
     with pytest.raises(UpstreamUnavailable, match="has gone"):
         await job
     assert "job" not in peers[3][1].types()
+
+
+async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:
+    class Deaf(Told):
+        async def drained(self) -> None:
+            await asyncio.Event().wait()
+
+    some.connect(line=Deaf())
+    with pytest.raises(UpstreamTimeout):
+        await some.open(Timeouts(total_s=0.05))
 
 
 async def test_what_breaks_off_after_it_began_is_a_failure_that_began(some: Some) -> None:
