@@ -258,3 +258,30 @@ async def test_others_know_of_it_until_its_row_stands_still(some: Some, office: 
     await other.refresh()
     assert other.offers("worker") == []
     await other.close()
+
+
+async def test_who_offers_something_else_again_and_again_is_written_down_once_a_second(
+    some: Some, office: Office
+) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=OtherProcesses("secret"))
+    some.hub.address = "127.0.0.1:9"
+    peer, _ = some.connect(slots=1)
+    await some.hub.share()
+
+    async def known() -> int:
+        await other.refresh()
+        return other.offers("worker")[0].slots
+
+    for slots in (2, 3, 4):
+        say(peer, type="offer", slots=slots, models=[{"id": "mine"}])
+        assert [await known() for _ in range(3)] == [1, 1, 1]
+    await some.hub.share()
+    assert await known() == 4
+    some.clock.seconds += 2
+    say(peer, type="offer", slots=5, models=[{"id": "mine"}])
+
+    async def at_once() -> bool:
+        return await known() == 5
+
+    await eventually(at_once)
+    await other.close()
