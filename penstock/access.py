@@ -63,7 +63,7 @@ class Surface:
 
     `account_rule`: `trust` takes the account from the X-Trust header, `key` from the credential, `own` from the key's
     account or else from the user behind it. `lane` names the lane that pays when the request names none. `id_prefix`
-    begins the ids of answers.
+    begins the ids of answers. `tools` says that models may be given the tools of connected workers.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Surface:
     account_rule: Literal["trust", "key", "own"]
     lane: Literal["credits", "contract"]
     id_prefix: str | None = None
+    tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from penstock.api.door import Door
 from penstock.api.lazy import Lazy
 from penstock.api.peering import Peering, peer_secret
 from penstock.api.server import Serving, serving
+from penstock.api.tools import ToolDoor
 from penstock.api.wire import Wire
 from penstock.catalogue import Catalogue
 from penstock.channel import Channel
@@ -46,6 +47,7 @@ from penstock.log import Redactor, RequestLog, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
 from penstock.providers.anthropic import Anthropic
+from penstock.providers.connected_tools import ConnectedTools
 from penstock.providers.openai_compatible import OpenAICompatible
 from penstock.providers.other_process import OtherProcesses
 from penstock.providers.worker import WorkerProvider
@@ -53,6 +55,7 @@ from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.relay.tools import Tools
 from penstock.routing.health import STATES, Health
 from penstock.routing.pulse import Pulse, WorkerSeen
 from penstock.routing.upstreams import Upstreams
@@ -131,6 +134,7 @@ class Gateway:
         office.upstreams.health.keep({(offer.provider, offer.model) for offer in offered})
         self.relay.attempts.most = kept.limits.attempts
         self.relay.catalogue = catalogue
+        self.relay.tools.settings = kept.tools
         for provider in dropped:
             self.retiring.add(asyncio.create_task(_retire(provider)))
 
@@ -153,11 +157,15 @@ async def open_gateway(
         access = Access(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
         )
+        tools = Tools(ConnectedTools(hub), office.store, office.clock, settings.tools)
+        if settings.tools.enabled:
+            hub.watch()
         relay = Relay(
             access=access,
             holds=holds,
             attempts=attempts,
             catalogue=office.catalogue,
+            tools=tools,
             clock=office.clock,
             limits=settings.limits,
         )
@@ -176,7 +184,9 @@ async def open_gateway(
         )
         wire = Wire(relay=relay, access=access, office=office, observer=observer)
         door = Door(
-            wire.routes() | Connect(access, hub, peering.start).routes(),
+            wire.routes()
+            | Connect(access, hub, peering.start).routes()
+            | ToolDoor(access, tools, office.store, office.clock).routes(),
             wire.below(),
             wire.prefixes(),
             Lazy(office, access),

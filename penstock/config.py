@@ -46,6 +46,9 @@ ContractId = Annotated[str, matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", "a name
 ProviderName = Annotated[
     str, matching(r"[a-z0-9][a-z0-9_-]{0,62}", "a name of lower-case letters, digits, '-' and '_'")
 ]
+ToolPattern = Annotated[
+    str, matching(r"[A-Za-z0-9_*?-]{1,64}", "a name of a tool, in which * and ? stand for other characters")
+]
 FieldPath = Annotated[str, matching(r"[^.\x00-\x1f]+(\.[^.\x00-\x1f]+)*", "names of fields with dots between them")]
 VariableName = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 Aliases = Annotated[tuple[tuple[str, tuple[str, ...]], ...], by_surface((*SURFACE_NAMES, "*"))]
@@ -106,6 +109,24 @@ class LimitSettings:
     drain_s: Seconds = 120.0
     hold_wait_s: Annotated[float, number(0, 60)] = 1.0
     attempts: Annotated[int, whole(1, 20)] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSettings:
+    """What an account's models may do with the tools of its connected workers, unless the account has rules of its own.
+
+    `allow` and `deny` are patterns of names (`*`, `github__*`), and a name in `deny` is denied. An account without a
+    worker is offered nothing whatever stands here.
+    """
+
+    enabled: bool = True
+    allow: tuple[ToolPattern, ...] = ("*",)
+    deny: tuple[ToolPattern, ...] = ()
+    rounds: Annotated[int, whole(1, 100)] = 10
+    definitions: Annotated[int, whole(1, 128)] = 32
+    timeout_s: Annotated[float, number(0.1, 300)] = 5.0
+    result_bytes: Annotated[int, whole(100, 4_000_000)] = 60_000
+    calls_per_minute: Annotated[int, whole(1, 1_000_000)] = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +347,7 @@ class Settings:
     store: StoreSettings = StoreSettings()
     jwt: JwtSettings = JwtSettings()
     limits: LimitSettings = LimitSettings()
+    tools: ToolSettings = ToolSettings()
     responses: ResponseSettings = ResponseSettings()
     prefixes: KeyPrefixes = KeyPrefixes()
     providers: tuple[ProviderSettings, ...] = ()

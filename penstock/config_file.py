@@ -33,6 +33,7 @@ from penstock.config import (
     Settings,
     StoreSettings,
     SurfaceSettings,
+    ToolSettings,
     VariableName,
 )
 from penstock.config_checks import (
@@ -67,6 +68,7 @@ TABLES: dict[str, type] = {
     "store": StoreSettings,
     "jwt": JwtSettings,
     "limits": LimitSettings,
+    "tools": ToolSettings,
     "responses": ResponseSettings,
     "prefixes": KeyPrefixes,
     "auto": AutoSettings,

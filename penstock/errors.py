@@ -21,6 +21,7 @@
     └── UpstreamError
         ├── UpstreamFailed                      502
         ├── UpstreamUnavailable                 503
+        │   └── UpstreamBusy                    503, and it says nothing about the next call
         ├── NoHealthyProvider                   503
         ├── UpstreamTimeout                     504
         └── UpstreamRefused                     the upstream's own 4xx about the request
@@ -176,6 +177,10 @@ class UpstreamUnavailable(UpstreamError):
     """The provider could not be reached."""
 
     kind, status = "upstream_unavailable", 503
+
+
+class UpstreamBusy(UpstreamUnavailable):
+    """The provider has nobody free for this call at the moment."""
 
 
 class NoHealthyProvider(UpstreamError):

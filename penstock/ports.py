@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
+
+from penstock.tools import Tool, ToolResult
 
 OnCancel = Literal["stop", "drain", "full"]
 
@@ -63,6 +65,19 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Let go, at once and without waiting. Calling it twice is harmless."""
+        ...
+
+
+class Toolshop(Protocol):
+    """The tools that connected tools workers offer, account by account."""
+
+    def tools(self, account: str) -> tuple[Tool, ...]:
+        """What can be run for this account now; empty, and cheap to ask, when no worker of it is connected."""
+        ...
+
+    async def execute(self, account: str, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:
+        """Run one. NotFound when no worker offers it, UpstreamUnavailable when its worker is gone, UpstreamTimeout when
+        it took longer. Cancelling reaches the worker."""
         ...
 
 

@@ -32,6 +32,7 @@ from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery, responses
 from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
 from penstock.db.store import Store
+from penstock.db.tools import forget_turns
 from penstock.errors import StoreUnavailable
 from penstock.hub.hub import Hub
 from penstock.log import FLUSH_S, RequestLog
@@ -216,6 +217,7 @@ class Upkeep:
             _logger.error("%d holds were never closed: a defect; they are settled and under review", overdue)
         await self._store.write(journal.expire_lots(now_ms))
         await self._store.write(ledger.forget_answers(now_ms))
+        await self._store.write(forget_turns(now_ms))
 
     async def _forget_responses(self) -> None:
         while await self._store.write(responses.forget(self._clock.now_ms(), self._response_bytes)):

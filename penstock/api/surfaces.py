@@ -63,7 +63,7 @@ FORWARD = Place(
     },
 )
 ROUTER = Place(
-    Surface("router", frozenset({"personal", "team"}), account_rule="own", lane="credits"),
+    Surface("router", frozenset({"personal", "team"}), account_rule="own", lane="credits", tools=True),
     ("/api/openai", "/api/openai/v1"),
     ("/chat/completions", "/completions", "/responses", "/embeddings", "/models"),
     {"model_unknown": Shape("invalid_request_error", "model_not_found", status=404)},

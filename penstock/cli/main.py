@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock import __version__
-from penstock.cli import keys, money, people, process, routes
+from penstock.cli import keys, money, people, process, routes, tools, tools_worker
 from penstock.cli import worker as gpu_worker
 from penstock.cli.desk import open_desk_here, open_empty_desk, with_desk
 
@@ -24,6 +24,7 @@ def program() -> typer.Typer:
     app.callback()(_options)
     app.command("demo")(with_desk(process.demo, open_empty_desk))
     app.command("worker")(with_desk(gpu_worker.worker, open_empty_desk))
+    app.command("tools-worker")(with_desk(tools_worker.tools_worker, open_empty_desk))
     for name, function in (
         ("serve", process.serve),
         ("check-config", process.check_config),
@@ -55,6 +56,14 @@ def program() -> typer.Typer:
     )
     _group(app, "usage", "What was used.", list=money.list_usage, summary=money.summarize_usage)
     _group(app, "ledger", "The books.", verify=money.verify)
+    _group(
+        app,
+        "tools",
+        "What models may do with workers' tools.",
+        policy=tools.policy,
+        set_policy=tools.set_policy,
+        clear_policy=tools.clear_policy,
+    )
     sessions = _group(app, "sessions", "What people sign in with.")
     sessions.command("token")(with_desk(people.issue_token, open_desk_here))
     return app

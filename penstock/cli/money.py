@@ -19,7 +19,19 @@ InState = Annotated[State | None, typer.Option(help="final, or review: how the c
 Since = Annotated[str | None, typer.Option(help="Not before: a date or an instant, UTC.", metavar="TIME")]
 Until = Annotated[str | None, typer.Option(help="Before: a date or an instant, UTC.", metavar="TIME")]
 LOT_COLUMNS = ("contract", "remaining", "held", "available", "granted", "expires", "expired")
-CALL_COLUMNS = ("created", "request", "model", "provider", "lane", "total_tokens", "cost", "status", "ended", "state")
+CALL_COLUMNS = (
+    "created",
+    "request",
+    "model",
+    "provider",
+    "lane",
+    "total_tokens",
+    "cost",
+    "status",
+    "ended",
+    "state",
+    "tools",
+)
 SUM_COLUMNS = ("model", "lane", "asset", "requests", "input_tokens", "output_tokens", "cost", "uncollected", "review")
 
 
@@ -74,7 +86,7 @@ def list_usage(
     )
     if desk.as_json:
         return show_json(page)
-    show_table(page["data"], CALL_COLUMNS)
+    show_table([each | {"tools": [tool["name"] for tool in each["tools"]]} for each in page["data"]], CALL_COLUMNS)
     return typer.echo(f"more: --cursor {page['next']}", err=True) if page["next"] else None
 
 

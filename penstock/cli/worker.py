@@ -11,6 +11,7 @@ import typer
 from penstock.cli.desk import Desk, ExitCode
 from penstock.errors import ConfigError
 
+VARIABLE = "PENSTOCK_WORKER_KEY"
 KEY_HELP = "The worker's key [PENSTOCK_WORKER_KEY; better, for others can see a process's arguments]."
 
 
@@ -36,7 +37,7 @@ def worker(
     from penstock.log import Redactor, configure
     from penstock.worker.worker import Options, work
 
-    secret = _key(key, key_file)
+    secret = worker_key(key, key_file, VARIABLE)
     configure(sys.stderr, Redactor([secret]))
     options = Options(gateway, secret, engine, os.environ.get("PENSTOCK_ENGINE_KEY"), slots, context, grace)
     try:
@@ -46,14 +47,14 @@ def worker(
         raise typer.Exit(ExitCode.REFUSED) from None
 
 
-def _key(given: str | None, file: Path | None) -> str:
+def worker_key(given: str | None, file: Path | None, variable: str) -> str:
     """The worker's key, from wherever it is. ConfigError when it is nowhere."""
     if file is not None:
         try:
             given = file.read_text()
         except (OSError, ValueError) as error:
             raise ConfigError([f"key-file: {file} cannot be read: {error}"]) from None
-    key = (given or os.environ.get("PENSTOCK_WORKER_KEY") or "").strip()
+    key = (given or os.environ.get(variable) or "").strip()
     if not key.isascii() or not key.isprintable() or not key:
-        raise ConfigError(["key: give PENSTOCK_WORKER_KEY, --key-file or --key"])
+        raise ConfigError([f"key: give {variable}, --key-file or --key"])
     return key

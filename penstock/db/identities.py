@@ -46,7 +46,8 @@ class Identities:
             try:
                 found = await self._store.read(identify(sorted(some), self._clock.now_ms()))
             except StoreUnavailable:
-                _refuse(some | self._take(len(self._waiting)), StoreUnavailable())  # nobody waits for two of them
+                for each in (some, self._take(len(self._waiting))):  # nobody waits for two look-ups to fail
+                    _refuse(each, StoreUnavailable())
             except Exception as error:
                 _refuse(some, error)
             else:

@@ -42,6 +42,7 @@ class UsageRecord(Struct, gc=False):
     first_byte_us: int | None = None
     total_us: int = 0
     created_ms: int = 0
+    tools: str | None = None
 
     def row(self) -> tuple[Any, ...]:
         """The values in the order of the table's columns."""

@@ -7,6 +7,7 @@ text. USD is nano-USD, contract lots are tokens.
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
     prices (every version used)   routing (what callers want of it)
+    tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
     responses ── response_items (what callers may continue, and refer to)
 """
 
@@ -187,6 +188,7 @@ usage_records = Table(
     Column("first_byte_us", BigInteger),
     Column("total_us", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+    Column("tools", Text),  # JSON list of the tools run for it; null when there were none
     Index("usage_by_account", "account_id", "request_id"),
     sqlite_with_rowid=False,
 )
@@ -205,6 +207,24 @@ idempotency = Table(
     Column("expires_ms", BigInteger, nullable=False),
     Index("idempotency_by_request", "request_id"),
     Index("idempotency_by_expiry", "expires_ms"),
+    sqlite_with_rowid=False,
+)
+
+tool_policies = Table(
+    "tool_policies",
+    metadata,
+    Column("account_id", Text, primary_key=True),
+    Column("policy", Text, nullable=False),  # JSON: what the account has rules of its own for
+    Column("changed_ms", BigInteger, nullable=False),
+)
+
+tool_turns = Table(
+    "tool_turns",
+    metadata,
+    Column("digest", Text, primary_key=True),  # of account, message and calls: see dialects/rounds
+    Column("turns", LargeBinary, nullable=False),  # JSON
+    Column("expires_ms", BigInteger, nullable=False),
+    Index("tool_turns_by_expiry", "expires_ms"),
     sqlite_with_rowid=False,
 )
 

@@ -25,7 +25,7 @@ from penstock.db.credentials import still_good
 from penstock.db.recovery import Sightings
 from penstock.db.store import Store
 from penstock.db.workers import WorkerRow, note_workers, workers_elsewhere
-from penstock.errors import StoreUnavailable, UpstreamFailed, UpstreamUnavailable
+from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, UpstreamUnavailable
 from penstock.hub.elsewhere import Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
@@ -160,7 +160,7 @@ class Hub:
             except Overloaded:
                 _logger.info("%s is overloaded; the job goes to somebody else", seat.id)
                 if self._clock.monotonic() >= until_s:
-                    raise UpstreamUnavailable("Every worker is overloaded.") from None
+                    raise UpstreamBusy("Every worker is overloaded.") from None
             except Lost as lost:
                 losses += 1
                 _logger.warning("%s has lost a job before it began to answer: %s", seat.id, lost)
@@ -177,13 +177,13 @@ class Hub:
         if not self.knows(wanted):
             await self.refresh()
         if len(self._waiting) >= MOST_WAITING:
-            raise UpstreamUnavailable("Too many jobs wait for a worker.")
+            raise UpstreamBusy("Too many jobs wait for a worker.")
         while (seat := self._best(wanted)) is None:
             if not self.knows(wanted):
-                raise UpstreamUnavailable("No worker for this is connected.")
+                raise UpstreamBusy("No worker for this is connected.")
             left_s = until_s - self._clock.monotonic()
             if left_s <= 0:
-                raise UpstreamUnavailable("Every worker is busy.")
+                raise UpstreamBusy("Every worker is busy.")
             await self._change(min(LOOK_S, left_s))
         return seat
 

@@ -107,6 +107,11 @@ class Tariff(Protocol):
         """Whether a call whose input is not covered is served as long as one unit is left."""
         ...
 
+    @property
+    def per_request(self) -> int:
+        """The most that a request costs besides its tokens, in units of the asset."""
+        ...
+
     def bound(self, input_tokens: int, output_tokens: int) -> int:
         """The most that so many tokens can cost."""
         ...
@@ -134,6 +139,10 @@ class UsdTariff:
     value_rate = MEGA
     serves_last_call = False
 
+    @property
+    def per_request(self) -> int:
+        return self.price.per_request
+
     def bound(self, input_tokens: int, output_tokens: int) -> int:
         return self.price.per_request + ceil_div(
             input_tokens * self.input_rate + output_tokens * self.output_rate, MEGA
@@ -157,6 +166,7 @@ class TokenTariff:
     price_nano_per_mtok: int
 
     serves_last_call = True
+    per_request = 0
 
     @property
     def asset(self) -> str:
@@ -173,9 +183,12 @@ class TokenTariff:
         return amount - input_tokens
 
 
-def charge(tariff: Tariff, price: Price, tokens: Tokens) -> int:
-    """Units of the tariff's asset owed for `tokens` served at `price` (the serving offer's, not the dearest)."""
-    return price.cost(tokens) if tariff.asset == USD else tokens.total
+def charge(tariff: Tariff, price: Price, tokens: Tokens, requests: int = 1) -> int:
+    """Units of the tariff's asset owed for `tokens` served in so many requests at `price` (the serving offer's, not the
+    dearest)."""
+    if tariff.asset != USD:
+        return tokens.total
+    return price.cost(tokens) + (requests - 1) * price.per_request
 
 
 def value(amount: int, value_rate: int) -> int:

@@ -24,6 +24,7 @@ from penstock.operations.office import Office
 from penstock.operations.pulse import show_pulse
 from penstock.operations.routes import clear_route, explain_route, set_route, show_route
 from penstock.operations.sessions import issue_session
+from penstock.operations.tools import clear_tool_policy, set_tool_policy, show_tool_policy
 from penstock.operations.usage import list_usage, summarize_usage
 from penstock.operations.users import create_user, list_users
 from penstock.operations.values import require_printable
@@ -56,6 +57,9 @@ OPERATIONS = (
     Operation("balances.grant", grant_balance, "operator", "POST", "/accounts/{account}/grants"),
     Operation("usage.list", list_usage, "read", "GET", "/usage"),
     Operation("usage.summary", summarize_usage, "read", "GET", "/usage/summary"),
+    Operation("tools.show_policy", show_tool_policy, "read", "GET", "/accounts/{account}/tools"),
+    Operation("tools.set_policy", set_tool_policy, "operator", "POST", "/accounts/{account}/tools"),
+    Operation("tools.clear_policy", clear_tool_policy, "operator", "DELETE", "/accounts/{account}/tools"),
     Operation("models.list", list_models, "read", "GET", "/models"),
     Operation("models.discover", discover_models, "operator", "GET", "/models/discovery"),
     Operation("routes.show", show_route, "read", "GET", "/routes"),

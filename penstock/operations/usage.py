@@ -5,6 +5,7 @@ A record is `final`, or in `review` when its process died before it knew how the
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from penstock.db.records import UsageRecord
@@ -16,6 +17,18 @@ from penstock.operations.office import Office
 from penstock.operations.values import Amount, Listing, amount, parse_instant, show_instant, within
 
 MOST_RECORDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUseView:
+    """A tool that the gateway had run for a call: in which of its rounds, for how long, and the size of the result.
+    `ok` is false when the tool failed."""
+
+    name: str
+    round: int
+    ms: int
+    ok: bool
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +67,7 @@ class UsageView:
     state: str
     first_byte_us: int | None
     total_us: int
+    tools: tuple[ToolUseView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +200,7 @@ def _view(record: UsageRecord) -> UsageView:
         state=record.state,
         first_byte_us=record.first_byte_us,
         total_us=record.total_us,
+        tools=() if record.tools is None else tuple(ToolUseView(*each) for each in json.loads(record.tools)),
     )
 
 

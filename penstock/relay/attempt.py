@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from operator import itemgetter
 
 from msgspec import Struct
@@ -40,6 +40,7 @@ from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
 from penstock.relay.tailor import cut, require_covered
+from penstock.relay.toolloop import Equipped
 from penstock.routing.health import Attempt, retry_after_s
 from penstock.routing.upstreams import Upstreams
 
@@ -119,6 +120,7 @@ class _Search(Struct, gc=False):
     hold: Hold
     label: Label
     failed: list[Failed]
+    equipped: Equipped | None
     calls: int = 0
     last: str = ""  # the provider that was called last
 
@@ -128,6 +130,12 @@ class _Search(Struct, gc=False):
             self.hold.passed_on(self.last, offer.provider)
         self.calls, self.last = self.calls + 1, offer.provider
         self.hold.calling(offer, provider.on_cancel)
+
+    def opening(self, provider: Provider, offer: Offer, call: Call) -> Awaitable[Answer]:
+        """The answer to the call, with tools where the model can call them."""
+        if self.equipped is None or "tools" not in offer.capabilities:
+            return provider.open(call)
+        return self.equipped.open(provider, call)
 
     def note(self, offer: Offer, error: UpstreamError | InvalidRequest) -> None:
         """This one does not serve."""
@@ -161,12 +169,15 @@ class Attempts:
         # At the end there may be half a secret, which is not known for one; so as much as a whole one goes as well.
         return self._redact(words[: LONGEST_WORDS + LONGEST_SECRET])[:-LONGEST_SECRET]
 
-    async def first_answer(self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label) -> Served:
+    async def first_answer(
+        self, plan: Plan, ask: Ask, wish: Wish, hold: Hold, label: Label, equipped: Equipped | None
+    ) -> Served:
         """The first offer that begins to answer well; the hold is told which. The caller closes what is served.
 
+        A call that is `equipped` with tools may take several rounds at an offer; once one has run no other is tried.
         UpstreamRefused at once; else what `_none_served` makes of the failures.
         """
-        search = _Search(plan, ask, wish, hold, label, [])
+        search = _Search(plan, ask, wish, hold, label, [], equipped)
         for offer, reason in zip(plan.offers, plan.reasons, strict=True):
             if search.calls == self.most:
                 break
@@ -202,7 +213,7 @@ class Attempts:
             label = replace(label, model=offer.model_id)
         search.calling(offer, provider)
         try:
-            answer, body = await self._open(provider, call, pair, wish, label)
+            answer, body = await self._open(search.opening(provider, offer, call), pair, wish, label)
         except UpstreamError as error:
             self._failed(search, offer, attempt, error)
             return None
@@ -227,6 +238,8 @@ class Attempts:
             attempt.over()
             search.hold.failed(error)
             _logger.warning("%s did not serve %s: %s", offer.provider, offer.model, error.message)
+            if search.equipped is not None and search.equipped.used:
+                raise error
         search.note(offer, error)
 
     def _none_served(self, search: _Search) -> UpstreamError | InvalidRequest:
@@ -252,9 +265,9 @@ class Attempts:
         return last
 
     async def _open(
-        self, provider: Provider, call: Call, pair: Pair, wish: Wish, label: Label
+        self, opening: Awaitable[Answer], pair: Pair, wish: Wish, label: Label
     ) -> tuple[Answer, Plain | Begun]:
-        answer = await provider.open(call)
+        answer = await opening
         try:
             read = self._stream if wish.stream else self._plain
             return answer, await read(answer, pair, wish, label)

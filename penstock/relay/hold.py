@@ -138,6 +138,9 @@ class Hold:
         self.record = record
         self.meter = Meter(plan.tariff, plan.input_estimate)
         self._price = plan.offers[0].price
+        self.input_bound = plan.input_bound  # of all requests that the call needs
+        self._input_estimate = plan.input_estimate
+        self._further = 0  # units for what further requests cost besides their tokens
         self._asked_s = 0.0
         self.upstream_s = 0.0  # time spent waiting for upstreams to begin
         self.output_limit = wish.output_limit
@@ -226,12 +229,17 @@ class Hold:
         """Count what was granted. The last call on a contract is served even where only its estimate is covered."""
         self._amount += granted.amount
         self._parts += max(1, len(granted.parts))
-        within = self._plan.tariff.output_within
-        self.covered_output = within(self._amount, self._plan.input_bound)
+        self._count_covered()
         if self._plan.tariff.serves_last_call:
-            self.covered_output = max(
-                self._choices, self.covered_output, within(self._amount, self._plan.input_estimate)
-            )
+            within = self._plan.tariff.output_within
+            self.covered_output = max(self._choices, self.covered_output, within(self._amount, self._input_estimate))
+
+    def _count_covered(self) -> None:
+        self.covered_output = self._plan.tariff.output_within(self._amount - self._further, self.input_bound)
+
+    def _bound(self, output: int) -> int:
+        """The most that the call costs with so many tokens of output."""
+        return self._plan.tariff.bound(self.input_bound, output) + self._further
 
     def _fit(self) -> None:
         """Lower the output limit to what was granted, when that is less than was wanted."""
@@ -248,7 +256,7 @@ class Hold:
         self.record.provider, self.record.model = offer.provider, offer.model_id
         self.record.attempts += 1
         self.meter.thinking_in_total = offer.thinking_in_total
-        self.meter.dispatched = False  # an attempt that failed is not the caller's to pay
+        self.meter.restart()
         self._asked_s = self._holds.clock.monotonic()
 
     def sent(self) -> None:
@@ -285,6 +293,11 @@ class Hold:
     def caller_gone(self) -> bool:
         return self._departure.gone
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for the answer, nor will come back for it: no further work is begun."""
+        return self._departure.gone and self._once is None
+
     def owed(self) -> int:
         """Units owed now."""
         return self.meter.owed(self._price)
@@ -316,6 +329,28 @@ class Hold:
                 return False
         return True
 
+    async def cover_input(self, input_bound: int, *, requests: int) -> bool:
+        """Whether the hold pays for the prompt of a further request and for output to follow, extending it if need be:
+        `input_bound` tokens in all `requests` of the call. False when the money has ended. Errors as of `cover`."""
+        before = self.input_bound, self._input_estimate, self._further
+        self.input_bound = self._input_estimate = max(input_bound, self.input_bound)
+        self._further = (requests - 1) * self._plan.tariff.per_request
+        self._count_covered()
+        if not self._streamed and self.output_limit is not None:
+            await self.cover(self.output_limit * self._choices)
+        if await self.cover(self.meter.output + 1):
+            return True
+        self.input_bound, self._input_estimate, self._further = before
+        self._count_covered()
+        return False
+
+    def output_left(self) -> int | None:
+        """Tokens that a further request may produce; None when only money limits a stream, as it goes."""
+        if self.output_limit is None:
+            return None
+        limit = self.output_limit * self._choices
+        return (limit if self._streamed else min(limit, self.covered_output)) - self.meter.output
+
     def extend_ahead(self) -> None:
         """Begin to extend when less than half a slice is left, so that the stream need not wait for the store."""
         left = self.covered_output - self.meter.output
@@ -324,14 +359,14 @@ class Hold:
             self._extend()
 
     def _extend(self) -> asyncio.Future[Outcome]:
-        tariff, input_bound = self._plan.tariff, self._plan.input_bound
-        helps = 1 if tariff.serves_last_call else tariff.bound(input_bound, self.covered_output + 1) - self._amount
+        covered = max(self.covered_output, 0)  # less than nothing when not even the prompt is covered
+        helps = 1 if self._plan.tariff.serves_last_call else self._bound(covered + 1) - self._amount
         future = self._holds.store.commit(
             Extension(
                 request_id=self.record.request_id,
                 need=replace(
                     self._need,
-                    want=tariff.bound(input_bound, self._next_output()) - self._amount,
+                    want=self._bound(self._next_output()) - self._amount,
                     least=max(1, helps),
                     patient=False,
                 ),

@@ -5,6 +5,7 @@
     meter    what has been used so far                     stream   the answer passes, metered
     memory   what a call continues, and leaves to others
     ending   how a call can end                            departure  what if the caller leaves
+    tools    what connected workers offer the account      toolloop   an answer in rounds, because the model calls them
 
 The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, wait until what
 they cost is written down: whoever has a complete answer has been charged for it, whatever dies next.
@@ -26,8 +27,10 @@ from penstock.relay.departure import Departure, Drains
 from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold, Holds
 from penstock.relay.reply import Copied, Headers, Reply, replay
-from penstock.relay.route import Plan, route
+from penstock.relay.route import Plan, route, with_definitions
 from penstock.relay.stream import LiveStream
+from penstock.relay.toolloop import Equipped
+from penstock.relay.tools import Bench, Tools, notes_of
 
 LARGEST_KEPT = 1024 * 1024  # bytes of an answer kept for its idempotency key
 COMPLETE = frozenset({Ending.ANSWER, Ending.MONEY})  # a stream that broke may be asked for again
@@ -49,11 +52,13 @@ class Relay:
         holds: Holds,
         attempts: Attempts,
         catalogue: Catalogue,
+        tools: Tools,
         clock: Clock,
         limits: LimitSettings,
     ) -> None:
         self.catalogue = catalogue
         self.attempts = attempts
+        self.tools = tools
         self.drains = Drains(limits)
         self.streams: set[LiveStream] = set()
         self._access = access
@@ -75,6 +80,10 @@ class Relay:
         wish = ask.dialect.peek(whole, max_output_tokens=self._limits.max_output_tokens)
         attempts = self.attempts
         plan = route(wish, ask, caller, self.catalogue, attempts.upstreams, most=attempts.most)
+        bench = None
+        if ask.surface.tools and ask.kind == "chat" and self.tools.on_offer(caller.account):
+            bench = await self.tools.bench(caller.account)
+            plan = plan if bench is None else with_definitions(plan, bench.size)
         departure = Departure(self.drains)
         reply.when_gone(departure)
         once = once_of(ask, caller, body)
@@ -85,11 +94,11 @@ class Relay:
                     last = replay(hold.replayed, reply)
                 elif once is not None:
                     copied = Copied(reply, LARGEST_KEPT)
-                    last = await self._answer(ask, wish, plan, hold, copied)
+                    last = await self._answer(ask, wish, plan, hold, copied, bench)
                     if hold.ending in COMPLETE:
                         hold.keep = copied.kept(last)
                 else:
-                    last = await self._answer(ask, wish, plan, hold, reply)
+                    last = await self._answer(ask, wish, plan, hold, reply, bench)
             await hold.written()
             if hold.ending in COMPLETE and hold.replayed is None:
                 await ask.memory.keep(caller, last)
@@ -97,10 +106,11 @@ class Relay:
         finally:
             departure.over()
 
-    async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply) -> bytes:
+    async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply, bench: Bench | None) -> bytes:
         """Have the call answered, all but the last bytes, which are returned."""
         label = Label(wish.model, ask.surface.id_prefix, ask.id, self._clock.now_ms() // 1000)
-        served = await self.attempts.first_answer(plan, ask, wish, hold, label)
+        equipped = None if bench is None else Equipped(self.tools, bench, plan, hold)
+        served = await self.attempts.first_answer(plan, ask, wish, hold, label, equipped)
         try:
             if isinstance(served.body, Plain):
                 last = self._plain(served.body, served, hold, reply)
@@ -115,7 +125,7 @@ class Relay:
         hold.meter.feed(answer.produced, answer.usage)
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
-        reply.start(200, [*JSON, *_trail(served, hold), cost])
+        reply.start(200, [*JSON, *_trail(served, hold), cost, *_used(hold)])
         return answer.body
 
     async def _stream(self, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
@@ -147,6 +157,12 @@ class Relay:
             streamed=int(wish.stream),
             created_ms=self._clock.now_ms(),
         )
+
+
+def _used(hold: Hold) -> Headers:
+    """A header that names the tools that were run."""
+    names = ", ".join(note.name for note in notes_of(hold.record.tools))
+    return [(b"x-penstock-tools", names.encode())] if names else []
 
 
 def _trail(served: Served, hold: Hold) -> Headers:

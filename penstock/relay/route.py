@@ -14,6 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from penstock.access import Caller, Surface
 from penstock.catalogue import AUTO, Catalogue, Model, Offer
@@ -183,6 +184,15 @@ def _tokens(wish: Wish, kind: str, models: Sequence[Model]) -> int:
     if kind != "chat":
         return 0
     return min(_input(wish, model)[1] for model in models) + (wish.output_limit or 1)
+
+
+def with_definitions(plan: Plan, size: int) -> Plan:
+    """The plan of a call whose model is told of `size` bytes of tools besides."""
+    return replace(
+        plan,
+        input_bound=plan.input_bound + ceil_div(size, plan.model.input_bytes_per_token),
+        input_estimate=plan.input_estimate + ceil_div(size, ESTIMATED_BYTES_PER_TOKEN),
+    )
 
 
 def _lane(asked: str | None, surface: Surface) -> str:

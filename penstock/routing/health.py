@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple, get_args
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
-from penstock.errors import UpstreamError, UpstreamRefused
+from penstock.errors import UpstreamBusy, UpstreamError, UpstreamRefused
 
 State = Literal["closed", "open", "half_open"]
 STATES: tuple[State, ...] = get_args(State)
@@ -180,7 +180,9 @@ class Attempt:
         self._condition.succeeded_ms = self._health.clock.now_ms()
 
     def failed(self, error: UpstreamError) -> None:
-        """It did not answer, or broke off."""
+        """It did not answer, or broke off. One that is merely busy is as well as before."""
+        if isinstance(error, UpstreamBusy):
+            return
         trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
         self._health.note(self._offer, error, self._account, **trials)
         self._trial = self._trial_of_own = False

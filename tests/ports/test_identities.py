@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -15,12 +16,14 @@ from penstock.db.identities import MOST, Identities
 from penstock.db.postgres import PostgresStore
 from penstock.db.program import Program
 from penstock.db.sqlite import SqliteStore
-from penstock.db.store import Store
+from penstock.db.store import READ_S, Store
 from penstock.errors import StoreUnavailable
 from tests import faults
 from tests.faults import Way
 from tests.ledger import ACCOUNT, HandClock, furnish, make_tables
 from tests.postgres import Server
+
+T = TypeVar("T")
 
 MANY = MOST + 100
 NEW = NewCredential(
@@ -104,6 +107,37 @@ async def test_while_the_store_is_away_all_are_told_and_afterwards_served(tmp_pa
         outcomes = await asyncio.gather(*map(identities.of, digests), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
     assert await asked(identities, *digests) == [(f"key_{digest}",) for digest in digests]
+    await store.close()
+
+
+class Slow(SqliteStore):
+    """Answers no look-up before `answering` is set."""
+
+    def __init__(self, path: str, *, clock: HandClock) -> None:
+        super().__init__(path, clock=clock)
+        self.asked, self.answering = asyncio.Event(), asyncio.Event()
+
+    async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
+        self.asked.set()
+        await self.answering.wait()
+        return await super().read(program, within_s=within_s)
+
+
+async def test_who_comes_with_a_key_that_is_being_looked_up_in_vain_is_told_with_the_others(
+    tmp_path: Path, clock: HandClock
+) -> None:
+    file = tmp_path / "penstock.db"
+    make_tables(str(file))
+    store = Slow(str(file), clock=clock)
+    identities = Identities(store, clock)
+    async with faults.moved_away(file):
+        early = asyncio.create_task(identities.of("one"))
+        await store.asked.wait()
+        late = [asyncio.create_task(identities.of(digest)) for digest in ("one", "two")]
+        await asyncio.sleep(0)  # they wait now
+        store.answering.set()
+        outcomes = await asyncio.gather(early, *late, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailable] * 3
     await store.close()
 
 

@@ -9,7 +9,14 @@ import pytest
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
-from penstock.errors import UpstreamError, UpstreamFailed, UpstreamRefused, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import (
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from penstock.routing.health import Attempt, Health, retry_after_s
 from tests.rules.offers import offer
 
@@ -132,6 +139,19 @@ def test_one_trial_at_a_time_and_its_answer_closes(health: Health, clock: Hand) 
     assert (health.out, health.of("one").outstanding) == (set(), 0)
     for _ in range(2):  # the row of failures and the growing pause are forgotten
         fail(health)
+    assert health.state(A) == "closed"
+
+
+def test_one_that_is_merely_busy_is_as_well_as_before(health: Health, clock: Hand) -> None:
+    for _ in range(10):
+        fail(health, UpstreamBusy())
+    assert health.state(A) == "closed"
+    for _ in range(3):
+        fail(health)
+    clock.now_s += 1.0
+    fail(health, UpstreamBusy())
+    assert health.state(A) == "half_open"
+    serve(health)
     assert health.state(A) == "closed"
 
 

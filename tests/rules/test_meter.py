@@ -72,3 +72,40 @@ def test_an_estimate_is_never_below_what_was_sent_and_never_shrinks(sizes: list[
         assert made.output == sent
         assert before <= made.owed(PRICE) == 200 + 3 * sent
         before = made.owed(PRICE)
+
+
+def test_a_further_request_is_owed_from_when_it_begins_and_counted_when_it_is() -> None:
+    counting = meter((0, COUNTED))
+    counting.begin_round(COUNTED, input_estimate=40)
+    assert counting.tokens() == TokenUsage(50, 20, 4, 5, 70)
+    assert (counting.owed(PRICE), counting.estimated) == (176 + 40 * 2 + 100, True)
+    counting.feed(3, None)
+    assert counting.output == 23
+    counting.feed(0, TokenUsage(45, 30, 4, 5, 75))  # the sum of both requests
+    assert (counting.owed(PRICE), counting.estimated) == (41 * 2 + 4 + 30 * 3 + 200, False)
+
+
+def test_a_further_request_that_did_not_come_about_is_not_owed() -> None:
+    counting = meter((0, COUNTED))
+    counting.begin_round(COUNTED, input_estimate=40)
+    counting.abandon_round(COUNTED)
+    assert (counting.tokens(), counting.owed(PRICE), counting.estimated) == (COUNTED, 176, False)
+
+
+def test_an_attempt_that_failed_is_forgotten_with_all_its_requests() -> None:
+    counting = meter((0, COUNTED))
+    counting.begin_round(COUNTED, input_estimate=40)
+    counting.guessed = True
+    counting.restart()
+    assert (counting.owed(PRICE), counting.output, counting.estimated) == (0, 0, False)
+    counting.dispatched = True
+    assert counting.owed(PRICE) == 200
+
+
+def test_thinking_that_only_the_total_has_is_owed_in_every_round() -> None:
+    counting = meter()
+    counting.thinking_in_total = True
+    counting.begin_round(TokenUsage(10, 20, total=37), input_estimate=40)
+    assert counting.output == 27
+    counting.feed(0, TokenUsage(50, 25, total=90))
+    assert counting.output == 40

@@ -24,11 +24,13 @@ from penstock.log import Redactor, RequestLog
 from penstock.operations.actor import LOCAL
 from penstock.operations.office import Office
 from penstock.operations.usage import UsageView, list_usage
+from penstock.providers.connected_tools import ConnectedTools
 from penstock.providers.other_process import OtherProcesses
 from penstock.relay.attempt import Attempts
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
+from penstock.relay.tools import Tools
 from penstock.upkeep import Upkeep, host_identity
 from tests.ledger import HandClock
 from tests.stories.caller import calling, eventually
@@ -65,8 +67,16 @@ async def looker(office: Office) -> Looker:
     holds = Holds(office.store, clock, limits, owner="own_looking", observe=observer)
     access = Access(office.store, office.keyring, office.sessions, clock, 1)
     attempts = Attempts(office.upstreams, 1, redact)
-    relay = Relay(access=access, holds=holds, attempts=attempts, catalogue=office.catalogue, clock=clock, limits=limits)
     hub = Hub(store=office.store, clock=clock, ids=office.ids, owner="own_looking", reach=OtherProcesses("secret"))
+    relay = Relay(
+        access=access,
+        holds=holds,
+        attempts=attempts,
+        catalogue=office.catalogue,
+        tools=Tools(ConnectedTools(hub), office.store, clock, office.settings.tools),
+        clock=clock,
+        limits=limits,
+    )
     upkeep = Upkeep(
         store=office.store,
         clock=clock,

@@ -84,6 +84,7 @@ async def test_a_usage_record_says_who_called_what_and_what_it_cost(
         "status": 200,
         "ended": "answer",
         "state": "final",
+        "tools": [],
     }
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.config import ProviderSettings
-from penstock.errors import InvalidRequest, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import InvalidRequest, UpstreamBusy, UpstreamTimeout, UpstreamUnavailable
 from penstock.ids import IdMaker
 from penstock.log import Redactor
 from penstock.ports import Answer, Call, OnCancel, Timeouts
@@ -156,13 +156,13 @@ class CliProvider:
 
     async def _take_turn(self) -> None:
         if self._turns.locked() and self._waiting >= self._settings.queue:
-            raise UpstreamUnavailable(f"{self.name} is busy, and enough calls wait for it.")
+            raise UpstreamBusy(f"{self.name} is busy, and enough calls wait for it.")
         self._waiting += 1
         try:
             async with asyncio.timeout(self._settings.queue_timeout_s):
                 await self._turns.acquire()
         except TimeoutError:
-            raise UpstreamUnavailable(f"{self.name} is busy.") from None
+            raise UpstreamBusy(f"{self.name} is busy.") from None
         finally:
             self._waiting -= 1
 
