@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from penstock.config import (
     SURFACE_NAMES,
@@ -43,7 +43,8 @@ class Offer:
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
     request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
-    type. With `per_account` who serves it is somebody else for each account: whoever has dialled in.
+    type; `tailored` says whether there is any of that. With `per_account` who serves it is somebody else for each
+    account: whoever has dialled in.
     """
 
     provider: str
@@ -63,6 +64,10 @@ class Offer:
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
     per_account: bool = False
+    tailored: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tailored", bool(self.dropped_fields or self.priced_fields or self.priced_tools))
 
     def is_for(self, accounts: Collection[str]) -> bool:
         """Whether it serves any of these accounts."""

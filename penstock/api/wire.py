@@ -11,7 +11,7 @@ GET  /health, /health/db, /api/v1/config, /metrics         for orchestrators; no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -45,7 +45,7 @@ from penstock.operations.usage import list_usage
 from penstock.operations.values import require_printable
 from penstock.relay.ask import Ask
 from penstock.relay.count import count
-from penstock.relay.memory import Conversations, Forgetful, Memory
+from penstock.relay.memory import Conversations, Memory
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.relay.route import route
@@ -141,11 +141,11 @@ class Wire:
 
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface
-        remember: Callable[[], Memory] = self._conversations.memory if dialect is openai_responses else Forgetful
+        remembers = dialect is openai_responses
 
-        async def serve(exchange: Exchange) -> None:
-            ask = _ask(exchange, place, kind, dialect, remember())
-            await self._relay.call(ask, exchange)
+        def serve(exchange: Exchange) -> Awaitable[None]:  # the relay's own coroutine: one within another costs again
+            ask = _ask(exchange, place, kind, dialect, self._conversations.memory() if remembers else None)
+            return self._relay.call(ask, exchange)
 
         async def serve_embeddings(exchange: Exchange) -> None:
             await self._access.admit(_credential(exchange), _trust(exchange), place.surface)
@@ -191,7 +191,7 @@ class Wire:
         async def answer(exchange: Exchange) -> None:
             caller = await self._caller(place, exchange)
             wish = anthropic_messages.peek_prompt(await exchange.body())
-            ask = _ask(exchange, place, "chat", anthropic_messages, Forgetful())
+            ask = _ask(exchange, place, "chat", anthropic_messages, None)
             attempts = self._relay.attempts
             plan = route(wish, ask, caller, self._relay.catalogue, attempts.upstreams, most=attempts.most)
             tokens = await count(wish, plan, attempts.providers, ask.headers)
@@ -272,7 +272,7 @@ class Wire:
         return await self._access.enter(_credential(exchange), _trust(exchange), place.surface)
 
 
-def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: Memory) -> Ask:
+def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: Memory | None) -> Ask:
     """A request for inference, as the relay takes it."""
     return Ask(
         id=exchange.id,
@@ -362,7 +362,10 @@ def _forwarded(exchange: Exchange, names: tuple[bytes, ...]) -> tuple[tuple[byte
 
 
 def _trust(exchange: Exchange) -> str | None:
-    return exchange.header(b"x-trust") or exchange.header(b"x-entity")
+    headers = exchange.headers
+    if b"x-trust" in headers or b"x-entity" in headers:
+        return exchange.header(b"x-trust") or exchange.header(b"x-entity")
+    return None
 
 
 def _idempotency_key(exchange: Exchange) -> str | None:

@@ -104,27 +104,24 @@ class Groups:
             task.cancel()
 
     async def _write_forever(self) -> None:
-        try:
-            await self._write_what_comes()
+        try:  # here and not around a call: each step of a coroutine within one costs again
+            while True:
+                if not self._waiting:
+                    self._work.clear()
+                    if self._closing:
+                        self._idle.set()
+                    await self._work.wait()
+                    continue
+                self._under_way = self._take()
+                again = _deliver(await self._carry_out(self._under_way))
+                self._under_way = []
+                self._waiting[:0] = again
+                self._owing = bool(again)
+                if again:
+                    self._refuse(self._loop.time())
+                    await asyncio.sleep(RETRY_S)
         finally:
             self._abandon()
-
-    async def _write_what_comes(self) -> None:
-        while True:
-            if not self._waiting:
-                self._work.clear()
-                if self._closing:
-                    self._idle.set()
-                await self._work.wait()
-                continue
-            self._under_way = self._take()
-            again = _deliver(await self._carry_out(self._under_way))
-            self._under_way = []
-            self._waiting[:0] = again
-            self._owing = bool(again)
-            if again:
-                self._refuse(self._loop.time())
-                await asyncio.sleep(RETRY_S)
 
     def _take(self) -> list[Job]:
         """What is written next: whatever waits, or the settlements alone while some are owed."""

@@ -72,13 +72,15 @@ class UsageReport(Struct, gc=False):
         if reasoning and total == input + output + reasoning:
             output += reasoning  # xAI reports thinking beside the completion, everyone else inside it
         cached = min(self._cached(), input)
+        prompt = self.prompt_tokens_details
+        written = (prompt.cache_write_tokens if prompt is not None else None) or 0
         return TokenUsage(
             input,
             output,
             cached,
             min(reasoning, output),
             input + output if total is None else total,
-            min(self._written(), input - cached),
+            min(written, input - cached),
         )
 
     def _cached(self) -> int:
@@ -86,10 +88,6 @@ class UsageReport(Struct, gc=False):
         if details is not None and details.cached_tokens is not None:
             return details.cached_tokens
         return self.prompt_cache_hit_tokens or 0
-
-    def _written(self) -> int:
-        details = self.prompt_tokens_details
-        return (details.cache_write_tokens if details is not None else None) or 0
 
 
 _REPORT = json.Decoder(UsageReport)

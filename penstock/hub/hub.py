@@ -114,6 +114,11 @@ class Hub:
         """Whether it is known who is connected elsewhere."""
         return self._read_s > float("-inf")
 
+    @property
+    def deserted(self) -> bool:
+        """Whether nobody at all is connected, here or elsewhere."""
+        return not (self._peers or self._elsewhere)
+
     def connected(self, kind: PeerKind) -> int:
         """How many of that kind are connected to this process."""
         return sum(each.kind == kind and each.welcome for each in self._peers.values())

@@ -39,6 +39,8 @@ class ConnectedTools:
 
     def tools(self, account: str) -> tuple[Tool, ...]:
         """Of several workers with a tool of the same name, any runs it; the first one's definition counts."""
+        if self._hub.deserted:
+            return ()
         seats = self._hub.seats("tools_worker", account)
         if len(seats) == 1:
             return self._sound(seats[0])

@@ -10,7 +10,7 @@ from msgspec import Struct
 from penstock.access import Caller, Surface
 from penstock.db.ledger import Once
 from penstock.dialects import Dialect
-from penstock.relay.memory import Forgetful, Memory
+from penstock.relay.memory import Memory
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -27,7 +27,7 @@ class Ask(Struct, frozen=True, gc=False):
     idempotency_key: str | None
     body: Callable[[], Awaitable[bytes]]
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    memory: Memory = Forgetful()
+    memory: Memory | None = None
 
 
 def once_of(ask: Ask, caller: Caller, body: bytes) -> Once | None:

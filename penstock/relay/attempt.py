@@ -27,6 +27,7 @@ from penstock.dialects.refusals import read_refusal
 from penstock.errors import (
     InvalidRequest,
     NoHealthyProvider,
+    NotCarried,
     UpstreamError,
     UpstreamFailed,
     UpstreamRefused,
@@ -196,7 +197,7 @@ class Attempts:
     async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
         """Call one offer. None when it does not serve, which is then noted in `search.failed`."""
         ask, wish, hold, label = search.ask, search.wish, search.hold, search.label
-        provider = self.providers.get(offer.provider)
+        provider = self.upstreams.providers.get(offer.provider)
         pair = between(ask.dialect, offer.speaks)
         if provider is None or pair is None:  # a reload has just changed the configuration
             return None
@@ -213,7 +214,12 @@ class Attempts:
             label = replace(label, model=offer.model_id)
         search.calling(offer, provider)
         try:
-            answer, body = await self._open(search.opening(provider, offer, call), pair, wish, label)
+            answer = await (provider.open(call) if search.equipped is None else search.opening(provider, offer, call))
+            try:
+                body = await (self._stream if wish.stream else self._plain)(answer, pair, wish, label)
+            except BaseException:
+                answer.close()
+                raise
         except UpstreamError as error:
             self._failed(search, offer, attempt, error)
             return None
@@ -231,7 +237,7 @@ class Attempts:
             attempt.answered()
             attempt.finished()
             attempt.over()
-            if not (_is_too_long(error) and _has_more_room(search.plan, offer)):
+            if not (error.elsewhere or (_is_too_long(error) and _has_more_room(search.plan, offer))):
                 raise error
         else:
             attempt.failed(error)
@@ -263,17 +269,6 @@ class Attempts:
         if last.status == NoHealthyProvider.status and last.retry_after_s is None:
             last.retry_after_s = nobody.retry_after_s
         return last
-
-    async def _open(
-        self, opening: Awaitable[Answer], pair: Pair, wish: Wish, label: Label
-    ) -> tuple[Answer, Plain | Begun]:
-        answer = await opening
-        try:
-            read = self._stream if wish.stream else self._plain
-            return answer, await read(answer, pair, wish, label)
-        except BaseException:
-            answer.close()
-            raise
 
     async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
         await self._require_success(answer)
@@ -336,7 +331,8 @@ class Attempts:
 def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
     its price does not cover."""
-    require_covered(search.wish, offer)
+    if offer.tailored:
+        require_covered(search.wish, offer)
     limit, most = search.hold.output_limit, offer.max_output_tokens
     body = pair.request(
         search.wish,
@@ -348,7 +344,7 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     headers = search.ask.headers if pair is search.ask.dialect else ()
     return Call(
         pair.PATH,
-        cut(body, offer),
+        cut(body, offer) if offer.tailored else body,
         search.wish.stream,
         headers,
         sent=search.hold.sent,
@@ -386,6 +382,6 @@ def _has_more_room(plan: Plan, offer: Offer) -> bool:
 
 def _word(error: UpstreamError | InvalidRequest) -> str:
     """A failure in a word, for a header."""
-    if isinstance(error, UpstreamRefused):
-        return "too_long"
-    return "not_carried" if isinstance(error, InvalidRequest) else error.kind.removeprefix("upstream_")
+    if isinstance(error, NotCarried | InvalidRequest):
+        return "not_carried"
+    return "too_long" if isinstance(error, UpstreamRefused) else error.kind.removeprefix("upstream_")

@@ -136,6 +136,7 @@ class Hold:
         self._exhausted = False
         self._started_s = holds.clock.monotonic()
         self.record = record
+        self.account = caller.account
         self.meter = Meter(plan.tariff, plan.input_estimate)
         self._price = plan.offers[0].price
         self.input_bound = plan.input_bound  # of all requests that the call needs
@@ -254,9 +255,10 @@ class Hold:
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
         self.record.provider, self.record.model = offer.provider, offer.model_id
+        if self.record.attempts:
+            self.meter.restart()
         self.record.attempts += 1
         self.meter.thinking_in_total = offer.thinking_in_total
-        self.meter.restart()
         self._asked_s = self._holds.clock.monotonic()
 
     def sent(self) -> None:
@@ -283,11 +285,6 @@ class Hold:
         """The first byte of the answer is about to leave."""
         if self.record.first_byte_us is None:
             self.record.first_byte_us = self._elapsed_us()
-
-    @property
-    def account(self) -> str:
-        """Whose call it is."""
-        return self._need.account
 
     @property
     def caller_gone(self) -> bool:

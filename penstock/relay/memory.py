@@ -39,16 +39,6 @@ class Memory(Protocol):
         ...
 
 
-class Forgetful:
-    """The memory of calls that stand alone."""
-
-    async def recall(self, caller: Caller, body: bytes) -> bytes:
-        return body
-
-    async def keep(self, caller: Caller, last: bytes) -> None:
-        return
-
-
 class Conversations:
     """Makes a memory for each call for a response."""
 

@@ -62,7 +62,7 @@ class Meter:
         """One piece more: `produced` tokens by estimate, and the upstream's running count if it gave one."""
         self._owed = None
         if usage is not None:
-            self._counted = self._whole(usage)
+            self._counted = _with_thinking(usage) if self.thinking_in_total else usage
             self._since = 0
             self._assumed = False
         else:

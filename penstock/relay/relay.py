@@ -76,7 +76,7 @@ class Relay:
         if "inference" not in caller.scopes:
             raise Forbidden("This key has no scope for inference.")
         body = await ask.body()
-        whole = await ask.memory.recall(caller, body)
+        whole = body if ask.memory is None else await ask.memory.recall(caller, body)
         wish = ask.dialect.peek(whole, max_output_tokens=self._limits.max_output_tokens)
         attempts = self.attempts
         plan = route(wish, ask, caller, self.catalogue, attempts.upstreams, most=attempts.most)
@@ -100,7 +100,7 @@ class Relay:
                 else:
                     last = await self._answer(ask, wish, plan, hold, reply, bench)
             await hold.written()
-            if hold.ending in COMPLETE and hold.replayed is None:
+            if ask.memory is not None and hold.ending in COMPLETE and hold.replayed is None:
                 await ask.memory.keep(caller, last)
             reply.finish(last)
         finally:
@@ -108,7 +108,7 @@ class Relay:
 
     async def _answer(self, ask: Ask, wish: Wish, plan: Plan, hold: Hold, reply: Reply, bench: Bench | None) -> bytes:
         """Have the call answered, all but the last bytes, which are returned."""
-        label = Label(wish.model, ask.surface.id_prefix, ask.id, self._clock.now_ms() // 1000)
+        label = Label(wish.model, ask.surface.id_prefix, ask.id, hold.record.created_ms // 1000)
         equipped = None if bench is None else Equipped(self.tools, bench, plan, hold)
         served = await self.attempts.first_answer(plan, ask, wish, hold, label, equipped)
         try:
@@ -125,7 +125,10 @@ class Relay:
         hold.meter.feed(answer.produced, answer.usage)
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
-        reply.start(200, [*JSON, *_trail(served, hold), cost, *_used(hold)])
+        headers = [*JSON, *_trail(served, hold), cost]
+        if hold.record.tools is not None:
+            headers.append(_used(hold.record.tools))
+        reply.start(200, headers)
         return answer.body
 
     async def _stream(self, wish: Wish, begun: Begun, served: Served, hold: Hold, reply: Reply) -> bytes:
@@ -159,10 +162,9 @@ class Relay:
         )
 
 
-def _used(hold: Hold) -> Headers:
+def _used(tools: str) -> tuple[bytes, bytes]:
     """A header that names the tools that were run."""
-    names = ", ".join(note.name for note in notes_of(hold.record.tools))
-    return [(b"x-penstock-tools", names.encode())] if names else []
+    return b"x-penstock-tools", ", ".join(note.name for note in notes_of(tools)).encode()
 
 
 def _trail(served: Served, hold: Hold) -> Headers:

@@ -146,14 +146,22 @@ class Attempt:
         "_trial_of_own",
     )
 
-    def __init__(self, health: Health, offer: Offer, account: str, breaker: Breaker, own: Breaker | None) -> None:
+    def __init__(
+        self,
+        health: Health,
+        offer: Offer,
+        account: str,
+        condition: Condition,
+        breaker: Breaker,
+        own: Breaker | None,
+    ) -> None:
         self._health = health
         self._offer = offer
         self._account = account
-        self._condition = condition = health.of(offer.provider)
+        self._condition = condition
         self._breaker = breaker
         self._own = own  # the offer's breaker, if it has one
-        self._trial = breaker.begin()
+        self._trial = breaker.until_s is not None and breaker.begin()
         self._trial_of_own = own is not None and own.begin()
         self._began_s = health.clock.monotonic()
         condition.outstanding += 1
@@ -238,7 +246,9 @@ class Health:
             if not all(each.admits(now_s) for each in self._breakers(offer, account)):
                 return None
         own = self.offers.get(_own_key(offer, account)) if self.offers else None
-        return Attempt(self, offer, account, self._breaker(offer, account), own)
+        condition = self.conditions.get(offer.provider) or self.of(offer.provider)
+        breaker = self._breaker(offer, account) if offer.per_account else condition.breaker
+        return Attempt(self, offer, account, condition, breaker, own)
 
     def wait_s(self, offer: Offer, account: str = "") -> float:
         """How long until an offer may be tried; zero when it may be now, or is being tried by another call."""
