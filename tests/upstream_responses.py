@@ -66,6 +66,7 @@ def response_of(received: Received, status: str, output: list[Any], usage: Any =
         "previous_response_id": None,
         "store": asked.get("store"),
         "temperature": 1.0,
+        "text": asked.get("text") or {"format": {"type": "text"}},
         "tool_choice": "auto",
         "tools": asked.get("tools") or [],
         "top_p": 1.0,

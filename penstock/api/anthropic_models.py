@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from penstock.catalogue import Model
+from penstock.catalogue import AUTO, Model
 from penstock.errors import InvalidRequest
 
 MOST_ON_A_PAGE = 1_000  # Anthropic's own limit for `limit`
+NO_AGE = "1970-01-01T00:00:00Z"  # what Anthropic says where it does not know
 
 
-def page(models: Sequence[Model], surface: str, query: Mapping[str, str]) -> dict[str, Any]:
-    """The models that can be called, by `limit`, `after_id` and `before_id`. InvalidRequest when the limit is none."""
-    entries = [entry(model, model.name_on(surface)) for model in models if model.kind == "chat" and not model.planned]
+def entries(models: Sequence[Model], surface: str, choice: Sequence[Model]) -> list[dict[str, Any]]:
+    """The models that can be called, and after them `auto` when it has something to choose among."""
+    named = [entry(model, model.name_on(surface)) for model in models if is_shown(model)]
+    return named + ([auto_entry(choice)] if choice else [])
+
+
+def page(entries: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """Some of these, by `limit`, `after_id` and `before_id`. InvalidRequest when the limit is none."""
     ids = [each["id"] for each in entries]
     limit = _limit(query.get("limit"))
     start, end = 0, len(entries)
@@ -38,13 +44,23 @@ def is_shown(model: Model) -> bool:
 
 def entry(model: Model, name: str) -> dict[str, Any]:
     """One model, by one of its names."""
+    created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
+    return _entry(name, model.id, created, [model])
+
+
+def auto_entry(choice: Sequence[Model]) -> dict[str, Any]:
+    """`auto`, which reaches as far as the largest of what it chooses among, and is of no age."""
+    return _entry(AUTO, AUTO, NO_AGE, choice)
+
+
+def _entry(name: str, display_name: str, created_at: str, models: Sequence[Model]) -> dict[str, Any]:
     return {
         "type": "model",
         "id": name,
-        "display_name": model.id,
-        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
-        "max_input_tokens": model.context_length,
-        "max_tokens": model.max_output_tokens,
+        "display_name": display_name,
+        "created_at": created_at,
+        "max_input_tokens": max((each.context_length for each in models if each.context_length), default=None),
+        "max_tokens": max((each.max_output_tokens for each in models if each.max_output_tokens), default=None),
     }
 
 

@@ -158,14 +158,14 @@ class Wire:
     def _models(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
             caller = await self._caller(place, exchange)
-            models = self._listed(place, caller)
+            models, choice = self._listed(place, caller), self._choice(AUTO, place, caller)
             # Both companies have their SDKs ask at the same address; only one of them says a version.
             if place is ANTHROPIC or b"anthropic-version" in exchange.headers:
-                query = dict(parse_qsl(exchange.query))
-                _answer(exchange, anthropic_models.page(models, place.surface.name, query))
+                entries = anthropic_models.entries(models, place.surface.name, choice)
+                _answer(exchange, anthropic_models.page(entries, dict(parse_qsl(exchange.query))))
             else:
                 listed = [_listing(model, place) for model in models]
-                _answer(exchange, {"object": "list", "data": listed + self._auto(place, caller)})
+                _answer(exchange, {"object": "list", "data": listed + ([_auto_listing(choice)] if choice else [])})
 
         return answer
 
@@ -176,14 +176,22 @@ class Wire:
             if _may_have(caller, model) and (place is not FORWARD or model.contract)
         ]
 
+    def _choice(self, name: str, place: Place, caller: Caller) -> list[Model]:
+        """What `auto` chooses among for a caller, where it is listed: on the router. Nothing for any other name."""
+        models = self._relay.catalogue.auto(name, place.surface.name) if place.surface is ROUTER.surface else ()
+        return [model for model in models if _may_have(caller, model)]
+
     def _model(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
-            models = self._listed(place, await self._caller(place, exchange))
+            caller = await self._caller(place, exchange)
             name = exchange.path.partition("/models/")[2]
             found = self._relay.catalogue.find(name, place.surface.name)
-            if found not in models or not anthropic_models.is_shown(found):
+            if choice := self._choice(name, place, caller):
+                _answer(exchange, anthropic_models.auto_entry(choice))
+            elif found in self._listed(place, caller) and anthropic_models.is_shown(found):
+                _answer(exchange, anthropic_models.entry(found, name))
+            else:
                 raise NotFound(f"There is no model '{name[:200]}'.")
-            _answer(exchange, anthropic_models.entry(found, name))
 
         return answer
 
@@ -198,12 +206,6 @@ class Wire:
             exchange.whole(200, JSON, anthropic_messages.counted(tokens))
 
         return answer
-
-    def _auto(self, place: Place, caller: Caller) -> list[dict[str, Any]]:
-        """`auto` as it is listed: on the router, when it has something to choose among."""
-        models = self._relay.catalogue.auto(AUTO, place.surface.name) if place.surface is ROUTER.surface else ()
-        choice = [model for model in models if _may_have(caller, model)]
-        return [_auto_listing(choice)] if choice else []
 
     async def _balance(self, exchange: Exchange) -> None:
         caller = await self._caller(TRUST, exchange)

@@ -18,7 +18,7 @@ from penstock.ports import Answer, Call, OnCancel, Timeouts
 from penstock.providers.http1 import Client, Origin
 
 LARGEST_LIST = 16 * 1024 * 1024  # bytes: the longest list of models there is takes a few
-NO_LIST = frozenset({404, 405})
+NO_LIST = frozenset({404, 405, 501})
 
 
 class OpenAICompatible:
@@ -67,7 +67,7 @@ class OpenAICompatible:
         return True
 
     async def check(self) -> tuple[str, ...]:
-        """Have the upstream list its models; one that keeps no list (404, 405) serves all the same."""
+        """Have the upstream list its models; one that keeps no list (404, 405, 501) serves all the same."""
         answer = await self.open(Call("models", b"", stream=False, method="GET"))
         try:
             if answer.status in NO_LIST:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import anthropic
 import pytest
 
 from penstock.api.surfaces import ROUTER as ROUTER_PLACE
@@ -119,6 +120,26 @@ async def test_auto_is_listed_where_it_can_be_had(here: Scene) -> None:
     assert [each["id"] for each in listed] == ["cloud-model", "cli-model", "gpu-model", ALL, "auto"]
     assert (listed[-1]["pricing"], listed[-1]["context_length"]) == (None, None)
     assert "auto" not in [each["id"] for each in (await here.gateway.get(f"{TRUST}/models", here.ada)).json()["data"]]
+
+
+async def test_auto_is_listed_and_found_as_anthropic_lists_models(store_url: str) -> None:
+    far = {"context_length": 200_000, "max_output_tokens": 8_000}
+    async with scene(store_url, cli=far, cloud={"context_length": 100_000}) as here:
+        async with here.gateway.anthropic(here.ada) as client:
+            listed = [model async for model in client.models.list(limit=2)]
+            found = await client.models.retrieve("auto")
+        assert [each.id for each in listed] == ["cloud-model", "cli-model", "gpu-model", ALL, "auto"]
+        assert listed[-1] == found
+        assert (found.type, found.display_name, found.max_input_tokens, found.max_tokens) == (
+            "model", "auto", 200_000, 8_000,
+        )  # fmt: skip
+        key = await here.gateway.key("personal", user=here.ada.user, models=(ALL,))
+        async with here.gateway.anthropic(here.ada, api_key=key.key) as client:
+            assert [model.id async for model in client.models.list()] == [ALL]
+            with pytest.raises(anthropic.NotFoundError):
+                await client.models.retrieve("auto")
+        async with here.gateway.anthropic(here.ada, base=TRUST) as client:
+            assert "auto" not in [model.id async for model in client.models.list()]
 
 
 @pytest.mark.parametrize("stream", [False, True])

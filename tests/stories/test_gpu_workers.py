@@ -338,6 +338,22 @@ async def test_a_call_reaches_a_worker_that_is_connected_to_another_process(
         assert (await ask(gateway, bob)).status_code == 503
 
 
+@pytest.mark.parametrize(("status", "told"), [(204, 502), (304, 502), (460, 460)])
+async def test_no_answer_of_a_worker_spoils_the_line_between_processes(
+    gateway: Running, ada: Person, key: str, status: int, told: int
+) -> None:
+    async with running(gateway.office.settings) as other, raw_peer(other, key) as far:
+        await far.hello()
+        await served(gateway)
+        for number in (1, 2):
+            asking = asyncio.create_task(ask(gateway, ada))
+            assert await far.job() == number
+            await far.say(type="head", job=number, status=status)
+            await far.socket.send(struct.pack(">I", number) + b"HTTP/1.1 200 OK\r\n\r\n")
+            await far.say(type="end", job=number)
+            assert (await asking).status_code == told
+
+
 async def test_when_the_other_process_is_overloaded_or_loses_it_the_call_is_given_again(
     gateway: Running, ada: Person, key: str, upstream: ScriptedUpstream
 ) -> None:
