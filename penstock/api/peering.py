@@ -31,7 +31,6 @@ from penstock.ports import Answer, Timeouts
 
 PREFIX = "/peer/v1/jobs/"
 SWEEP_S = 0.5
-BODILESS = frozenset([204, 205, 304])
 
 _logger = logging.getLogger("penstock.peering")
 
@@ -170,8 +169,7 @@ async def _relay(answer: Answer, exchange: Exchange) -> None:
         for name in ("content-type", "content-encoding", "retry-after"):
             if name in answer.headers:
                 headers.append((name.encode(), answer.headers[name].encode("latin-1", "replace")))
-        # Under a status that has no body, a body would be read as the answer to what is asked next on this connection.
-        exchange.start(502 if answer.status in BODILESS else answer.status, headers)
+        exchange.start(answer.status, headers)
         async for piece in answer:
             exchange.send(piece)
             if not exchange.ready:
