@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from penstock.config import (
@@ -43,7 +43,8 @@ class Offer:
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
     request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
-    type; `tailored` says whether there is any of that.
+    type; `tailored` says whether there is any of that. With `per_account` who serves it is somebody else for each
+    account: whoever has dialled in.
     """
 
     provider: str
@@ -62,10 +63,15 @@ class Offer:
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
+    per_account: bool = False
     tailored: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tailored", bool(self.dropped_fields or self.priced_fields or self.priced_tools))
+
+    def is_for(self, accounts: Collection[str]) -> bool:
+        """Whether it serves any of these accounts."""
+        return not self.accounts or not self.accounts.isdisjoint(accounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,10 @@ class Model:
     input_bytes_per_token: int
     image_tokens: int
     planned: bool
+
+    def is_for(self, accounts: Collection[str]) -> bool:
+        """Whether any of these accounts has something of it: an offer that serves it, or the prospect of one."""
+        return self.planned or any(offer.is_for(accounts) for offer in self.offers)
 
     def name_on(self, surface: str) -> str:
         """The name to list on a surface: its first alias there, else the id."""
@@ -220,6 +230,7 @@ def _offer(
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,
         priced_tools=provider.priced_tools,
+        per_account=provider.kind == "worker",
     )
 
 

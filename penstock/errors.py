@@ -199,11 +199,18 @@ class UpstreamRefused(UpstreamError):
     """The provider refused the request itself; its own status and words reach the caller, redacted."""
 
     kind = "upstream_refused"
+    elsewhere = False  # whether another offer may well take the request
 
     def __init__(self, message: str, *, refused_status: int, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message, code=code, began=True)
         self.refused_status = refused_status
         self.param = param
+
+
+class NotCarried(UpstreamRefused):
+    """The provider has no way to take what the request asks for. Another may have one."""
+
+    elsewhere = True
 
 
 class StoreUnavailable(PenstockError):

@@ -258,9 +258,10 @@ class Refusal:
     type: str = "upstream_says_no"
     code: str | None = None
     headers: Headers = ()
+    param: str | None = None
 
     async def play(self, exchange: Exchange) -> None:
-        error = {"message": self.message, "type": self.type, "code": self.code, "param": None}
+        error = {"message": self.message, "type": self.type, "code": self.code, "param": self.param}
         await exchange.document({"error": error}, status=self.status, headers=self.headers)
 
 

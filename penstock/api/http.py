@@ -246,7 +246,7 @@ class Exchange:
         if lines.count(b"\n") != len(headers):
             raise ValueError("a header's value has a line end")
         return b"%b%b%bx-request-id: %b\r\n%b%b\r\n" % (
-            _STATUS_LINES[status],
+            _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,  # an upstream's own, which has no name
             self._connection.common_headers(),
             lines,
             self.id.encode(),

@@ -175,13 +175,13 @@ class Wire:
         return [
             model
             for model in self._relay.catalogue.listed(place.surface.name)
-            if (caller.models is None or model.id in caller.models) and (place is not FORWARD or model.contract)
+            if _may_have(caller, model) and (place is not FORWARD or model.contract)
         ]
 
     def _choice(self, name: str, place: Place, caller: Caller) -> list[Model]:
         """What `auto` chooses among for a caller, where it is listed: on the router. Nothing for any other name."""
         models = self._relay.catalogue.auto(name, place.surface.name) if place.surface is ROUTER.surface else ()
-        return [model for model in models if caller.models is None or model.id in caller.models]
+        return [model for model in models if _may_have(caller, model)]
 
     def _model(self, place: Place) -> Endpoint:
         async def answer(exchange: Exchange) -> None:
@@ -297,6 +297,10 @@ def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: 
 
 def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:
     exchange.whole(status, JSON, msgspec.json.encode(value))
+
+
+def _may_have(caller: Caller, model: Model) -> bool:
+    return (caller.models is None or model.id in caller.models) and model.is_for({caller.account})
 
 
 def _listing(model: Model, place: Place) -> dict[str, Any]:

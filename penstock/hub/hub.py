@@ -39,6 +39,7 @@ MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
 MOST_WAITING = 4096  # jobs without a seat
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
 LOOK_S = 0.25  # between looks of a job that waits, for what happens elsewhere
+SHARE_S = 1.0  # between offers of one peer that are written down at once
 BEAT_S = 5.0  # a third of what makes a row nobody's
 LARGEST_RESULT = 16 * 2**20  # bytes of an answer that is asked for as a whole
 
@@ -215,8 +216,13 @@ class Hub:
             if not waiter.done():
                 waiter.set_result(None)
         known = self._written.get(peer.id)
-        if peer.gone or known is None or known[0].draining != _leaves(peer) or known[0].offer != _text(peer.offer):
+        if peer.gone or known is None or known[0].draining != _leaves(peer) or self._offers_anew(peer, *known):
             self.share_soon()
+
+    def _offers_anew(self, peer: Peer, row: WorkerRow, written_s: float) -> bool:
+        """Whether it offers something else, and not again and again: that waits for the next tick, as a write costs us
+        more than a message costs the peer."""
+        return self._clock.monotonic() - written_s > SHARE_S and row.offer != _text(peer.offer)
 
     # Telling other processes, and hearing from them.
 

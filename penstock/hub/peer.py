@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from penstock.clock import Clock
@@ -30,7 +30,7 @@ from penstock.hub.messages import (
 from penstock.hub.seats import Lost, Overloaded, PeerKind, Request
 from penstock.ports import Timeouts
 
-ACCEPT_S = 5.0  # to say whether there is room for a job: the peer decides from what it knows already
+ACCEPT_S = 5.0  # to say whether there is room for a job, which a peer knows already; and to read a piece of its body
 BREATHER_S = 0.5  # before somebody who has refused a job is asked again
 
 NORMAL, PROTOCOL_ERROR, POLICY, RESTART, TRY_LATER = 1000, 1002, 1008, 1012, 1013  # close codes, RFC 6455
@@ -136,7 +136,7 @@ class Peer:
         if request.sent is not None:
             request.sent()
         for start in range(0, len(body), PIECE_BYTES):
-            await self._line.drained()
+            await answer.within(ACCEPT_S, self._line.drained())
             if answer.over:
                 return
             self._line.binary(messages.piece(number, body[start : start + PIECE_BYTES]))
@@ -318,6 +318,16 @@ class JobAnswer:
                 raise Lost("The worker did not say whether it does the job.")
             if self.accepted and not self.over and not self._pieces and not await self._event(first_s):
                 raise UpstreamTimeout("The worker did not begin to answer in time.")
+
+    async def within(self, most_s: float, taken: Awaitable[None]) -> None:
+        """Wait for the peer to take a piece of the job. Lost, UpstreamTimeout."""
+        try:
+            async with asyncio.timeout_at(min(self._loop.time() + most_s, self._until_s)):
+                await taken
+        except TimeoutError:
+            if self._loop.time() >= self._until_s:
+                raise UpstreamTimeout("The job took too long in all.") from None
+            raise Lost("The worker does not read its job.") from None
 
     def __aiter__(self) -> JobAnswer:
         return self

@@ -70,18 +70,23 @@ class ModelView:
 
 
 async def list_models(office: Office, actor: Actor) -> Listing[ModelView]:
-    """List every model with its names, offers, prices and contract, in the order of the configuration."""
-    return Listing(tuple(map(_view, office.catalogue.models)))
+    """List every model with its names, offers, prices and contract, in the order of the configuration.
+
+    What serves other accounts alone is not shown.
+    """
+    models = [each for each in office.catalogue.models if actor.sees is None or each.is_for(actor.sees)]
+    return Listing(tuple(_view(each, actor) for each in models))
 
 
-def _view(model: Model) -> ModelView:
+def _view(model: Model, actor: Actor) -> ModelView:
+    offers = [each for each in model.offers if actor.sees is None or each.is_for(actor.sees)]
     return ModelView(
         id=model.id,
         kind=model.kind,
         owned_by=model.owned_by,
         surfaces=tuple(sorted(model.surfaces)),
         names=tuple(NameView(surface, name) for surface, names in model.names for name in names),
-        offers=tuple(_offer(each, priced=model.priced) for each in model.offers),
+        offers=tuple(_offer(each, priced=model.priced) for each in offers),
         contract=_contract(model.contract) if model.contract else None,
         context_length=model.context_length,
         planned=model.planned,

@@ -27,6 +27,7 @@ from penstock.dialects.refusals import read_refusal
 from penstock.errors import (
     InvalidRequest,
     NoHealthyProvider,
+    NotCarried,
     UpstreamError,
     UpstreamFailed,
     UpstreamRefused,
@@ -56,6 +57,8 @@ TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
 # What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
 _OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
+# What OpenRouter says under status 403 of a prompt that it does not pass on.
+_MODERATED = re.compile("(?i)\\b(flagged|moderation)\\b")
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -189,7 +192,7 @@ class Attempts:
             served = await self._try(search, offer, "again")
             if served is not None:
                 return served
-        raise self._none_served(plan, search.failed)
+        raise self._none_served(search)
 
     async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
         """Call one offer. None when it does not serve, which is then noted in `search.failed`."""
@@ -203,7 +206,7 @@ class Attempts:
         except InvalidRequest as error:
             search.note(offer, error)
             return None
-        attempt = self.upstreams.health.attempt(offer)
+        attempt = self.upstreams.health.attempt(offer, hold.account)
         if attempt is None:
             search.note(offer, NoHealthyProvider())
             return None
@@ -234,7 +237,7 @@ class Attempts:
             attempt.answered()
             attempt.finished()
             attempt.over()
-            if not (_is_too_long(error) and _has_more_room(search.plan, offer)):
+            if not (error.elsewhere or (_is_too_long(error) and _has_more_room(search.plan, offer))):
                 raise error
         else:
             attempt.failed(error)
@@ -245,22 +248,23 @@ class Attempts:
                 raise error
         search.note(offer, error)
 
-    def _none_served(self, plan: Plan, failed: list[Failed]) -> UpstreamError | InvalidRequest:
+    def _none_served(self, search: _Search) -> UpstreamError | InvalidRequest:
         """What to say when no offer has served: of a request that is too long, or cannot be carried, just that; of
         `auto` that nobody is well; of a model that was asked for by name what the last of its providers said."""
+        failed, account = search.failed, search.hold.account
         errors = [each.error for each in failed]
         refused = next((each for each in errors if isinstance(each, UpstreamRefused)), None)
         if refused is not None:
             return refused
         asked = [each for each in errors if isinstance(each, UpstreamError) and not isinstance(each, NoHealthyProvider)]
         wait_s = self.upstreams.health.wait_s
-        waits_s = [wait_s(each.offer) for each in failed if isinstance(each.error, UpstreamError)]
+        waits_s = [wait_s(each.offer, account) for each in failed if isinstance(each.error, UpstreamError)]
         nobody = NoHealthyProvider(retry_after_s=retry_after_s(waits_s))
         if not asked:
             uncarried = [each for each in errors if isinstance(each, InvalidRequest)]
             return uncarried[0] if uncarried and not waits_s else nobody
         last = asked[-1]
-        if plan.auto and not isinstance(last, UpstreamTimeout):
+        if search.plan.auto and not isinstance(last, UpstreamTimeout):
             return nobody
         if last.status == NoHealthyProvider.status and last.retry_after_s is None:
             last.retry_after_s = nobody.retry_after_s
@@ -309,7 +313,10 @@ class Attempts:
         if _OURS.search(message or ""):
             words = f"The provider answered with status {status}, about our key or credit there."
             return UpstreamFailed(words, upstream_status=401)  # which is what it should have been
-        if 400 <= status < 500 and status not in OUR_FAULT and status not in WORTH_ANOTHER:
+        if status == 403 and _MODERATED.search(message or ""):
+            status = 400  # to a caller 403 is about a key
+        named = status == 404 and param not in (None, "model")  # not found is what the request names, no model
+        if 400 <= status < 500 and (named or status not in OUR_FAULT) and status not in WORTH_ANOTHER:
             words = message or "The provider refused the request."
             return UpstreamRefused(words, refused_status=status, code=code, param=param)
         return UpstreamFailed(f"The provider answered with status {status}.", upstream_status=status)
@@ -375,6 +382,6 @@ def _has_more_room(plan: Plan, offer: Offer) -> bool:
 
 def _word(error: UpstreamError | InvalidRequest) -> str:
     """A failure in a word, for a header."""
-    if isinstance(error, UpstreamRefused):
-        return "too_long"
-    return "not_carried" if isinstance(error, InvalidRequest) else error.kind.removeprefix("upstream_")
+    if isinstance(error, NotCarried | InvalidRequest):
+        return "not_carried"
+    return "too_long" if isinstance(error, UpstreamRefused) else error.kind.removeprefix("upstream_")

@@ -101,7 +101,7 @@ def _pinned(
         demand = demand_of(wish, ask, caller, catalogue.classes, tokens=0)
         ranking = rank(model.offers, demand, partial(upstreams.standing, account=caller.account))
     if not ranking.places:
-        raise _nobody(wish, ranking, upstreams)
+        raise _nobody(wish, ranking, upstreams, caller.account)
     return _first(ranking.places, ask.dialect, most)
 
 
@@ -120,7 +120,7 @@ def _auto(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams:
         partial(upstreams.standing, account=caller.account),
     )
     if not ranking.places:
-        raise _nobody(wish, ranking, upstreams)
+        raise _nobody(wish, ranking, upstreams, caller.account)
     offers, reasons = _first(ranking.places, ask.dialect, most)
     by_id = {model.id: model for model in models}
     planned = [by_id[offer.model_id] for offer in offers]
@@ -216,12 +216,12 @@ def _unknown(wish: Wish) -> ModelUnknown:
     return ModelUnknown(f"The model '{wish.model[:200]}' does not exist or is not available to you.", param="model")
 
 
-def _nobody(wish: Wish, ranking: Ranking, upstreams: Upstreams) -> InvalidRequest | NoHealthyProvider:
+def _nobody(wish: Wish, ranking: Ranking, upstreams: Upstreams, account: str) -> InvalidRequest | NoHealthyProvider:
     """Why no offer is left, in the words that help most: what would be served in a moment, what never will be."""
     left_out = ranking.left_out
     unwell = [each.offer for each in left_out if each.why in NOBODY_ANSWERS]
     if unwell:
-        waits_s = [upstreams.health.wait_s(offer) for offer in unwell]
+        waits_s = [upstreams.health.wait_s(offer, account) for offer in unwell]
         return NoHealthyProvider(retry_after_s=retry_after_s(waits_s))
     unfit = [each for each in left_out if each.why not in NOT_FOR_YOU]
     return _unfit(wish.model[:200], unfit[0]) if unfit else _unknown(wish)

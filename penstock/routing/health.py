@@ -9,7 +9,8 @@ It is told what happens (`relay/attempt.py`, `pulse.py`) and asked who may be ca
 and no timer: a breaker whose pause is over is half open because the clock says so. What it knows is this process's own.
 
 Whose failure it is: a provider's, unless it is about one model there (404: it has no such model; 429: too many calls
-of it). What a provider says about the request itself is no failure at all.
+of it). What a provider says about the request itself is no failure at all. Where a provider is whoever has dialled in,
+each account has its own: what an account's workers do takes nothing from anybody else.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LONGEST_MESSAGE = 300
 LONGEST_WAIT_S = 3_600.0  # of what a provider asks for in Retry-After: it may have meant milliseconds
 LATENCY_WEIGHT = 0.2  # of the newest answer in the running mean: about the last ten count
 GRAVE = 1_000_000  # failures that one counts for which does not mend by itself
-OUR_CREDENTIALS = frozenset({401, 402, 403, 407})  # a bad key, no credit there
+OUR_CREDENTIALS = frozenset({401, 402, 407})  # a bad key, no credit; a 403 may be a firewall's, about one prompt
 ABOUT_ONE_MODEL = frozenset({404, 429})
 
 
@@ -133,14 +134,34 @@ class Condition:
 class Attempt:
     """One call at an offer, as far as health goes: it is `answered` or has `failed` or neither, and `over` once."""
 
-    __slots__ = ("_began_s", "_condition", "_health", "_offer", "_own", "_trial", "_trial_of_own")
+    __slots__ = (
+        "_account",
+        "_began_s",
+        "_breaker",
+        "_condition",
+        "_health",
+        "_offer",
+        "_own",
+        "_trial",
+        "_trial_of_own",
+    )
 
-    def __init__(self, health: Health, offer: Offer, condition: Condition, own: Breaker | None) -> None:
+    def __init__(
+        self,
+        health: Health,
+        offer: Offer,
+        account: str,
+        condition: Condition,
+        breaker: Breaker,
+        own: Breaker | None,
+    ) -> None:
         self._health = health
         self._offer = offer
+        self._account = account
         self._condition = condition
+        self._breaker = breaker
         self._own = own  # the offer's breaker, if it has one
-        self._trial = condition.breaker.until_s is not None and condition.breaker.begin()
+        self._trial = breaker.until_s is not None and breaker.begin()
         self._trial_of_own = own is not None and own.begin()
         self._began_s = health.clock.monotonic()
         condition.outstanding += 1
@@ -151,8 +172,8 @@ class Attempt:
     def answered(self) -> None:
         """It has begun to answer, or refused this request in good order."""
         condition, took_s = self._condition, self._health.clock.monotonic() - self._began_s
-        if condition.breaker.until_s is not None:
-            condition.breaker.succeed()
+        if self._breaker.until_s is not None:
+            self._breaker.succeed()
         if self._own is not None and self._own.until_s is not None:
             self._own.succeed()
         last_s = condition.latency_s
@@ -161,7 +182,7 @@ class Attempt:
 
     def finished(self) -> None:
         """The answer has come to its end: the row of failures, if there was one, is over."""
-        self._condition.breaker.failures = 0
+        self._breaker.failures = 0
         if self._own is not None:
             self._own.failures = 0
         self._condition.succeeded_ms = self._health.clock.now_ms()
@@ -170,14 +191,15 @@ class Attempt:
         """It did not answer, or broke off. One that is merely busy is as well as before."""
         if isinstance(error, UpstreamBusy):
             return
-        self._health.note(self._offer, error, on_trial=self._trial, on_trial_of_own=self._trial_of_own)
+        trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
+        self._health.note(self._offer, error, self._account, **trials)
         self._trial = self._trial_of_own = False
 
     def over(self) -> None:
         """The call is over, however it went."""
         self._condition.outstanding -= 1
         if self._trial:
-            self._condition.breaker.left()
+            self._breaker.left()
         if self._trial_of_own and self._own is not None:
             self._own.left()
 
@@ -190,6 +212,7 @@ class Health:
         self.clock = clock
         self.conditions: dict[str, Condition] = {}
         self.offers: dict[tuple[str, str], Breaker] = {}
+        self._apart: dict[tuple[str, str], Breaker] = {}  # of providers that are others for each account
         self.out: set[str] = set()  # what is not closed; empty is the usual case, and cheap to see
         self._redact = redact
 
@@ -207,43 +230,49 @@ class Health:
         """A provider has been configured anew: what was known is of another."""
         self.conditions.pop(provider, None)
         self.out.discard(provider)
-        for key in [key for key in self.offers if key[0] == provider]:
-            self.out.discard(self.offers.pop(key).key)
+        for breakers in (self.offers, self._apart):
+            for key in [key for key in breakers if key[0].partition(" ")[0] == provider]:
+                self.out.discard(breakers.pop(key).key)
 
     def keep(self, offers: Collection[tuple[str, str]]) -> None:
         """Only these offers, by provider and model there, exist any more."""
         for key in [key for key in self.offers if key not in offers]:
             self.out.discard(self.offers.pop(key).key)
 
-    def attempt(self, offer: Offer) -> Attempt | None:
-        """Begin a call at an offer; None when its breaker does not let it."""
-        condition = self.conditions.get(offer.provider) or self.of(offer.provider)
-        own = self.offers.get((offer.provider, offer.model)) if self.offers else None
+    def attempt(self, offer: Offer, account: str = "") -> Attempt | None:
+        """Begin a call of an account's at an offer; None when a breaker does not let it."""
         if self.out:
             now_s = self.clock.monotonic()
-            if not condition.breaker.admits(now_s) or (own is not None and not own.admits(now_s)):
+            if not all(each.admits(now_s) for each in self._breakers(offer, account)):
                 return None
-        return Attempt(self, offer, condition, own)
+        own = self.offers.get(_own_key(offer, account)) if self.offers else None
+        condition = self.conditions.get(offer.provider) or self.of(offer.provider)
+        breaker = self._breaker(offer, account) if offer.per_account else condition.breaker
+        return Attempt(self, offer, account, condition, breaker, own)
 
-    def wait_s(self, offer: Offer) -> float:
+    def wait_s(self, offer: Offer, account: str = "") -> float:
         """How long until an offer may be tried; zero when it may be now, or is being tried by another call."""
-        breakers = (self.of(offer.provider).breaker, self.offers.get((offer.provider, offer.model)))
-        until_s = max((each.until_s or 0.0 for each in breakers if each is not None), default=0.0)
+        until_s = max(each.until_s or 0.0 for each in self._breakers(offer, account))
         return max(0.0, until_s - self.clock.monotonic())
 
-    def state(self, offer: Offer) -> State:
-        """The worse of its provider's and its own."""
+    def state(self, offer: Offer, account: str = "") -> State:
+        """The worst of its provider's and its own."""
         if not self.out:
             return "closed"
         now_s = self.clock.monotonic()
-        breakers = (self.of(offer.provider).breaker, self.offers.get((offer.provider, offer.model)))
-        found = [each for each in breakers if each is not None]
+        found = self._breakers(offer, account)
         if not all(each.admits(now_s) for each in found):
             return "open"
         return "half_open" if any(each.until_s is not None for each in found) else "closed"
 
     def note(
-        self, offer: Offer, error: UpstreamError, *, on_trial: bool = False, on_trial_of_own: bool = False
+        self,
+        offer: Offer,
+        error: UpstreamError,
+        account: str = "",
+        *,
+        on_trial: bool = False,
+        on_trial_of_own: bool = False,
     ) -> None:
         """A call at an offer has failed. UpstreamRefused is about the request, and nobody's failure."""
         if isinstance(error, UpstreamRefused):
@@ -251,14 +280,14 @@ class Health:
         self.of(offer.provider).errors.append(self.trouble(error, offer.model))
         now_s, status = self.clock.monotonic(), error.upstream_status
         own = status in ABOUT_ONE_MODEL
-        breaker = self._own_breaker(offer) if own else self.of(offer.provider).breaker
+        breaker = self._own_breaker(offer, account) if own else self._breaker(offer, account)
         if error.wait_s is not None and self.settings.failures:
             breaker.rest(now_s, error.wait_s)
             return
         weight = GRAVE if status in OUR_CREDENTIALS or status == 404 else 1
         breaker.fail(now_s, self.settings, weight=weight, on_trial=on_trial_of_own if own else on_trial)
         if own and on_trial:  # the provider has answered, if only to say no
-            self.of(offer.provider).breaker.left()
+            self._breaker(offer, account).left()
 
     def checked(self, provider: str, models: tuple[str, ...]) -> None:
         """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""
@@ -280,12 +309,29 @@ class Health:
         """A failure as it may be kept and shown."""
         return Trouble(self.clock.now_ms(), error.kind, model, self._redact(error.message)[:LONGEST_MESSAGE])
 
-    def _own_breaker(self, offer: Offer) -> Breaker:
-        key = (offer.provider, offer.model)
-        breaker = self.offers.get(key)
+    def _breakers(self, offer: Offer, account: str) -> list[Breaker]:
+        """All that a call there must pass: what health checks say counts for everybody."""
+        checked, own = self.of(offer.provider).breaker, self.offers.get(_own_key(offer, account))
+        apart = [self._breaker(offer, account)] if offer.per_account else []
+        return [checked, *apart, *([] if own is None else [own])]
+
+    def _breaker(self, offer: Offer, account: str) -> Breaker:
+        if not offer.per_account:
+            return self.of(offer.provider).breaker
+        return self._kept(self._apart, (offer.provider, account))
+
+    def _own_breaker(self, offer: Offer, account: str) -> Breaker:
+        return self._kept(self.offers, _own_key(offer, account))
+
+    def _kept(self, breakers: dict[tuple[str, str], Breaker], key: tuple[str, str]) -> Breaker:
+        breaker = breakers.get(key)
         if breaker is None:
-            breaker = self.offers[key] = Breaker(f"{offer.provider}/{offer.model}", self.out)
+            breaker = breakers[key] = Breaker("/".join(key), self.out)
         return breaker
+
+
+def _own_key(offer: Offer, account: str) -> tuple[str, str]:
+    return f"{offer.provider} {account}" if offer.per_account else offer.provider, offer.model
 
 
 def retry_after_s(waits_s: list[float]) -> int:

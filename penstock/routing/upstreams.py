@@ -28,7 +28,7 @@ class Upstreams:
         provider = self.providers.get(offer.provider)
         if provider is not None and not provider.ready(offer.model, account):
             return False
-        return not self.health.out or self.health.state(offer) != "open"
+        return not self.health.out or self.health.state(offer, account) != "open"
 
     def standing(self, offer: Offer, account: str) -> Standing:
         """How an offer stands now for this account."""
@@ -37,4 +37,4 @@ class Upstreams:
         ready = provider is None or provider.ready(offer.model, account)
         if ready and not condition.outstanding and not self.health.out:
             return WELL
-        return Standing(self.health.state(offer), ready, condition.outstanding)
+        return Standing(self.health.state(offer, account), ready, condition.outstanding)

@@ -65,8 +65,8 @@ class Some:
         self.hub = hub
         self.clock = clock
 
-    def connect(self, *, slots: int = 2, key: str = "key_none") -> tuple[Peer, Told]:
-        line = Told()
+    def connect(self, *, slots: int = 2, key: str = "key_none", line: Told | None = None) -> tuple[Peer, Told]:
+        line = line or Told()
         peer = self.hub.join(line, kind="worker", key=key, account="acc_ada", shared=False)
         offer = {"type": "offer", "slots": slots, "models": [{"id": "mine"}]}
         peer.said(json.dumps({"type": "hello", "version": 1, "offer": offer}).encode())
@@ -155,6 +155,16 @@ async def test_a_job_that_kills_three_workers_is_not_given_to_a_fourth(some: Som
     with pytest.raises(UpstreamUnavailable, match="has gone"):
         await job
     assert "job" not in peers[3][1].types()
+
+
+async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:
+    class Deaf(Told):
+        async def drained(self) -> None:
+            await asyncio.Event().wait()
+
+    some.connect(line=Deaf())
+    with pytest.raises(UpstreamTimeout):
+        await some.open(Timeouts(total_s=0.05))
 
 
 async def test_what_breaks_off_after_it_began_is_a_failure_that_began(some: Some) -> None:
@@ -247,4 +257,31 @@ async def test_others_know_of_it_until_its_row_stands_still(some: Some, office: 
     await some.hub.share()
     await other.refresh()
     assert other.offers("worker") == []
+    await other.close()
+
+
+async def test_who_offers_something_else_again_and_again_is_written_down_once_a_second(
+    some: Some, office: Office
+) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=OtherProcesses("secret"))
+    some.hub.address = "127.0.0.1:9"
+    peer, _ = some.connect(slots=1)
+    await some.hub.share()
+
+    async def known() -> int:
+        await other.refresh()
+        return other.offers("worker")[0].slots
+
+    for slots in (2, 3, 4):
+        say(peer, type="offer", slots=slots, models=[{"id": "mine"}])
+        assert [await known() for _ in range(3)] == [1, 1, 1]
+    await some.hub.share()
+    assert await known() == 4
+    some.clock.seconds += 2
+    say(peer, type="offer", slots=5, models=[{"id": "mine"}])
+
+    async def at_once() -> bool:
+        return await known() == 5
+
+    await eventually(at_once)
     await other.close()

@@ -48,7 +48,9 @@ def test_a_single_question_is_given_as_it_is() -> None:
     ).prompt == ("a\n\nb")
 
 
-@pytest.mark.parametrize("text", ["/help", "!ls", "@/etc/passwd", "#note", "$skill", "--version", "  /help"])
+@pytest.mark.parametrize(
+    "text", ["/help", "!ls", "@/etc/passwd", "#note", "$skill", "--version", "  /help", "\ufeff/help"]
+)
 def test_no_prompt_begins_as_an_order_to_the_command(text: str) -> None:
     prompt = asked([{"role": "user", "content": text}]).prompt
     assert prompt.startswith(LEAD)

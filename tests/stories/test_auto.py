@@ -15,6 +15,8 @@ from penstock.api.surfaces import ROUTER as ROUTER_PLACE
 from penstock.config import AutoSettings, ProviderSettings
 from penstock.dialects import Dialect, Wish, openai_chat
 from penstock.errors import InvalidRequest, NoHealthyProvider
+from penstock.operations.actor import LOCAL, Actor
+from penstock.operations.models import list_models
 from penstock.relay.ask import Ask
 from tests.stories.caller import calling, data, eventually
 from tests.stories.gateway import HELLO, ROUTER, TRUST, events
@@ -196,6 +198,23 @@ async def test_a_request_that_an_upstream_refuses_is_nobodys_failure(here: Scene
     assert (await here.ask()).json()["model"] == "gpu-model"
 
 
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (Refusal(404, "There is no item 'rs_1'.", param="input"), 404),
+        (Refusal(403, "It requires moderation, and your input was flagged."), 400),
+    ],
+)
+async def test_one_callers_bad_prompt_takes_a_provider_out_for_nobody(
+    here: Scene, refusal: Refusal, status: int
+) -> None:
+    here.upstreams["gpu"].script(*[refusal] * 4)
+    for _ in range(4):
+        refused = await here.ask()
+        assert (refused.status_code, refused.json()["error"]["message"]) == (status, refusal.message)
+    assert (await here.ask()).json()["model"] == "gpu-model"
+
+
 async def test_a_request_that_is_too_long_for_one_goes_to_the_next(here: Scene) -> None:
     here.upstreams["gpu"].script(Refusal(400, "Too long.", code="context_length_exceeded"))
     answer = await here.ask()
@@ -324,6 +343,20 @@ async def test_a_model_of_another_account_is_not_chosen(store_url: str) -> None:
         await here.gateway.gateway.reload(replace(here.gateway.office.settings, providers=tuple(theirs)))
         assert (await here.ask()).json()["model"] == "cli-model"
         assert (await here.ask("gpu-model")).status_code == 404
+
+
+async def test_what_serves_other_accounts_alone_is_listed_for_them_alone(store_url: str) -> None:
+    async with scene(store_url) as here:
+        theirs = [replace(each, accounts=("acc_theirs",)) if each.name == "gpu" else each for each in _providers(here)]
+        await here.gateway.gateway.reload(replace(here.gateway.office.settings, providers=tuple(theirs)))
+        bearer = {"authorization": f"Bearer {here.ada.personal_key.key}"}
+        listed = (await here.gateway.http.get(f"{ROUTER}/models", headers=bearer)).json()["data"]
+        assert [each["id"] for each in listed] == ["cloud-model", "cli-model", ALL, "auto"]
+        reader = Actor(frozenset({"read"}), frozenset({here.ada.account}), frozenset())
+        models = {each.id: each for each in (await list_models(here.gateway.office, reader)).data}
+        assert models.keys() == {"cloud-model", "cli-model", ALL}
+        assert [offer.provider for offer in models[ALL].offers] == ["cloud", "cli"]
+        assert len((await list_models(here.gateway.office, LOCAL)).data) == 4
 
 
 def _providers(here: Scene) -> tuple[ProviderSettings, ...]:

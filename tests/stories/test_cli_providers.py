@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from penstock.config import CommandOutput, ModelSettings, OfferSettings, PriceSettings, ProviderSettings, Settings
-from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import NotCarried, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Answer, Call
 from penstock.providers.cli.provider import CliProvider
 from tests.scripted_cli import Step, claude, claude_delta, claude_result, codex, gemini, gone, lines, seen, write_script
@@ -87,8 +87,9 @@ async def test_the_prompt_may_be_an_argument_in_its_place(script: Path) -> None:
     assert said(await whole(cli, call("Do you?"))) == "Yes."
     assert seen(script)["argv"] == ["--ask", "-m", "sonnet", "Do you?", "--quiet"]
     assert seen(script)["stdin"] == ""
-    answer = await cli.open(call("x" * 140_000))
-    assert (answer.status, json.loads(await answer.read(10_000))["error"]["param"]) == (400, "messages")
+    with pytest.raises(NotCarried) as refused:
+        await cli.open(call("x" * 140_000))
+    assert (refused.value.refused_status, refused.value.param) == (400, "messages")
     await cli.close()
 
 
@@ -435,6 +436,16 @@ class TestBehindTheGateway:
         answer = await gateway.chat(TRUST, ada, model="sonnet", n=2)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
         assert await gateway.nano(ada) == 10**9
+
+    async def test_what_a_command_cannot_carry_another_takes(
+        self, gateway: Running, script: Path, upstream: ScriptedUpstream
+    ) -> None:
+        ada = await self.owner(gateway, write_script(script, *claude(WORDS)))
+        upstream.script(Plain(tokens=3))
+        answer = await gateway.chat(TRUST, ada, model="either", response_format={"type": "json_object"})
+        assert answer.headers["x-penstock-route"].endswith("after=cli:not_carried")
+        assert (await gateway.usage(ada))[0].provider == "main"
+        assert not script.with_suffix(".seen").exists()
 
     async def test_when_the_command_fails_before_its_first_word_another_serves(
         self, gateway: Running, script: Path, upstream: ScriptedUpstream

@@ -95,6 +95,17 @@ async def test_what_the_upstream_says_of_the_request_reaches_the_caller_and_cost
     assert await gateway.tokens(ada) == 1_000
 
 
+@pytest.mark.parametrize("status", [419, 460, 498, 499])
+async def test_a_refusal_with_a_status_that_has_no_name_reaches_the_caller(
+    gateway: Running, upstream: ScriptedUpstream, status: int
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Refusal(status, "Not like this."))
+    answer = await gateway.chat(ROUTER, ada)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (status, "Not like this.")
+    assert (await gateway.chat(ROUTER, ada)).status_code == 200
+
+
 TROUBLE: list[Script] = [
     *(Refusal(status) for status in (401, 402, 403, 404, 407, 408, 409, 425, 429, 500, 502, 503, 504, 529)),
     Raw(b"", status=302, headers=[("location", "http://127.0.0.1:9/")]),

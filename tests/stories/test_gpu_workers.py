@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from penstock.config import HealthSettings
 from penstock.errors import Forbidden
 from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.keys import create_key, revoke_key
@@ -228,6 +229,20 @@ async def test_an_engine_without_room_is_no_failure_the_call_is_given_again(
     assert {record.attempts for record in await gateway.usage(ada)} == {1}
 
 
+@pytest.mark.parametrize("status", [401, 404])
+async def test_a_worker_of_one_account_makes_nobody_elses_seem_sick(
+    store_url: str, upstream: ScriptedUpstream, status: int
+) -> None:
+    settings = replace(with_workers(settings_for(store_url)), health=HealthSettings(failures=3))
+    async with running(settings) as gateway, ScriptedUpstream(Calls(Refusal(status))) as sick:
+        ada, eve = await gateway.person(usd="1"), await gateway.person(usd="1")
+        well, ill = [await gateway.key("worker", user=each.user) for each in (ada, eve)]
+        async with worker(gateway, ill.key, sick.base_url), worker(gateway, well.key, upstream.base_url):
+            assert (await ask(gateway, eve)).status_code == 502
+            assert (await ask(gateway, eve)).json()["error"]["code"] == "no_healthy_provider"
+            assert (await ask(gateway, ada)).status_code == 200
+
+
 async def test_calls_beyond_the_slots_wait_their_turn(
     gateway: Running, ada: Person, key: str, upstream: ScriptedUpstream
 ) -> None:
@@ -321,6 +336,22 @@ async def test_a_call_reaches_a_worker_that_is_connected_to_another_process(
         assert (refused.status_code, refused.json()["error"]["message"]) == (400, "Not like this.")
         bob = await gateway.person(usd="1")
         assert (await ask(gateway, bob)).status_code == 503
+
+
+@pytest.mark.parametrize(("status", "told"), [(204, 502), (304, 502), (460, 460)])
+async def test_no_answer_of_a_worker_spoils_the_line_between_processes(
+    gateway: Running, ada: Person, key: str, status: int, told: int
+) -> None:
+    async with running(gateway.office.settings) as other, raw_peer(other, key) as far:
+        await far.hello()
+        await served(gateway)
+        for number in (1, 2):
+            asking = asyncio.create_task(ask(gateway, ada))
+            assert await far.job() == number
+            await far.say(type="head", job=number, status=status)
+            await far.socket.send(struct.pack(">I", number) + b"HTTP/1.1 200 OK\r\n\r\n")
+            await far.say(type="end", job=number)
+            assert (await asking).status_code == told
 
 
 async def test_when_the_other_process_is_overloaded_or_loses_it_the_call_is_given_again(

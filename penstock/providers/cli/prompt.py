@@ -143,7 +143,8 @@ def render(turns: list[Turn]) -> str:
     if not any(turn.text.strip() for turn in turns):
         raise InvalidRequest("There is no text in the conversation.", param="messages")
     first = turns[0]
-    if len(turns) == 1 and first.speaker == "user" and not first.name and first.text.lstrip()[0] not in ORDERS:
+    begins = first.text.replace("\ufeff", " ").lstrip()[:1]  # to JavaScript a byte order mark is space
+    if len(turns) == 1 and first.speaker == "user" and not first.name and begins and begins not in ORDERS:
         return first.text
     mark = _mark(turns)
     written = "\n\n".join(f"<{mark} of={_whose(turn)}>\n{turn.text}\n</{mark}>" for turn in turns)

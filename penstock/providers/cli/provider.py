@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.config import ProviderSettings
-from penstock.errors import InvalidRequest, UpstreamBusy, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import InvalidRequest, NotCarried, UpstreamBusy, UpstreamTimeout, UpstreamUnavailable
 from penstock.ids import IdMaker
 from penstock.log import Redactor
 from penstock.ports import Answer, Call, OnCancel, Timeouts
@@ -76,7 +76,7 @@ class CliProvider:
         return not self._closed and not self._turns.locked()
 
     async def open(self, call: Call) -> Answer:
-        """Run the command for `chat/completions`; 404 for other paths, 400 for what it cannot carry.
+        """Run the command for `chat/completions`; 404 for other paths, NotCarried for what it cannot take.
 
         A stream's answer is here when the command is started, a plain one when it has ended.
         """
@@ -89,9 +89,7 @@ class CliProvider:
             asked = read(call.body)
             argv, prompt = self._argv(asked)
         except InvalidRequest as bad:
-            words = bad.message
-            error = completion.refusal(words, type="invalid_request_error", code=bad.code, param=bad.param)
-            return Document(400, error)
+            raise NotCarried(bad.message, refused_status=400, code=bad.code, param=bad.param) from None
         run = await self._run(asked, argv, prompt, call.sent)
         if asked.stream:
             return run
