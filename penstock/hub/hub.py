@@ -38,6 +38,8 @@ MOST_PER_KEY = 256
 MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
 MOST_WAITING = 4096  # jobs without a seat
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
+RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
+TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
 LOOK_S = 0.25  # between looks of a job that waits, for what happens elsewhere
 SHARE_S = 1.0  # between offers of one peer that are written down at once
 BEAT_S = 5.0  # a third of what makes a row nobody's
@@ -59,7 +61,7 @@ class Hub:
         self._peers: dict[str, Peer] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
         self._seen = Sightings(clock)
-        self._departed: list[tuple[float, Seat]] = []
+        self._departed: list[tuple[float, Seat]] = []  # and until when it may be back
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._written: dict[str, tuple[WorkerRow, float]] = {}
         self._read_s = float("-inf")
@@ -133,7 +135,7 @@ class Hub:
 
     def _just_left(self) -> Iterator[Seat]:
         now_s = self._clock.monotonic()
-        self._departed = [(left_s, seat) for left_s, seat in self._departed if now_s - left_s < RETURN_S]
+        self._departed = [(until_s, seat) for until_s, seat in self._departed if now_s < until_s]
         return (seat for _, seat in self._departed)
 
     # Giving jobs.
@@ -211,7 +213,7 @@ class Hub:
     def _changed(self, peer: Peer) -> None:
         """Somebody has come, gone, or has more or less to do."""
         if peer.gone and self._peers.pop(peer.id, None) is not None and peer.welcome:
-            self._departed.append((self._clock.monotonic(), peer))
+            self._departed.append((self._clock.monotonic() + RETURN_S, peer))
         for waiter in list(self._waiting):
             if not waiter.done():
                 waiter.set_result(None)
@@ -330,7 +332,10 @@ class Hub:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
             seat.update(row, silent=row.id in silent)
             self._elsewhere[row.id] = seat
-        self._departed += [(self._read_s, seat) for seat in before.values() if not seat.silent]
+        for seat in before.values():
+            if not seat.silent:
+                patience_s = RETURN_TOLD_S if seat.row.draining == TOLD_TO_LEAVE else RETURN_S
+                self._departed.append((self._read_s + patience_s, seat))
 
     def _has_read(self, task: asyncio.Task[None]) -> None:
         self._reading = None
@@ -340,7 +345,7 @@ class Hub:
 
 
 def _leaves(peer: Peer) -> int:
-    return int(peer.draining or peer.leaving)
+    return TOLD_TO_LEAVE if peer.leaving else int(peer.draining)
 
 
 def _text(offer: Offer) -> str:

@@ -260,6 +260,28 @@ async def test_others_know_of_it_until_its_row_stands_still(some: Some, office: 
     await other.close()
 
 
+@pytest.mark.parametrize(("told", "known"), [(True, True), (False, False)], ids=["told to leave", "gone"])
+async def test_who_was_told_to_connect_anew_is_waited_for_longer_than_who_went(
+    told: bool, known: bool, some: Some, office: Office
+) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=OtherProcesses("secret"))
+    some.hub.address = "127.0.0.1:9"
+    peer, _ = some.connect()
+    await some.hub.share()
+    if told:
+        peer.leave()
+        await some.hub.share()
+    await other.refresh()
+    peer.lost()
+    await some.hub.share()
+    await other.refresh()
+    some.clock.seconds += 3
+    assert other.knows(WANTED) is known
+    some.clock.seconds += 3
+    assert not other.knows(WANTED)
+    await other.close()
+
+
 async def test_who_offers_something_else_again_and_again_is_written_down_once_a_second(
     some: Some, office: Office
 ) -> None:

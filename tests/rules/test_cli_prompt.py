@@ -184,5 +184,5 @@ def test_nothing_of_a_stop_sequence_nor_after_it_is_said(
 def test_a_stop_sequence_is_found_wherever_the_text_is_cut(text: str, stops: list[str], data: Any) -> None:
     at = data.draw(st.integers(0, len(text)))
     bounds = Bounds(None, tuple(stops))
-    ends = [found for stop in stops if (found := text.find(stop)) >= 0]
-    assert "".join(passed(bounds, text[:at], text[at:])) == text[: min(ends, default=len(text))]
+    met = [(found + len(stop), found) for stop in stops if (found := text.find(stop)) >= 0]
+    assert "".join(passed(bounds, text[:at], text[at:])) == text[: min(met, default=(0, len(text)))[1]]

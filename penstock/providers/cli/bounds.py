@@ -26,10 +26,11 @@ class Bounds:
     def let_pass(self, text: str) -> str:
         """As much of `text`, and of what was held back before, as may be said now."""
         text = self._held + text
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
+        met = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if met:
             self.reached, self._held = "stop", ""
-            return self._within_limit(text[: min(ends)])
+            _, at = min(met)  # what is complete first counts, however the text was cut
+            return self._within_limit(text[:at])
         safe = len(text) - self._beginning_of_stop(text)
         self._held = text[safe:]
         return self._within_limit(text[:safe])
