@@ -182,16 +182,7 @@ async def open_gateway(
             check_providers=partial(_check_providers, office),
             response_bytes=settings.responses.account_bytes,
         )
-        wire = Wire(relay=relay, access=access, office=office, observer=observer)
-        door = Door(
-            wire.routes()
-            | Connect(access, hub, peering.start).routes()
-            | ToolDoor(access, tools, office.store, office.clock).routes(),
-            wire.below(),
-            wire.prefixes(),
-            Lazy(office, access),
-            observer=observer,
-        )
+        door = _door(office, access, relay, tools, peering, observer)
         _show_gauges(observer, relay, holds, attempts, office.store, hub)
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
@@ -205,6 +196,20 @@ async def open_gateway(
             for task in gateway.retiring:
                 task.cancel()
             await asyncio.gather(*gateway.retiring, return_exceptions=True)
+
+
+def _door(office: Office, access: Access, relay: Relay, tools: Tools, peering: Peering, observer: Observer) -> Door:
+    """Every address that is answered here, and the management API behind."""
+    wire = Wire(relay=relay, access=access, office=office, observer=observer)
+    return Door(
+        wire.routes()
+        | Connect(access, office.hub, peering.start).routes()
+        | ToolDoor(access, tools, office.store, office.clock).routes(),
+        wire.below(),
+        wire.prefixes(),
+        Lazy(office, access),
+        observer=observer,
+    )
 
 
 Announce = Callable[[Gateway, str], Awaitable[None]]
