@@ -29,7 +29,7 @@ from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, Upst
 from penstock.hub.elsewhere import Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
-from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Wanted
+from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
 from penstock.ids import IdMaker
 from penstock.ports import Answer, Timeouts
 
@@ -40,7 +40,7 @@ MOST_WAITING = 4096  # jobs without a seat
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
 RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
 TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
-LOOK_S = 0.25  # between looks of a job that waits, for what happens elsewhere
+LOOK_S = 0.25  # between looks of jobs that wait, for what happens elsewhere
 SHARE_S = 1.0  # between offers of one peer that are written down at once
 BEAT_S = 5.0  # a third of what makes a row nobody's
 LARGEST_RESULT = 16 * 2**20  # bytes of an answer that is asked for as a whole
@@ -138,6 +138,10 @@ class Hub:
         self._departed = [(until_s, seat) for until_s, seat in self._departed if now_s < until_s]
         return (seat for _, seat in self._departed)
 
+    def _departs(self, seat: Seat) -> None:
+        told = isinstance(seat, Elsewhere) and seat.row.draining == TOLD_TO_LEAVE
+        self._departed.append((self._clock.monotonic() + (RETURN_TOLD_S if told else RETURN_S), seat))
+
     # Giving jobs.
 
     async def ask(self, wanted: Wanted, request: Request, within_s: float) -> bytes:
@@ -170,6 +174,8 @@ class Hub:
                     raise UpstreamBusy("Every worker is overloaded.") from None
             except Lost as lost:
                 losses += 1
+                if isinstance(lost, Unreachable):
+                    self._departs(seat)
                 _logger.warning("%s has lost a job before it began to answer: %s", seat.id, lost)
                 if losses == MOST_LOSSES:
                     raise UpstreamUnavailable(str(lost)) from None
@@ -207,13 +213,13 @@ class Hub:
             self._waiting.pop(waiter, None)
 
     async def _stale(self) -> None:
-        if self._clock.monotonic() - self._read_s > 1.0:
+        if self._clock.monotonic() - self._read_s > LOOK_S:
             await self.refresh()
 
     def _changed(self, peer: Peer) -> None:
         """Somebody has come, gone, or has more or less to do."""
         if peer.gone and self._peers.pop(peer.id, None) is not None and peer.welcome:
-            self._departed.append((self._clock.monotonic() + RETURN_S, peer))
+            self._departs(peer)
         for waiter in list(self._waiting):
             if not waiter.done():
                 waiter.set_result(None)
@@ -330,12 +336,11 @@ class Hub:
         before, self._elsewhere = self._elsewhere, {}
         for row in rows:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
-            seat.update(row, silent=row.id in silent)
+            seat.update(row, stands_still=row.id in silent)
             self._elsewhere[row.id] = seat
         for seat in before.values():
-            if not seat.silent:
-                patience_s = RETURN_TOLD_S if seat.row.draining == TOLD_TO_LEAVE else RETURN_S
-                self._departed.append((self._read_s + patience_s, seat))
+            if not seat.stands_still:  # it went just now, though a job may have found that out before
+                self._departs(seat)
 
     def _has_read(self, task: asyncio.Task[None]) -> None:
         self._reading = None

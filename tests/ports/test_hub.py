@@ -13,7 +13,7 @@ from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.hub import Hub
 from penstock.hub.messages import DEAD_S, HEARTBEAT_S, HELLO_S, WINDOW_BYTES, NonsenseError, encode, piece
 from penstock.hub.peer import Peer
-from penstock.hub.seats import Request, Wanted
+from penstock.hub.seats import Request, Unreachable, Wanted
 from penstock.operations.office import Office
 from penstock.ports import Answer, Timeouts
 from penstock.providers.other_process import OtherProcesses
@@ -56,6 +56,23 @@ class Told:
             return any(each["type"] == "job" and each["job"] == number for each in self.messages)
 
         await eventually(look)
+
+
+class Away:
+    """A way to other processes that finds nobody."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def open(self, address: str, peer: str, request: Request, limits: Timeouts) -> Answer:
+        self.asked += 1
+        raise Unreachable("It is not connected here.")
+
+    async def was_asked(self) -> bool:
+        return self.asked > 0
+
+    async def close(self) -> None:
+        pass
 
 
 class Some:
@@ -279,6 +296,31 @@ async def test_who_was_told_to_connect_anew_is_waited_for_longer_than_who_went(
     assert other.knows(WANTED) is known
     some.clock.seconds += 3
     assert not other.knows(WANTED)
+    await other.close()
+
+
+@pytest.mark.parametrize("read_again", [True, False], ids=["its row has gone", "its row is still there"])
+async def test_a_job_that_finds_a_worker_gone_from_another_process_waits_for_it_to_be_back(
+    read_again: bool, some: Some, office: Office
+) -> None:
+    away = Away()
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=away)
+    some.hub.address = "127.0.0.1:9"
+    peer, _ = some.connect()
+    await some.hub.share()
+    await other.refresh()
+    peer.lost()
+    if read_again:
+        await some.hub.share()
+    job = asyncio.create_task(other.open(WANTED, JOB, EASY, patience_s=60))
+    await eventually(away.was_asked)
+    await other.refresh()
+    assert other.seats("worker", "acc_ada") == []
+    there = Some(other, some.clock)
+    back, line = there.connect()
+    await line.job(1)
+    answers(back, 1)
+    assert await (await job).read(100) == b"done"
     await other.close()
 
 
