@@ -35,9 +35,11 @@ def announced(command: Sequence[str], core: int) -> Iterator[tuple[int, str]]:
             line = process.stdout.readline()
         if not line:
             raise SystemExit(f"{' '.join(command)} did not start")
-        drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
-        with stopped_in_the_end(drain):
-            yield process.pid, line
+        # It ends when the process has: what nobody reads would keep the process from ending.
+        with process.stdout, subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL):
+            process.stdout.close()
+            with stopped_in_the_end(process):
+                yield process.pid, line
 
 
 @contextmanager
