@@ -2,8 +2,8 @@
 
 Operations of the ledger that arrive while a group is being written wait, and then go together
 (`ledger.commit_group`), so the price of making a hold durable is shared by all of them. Nothing waits for a timer: a
-group is whatever came meanwhile. Programs of the management side take their turn after the operations they came with,
-each in a transaction of its own.
+group is whatever came meanwhile, and what the event loop brings for as long as each of its turns brings more. Programs
+of the management side take their turn after the operations they came with, each in a transaction of its own.
 
 When the engine does not take a group, callers who wait are told (StoreUnavailable), and settlements stay queued: they
 are tried until they are written. Until then nothing else is begun: with each attempt that fails, all who wait are told.
@@ -112,6 +112,10 @@ class Groups:
                         self._idle.set()
                     await self._work.wait()
                     continue
+                waiting = 0
+                while waiting < len(self._waiting) < GROUP_LIMIT:
+                    waiting = len(self._waiting)
+                    await asyncio.sleep(0)
                 self._under_way = self._take()
                 again = _deliver(await self._carry_out(self._under_way))
                 self._under_way = []

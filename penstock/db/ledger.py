@@ -233,19 +233,19 @@ IDEMPOTENT_WRITES = (REMEMBER_KEY, KEEP_ANSWER, FORGET_KEY)
 def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[Outcome]]:
     """Carry out `operations` together; the outcomes, in their order. Settlements go first, for they free money."""
     page = yield from _open_page(operations, now_ms)
-    outcomes: dict[int, Outcome] = {}
-    for settlement in page.settlements:
-        outcomes[id(settlement)] = page.settle(settlement)
+    settled = iter([page.settle(each) for each in operations if isinstance(each, Settlement)])
+    outcomes: list[Outcome] = []
     for operation in operations:
-        match operation:
-            case Admission():
-                outcomes[id(operation)] = page.admit(operation)
-            case Extension():
-                outcomes[id(operation)] = page.extend(operation)
-            case Entry():
-                outcomes[id(operation)] = page.books.enter(operation.need) or Granted((), 0)
+        if isinstance(operation, Settlement):
+            outcomes.append(next(settled))
+        elif isinstance(operation, Admission):
+            outcomes.append(page.admit(operation))
+        elif isinstance(operation, Extension):
+            outcomes.append(page.extend(operation))
+        else:
+            outcomes.append(page.books.enter(operation.need) or Granted((), 0))
     yield from page.write()
-    return [outcomes[id(operation)] for operation in operations]
+    return outcomes
 
 
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
@@ -255,25 +255,16 @@ def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
     for, is seen by its settlement, because both need the same keys.
     """
     page = _Page(Books(now_ms))
-    keys: set[str] = set()
-    accounts: set[str] = set()
-    extending: list[str] = []
-    onces: list[tuple[str, str]] = []
-    for operation in operations:
-        need = operation.need
-        keys.update(need.keys)
-        accounts.add(need.account)
-        if isinstance(operation, Settlement):
-            page.settlements.append(operation)
-        elif isinstance(operation, Extension):
-            extending.append(operation.request_id)
-        elif isinstance(operation, Admission) and operation.once:
-            onces.append((need.keys[0], operation.once.key))
+    needs = [operation.need for operation in operations]
+    onces = [(each.need.keys[0], each.once.key) for each in operations if isinstance(each, Admission) and each.once]
+    closing = [each.request_id for each in operations if isinstance(each, Settlement)]
+    extending = [each.request_id for each in operations if isinstance(each, Extension)]
     if onces:
         yield from page.look_up_keys(onces)
-    yield from load_books(page.books, keys, accounts)
-    if page.settlements:
-        yield from page.close_holds(list(dict.fromkeys([each.request_id for each in page.settlements])))
+    keys = {need.keys for need in needs}
+    yield from load_books(page.books, {key for each in keys for key in each}, {need.account for need in needs})
+    if closing:
+        yield from page.close_holds(list(dict.fromkeys(closing)))
     if extending:
         page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
     return page
@@ -306,7 +297,6 @@ class _Page:
     """One transaction's worth: the books, what was found, and the rows to write."""
 
     books: Books
-    settlements: list[Settlement] = field(default_factory=list)
     open: set[str] = field(default_factory=set)
     closed: dict[str, list[Part]] = field(default_factory=dict)
     seen: dict[str, Row] = field(default_factory=dict)

@@ -31,9 +31,11 @@ class Engine:
         self.doubtful = False
         self.away = False
         self.begun = asyncio.Event()
+        self.transactions = 0
 
     async def commit(self, program: Program[Any]) -> Any:
         self.begun.set()
+        self.transactions += 1
         await self.answering.wait()
         if self.away:
             raise StoreUnavailable
@@ -72,6 +74,15 @@ def impatience() -> Iterator[None]:
 async def told(*decisions: Decision[Any]) -> list[type]:
     """What kind of outcome each comes to."""
     return [type(outcome) for outcome in await asyncio.gather(*decisions, return_exceptions=True)]
+
+
+async def test_what_comes_turn_by_turn_of_the_event_loop_is_written_together(engine: Engine, queue: Groups) -> None:
+    decisions = []
+    for request in "abc":
+        decisions.append(queue.submit(admission(request, need(10))))
+        await asyncio.sleep(0)
+    assert [granted(each) for each in await asyncio.gather(*decisions)] == [10, 10, 10]
+    assert engine.transactions == 1
 
 
 async def test_whoever_waits_for_an_engine_that_does_not_answer_is_told_in_time(engine: Engine, queue: Groups) -> None:
