@@ -46,6 +46,7 @@ from penstock.errors import OutcomeUnknown, StoreUnavailable
 T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
+NUMBER = "pg_current_xact_id()::text"
 READERS = 4  # connections for look-ups
 LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
 CONNECT_S = 2.0  # to connect, or to wait for a free connection: bounds how late it is noticed that the server is back
@@ -131,8 +132,10 @@ class PostgresStore(GroupedStore):
         async with _connected(pool) as connection:
             try:
                 async with asyncio.timeout_at(until_s):
-                    number = await kind.begin(connection)
-                    await work.carry_on(_Session(connection, self._texts, kind.silence_s))
+                    await kind.begin(connection)
+                    session = _Session(connection, self._texts, kind.silence_s)
+                    await work.carry_on(session)
+                    number = await session.transaction() if kind.gate else None
             except BaseException as error:
                 await _roll_back(connection, error)
                 raise
@@ -189,8 +192,8 @@ class _Kind:
     def name(self) -> str:
         return "writing" if self.gate else "reading"
 
-    async def begin(self, connection: asyncpg.Connection) -> str | None:
-        """Begin, and wait at the gate; the transaction's number when it may write.
+    async def begin(self, connection: asyncpg.Connection) -> None:
+        """Begin, and wait at the gate if there is one, in one round trip.
 
         A client that falls silent loses its transaction, or its locks would keep everybody waiting.
         """
@@ -200,11 +203,8 @@ class _Kind:
             "idle_in_transaction_session_timeout": SILENCE_S,
         }
         words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
+        words += f"; SELECT {self.gate}({GATE})" if self.gate else ""
         await connection.execute(f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}")
-        if not self.gate:
-            return None
-        sql = f"SELECT {self.gate}({GATE}), pg_current_xact_id()::text"
-        return str(await connection.fetchval(sql, column=1))
 
 
 class _Work(Generic[T]):
@@ -245,13 +245,21 @@ class _Work(Generic[T]):
             self._asks, self.value = None, end.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Session:
-    """A connection in a transaction, and the statements in its words."""
+    """A connection in a transaction, and the statements in its words. `number` is the transaction's, once it is known:
+    what writes together brings it along."""
 
     connection: asyncpg.Connection
     texts: dict[Statement, _Text]
     silence_s: float
+    number: str | None = None
+
+    async def transaction(self) -> str:
+        """The transaction's number, by which the server is asked later what became of it."""
+        if self.number is None:
+            self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.silence_s))
+        return self.number
 
     async def execute(self, query: Query) -> list[Row]:
         if isinstance(query, Together):
@@ -286,7 +294,8 @@ class _Session:
             parts.append(f"part{len(parts)} AS ({text.shifted(len(values))})")
             values += first
         if parts:
-            await self.connection.execute(f"WITH {', '.join(parts)} SELECT", *values, timeout=self.silence_s)
+            sql = f"WITH {', '.join(parts)} SELECT {NUMBER}"
+            self.number = str(await self.connection.fetchval(sql, *values, timeout=self.silence_s))
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.
