@@ -36,7 +36,7 @@ def announced(command: Sequence[str], core: int) -> Iterator[tuple[int, str]]:
         if not line:
             raise SystemExit(f"{' '.join(command)} did not start")
         # It ends when the process has: what nobody reads would keep the process from ending.
-        with process.stdout, subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL):
+        with subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL):
             process.stdout.close()
             with stopped_in_the_end(process):
                 yield process.pid, line

@@ -46,7 +46,7 @@ from penstock.errors import OutcomeUnknown, StoreUnavailable
 T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
-NUMBER = "pg_current_xact_id()::text"
+NUMBER = "pg_current_xact_id()::text"  # of a transaction: by it the server knows later what became of it
 READERS = 4  # connections for look-ups
 LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
 CONNECT_S = 2.0  # to connect, or to wait for a free connection: bounds how late it is noticed that the server is back
@@ -256,7 +256,7 @@ class _Session:
     number: str | None = None
 
     async def transaction(self) -> str:
-        """The transaction's number, by which the server is asked later what became of it."""
+        """The transaction's number."""
         if self.number is None:
             self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.silence_s))
         return self.number

@@ -37,7 +37,7 @@ class Elsewhere:
     def __init__(self, row: WorkerRow, reach: Reach, clock: Clock) -> None:
         self.row = row
         self.offer = _offer.decode(row.offer)
-        self.stands_still = False  # its row has not changed for long
+        self._silent = False  # its row has not changed for long
         self._missed: int | None = None  # the beat at which it was not to be reached
         self._reach = reach
         self._clock = clock
@@ -50,11 +50,11 @@ class Elsewhere:
     @property
     def silent(self) -> bool:
         """Whether nobody is there any more: its row stands still, or has since it could not be reached."""
-        return self.stands_still or self._missed == self.row.beat
+        return self._silent or self._missed == self.row.beat
 
-    def update(self, row: WorkerRow, *, stands_still: bool) -> None:
+    def update(self, row: WorkerRow, *, silent: bool) -> None:
         """It stands so now."""
-        self.stands_still = stands_still
+        self._silent = silent
         if row.offer != self.row.offer:
             self.offer = _offer.decode(row.offer)
         self.row = row

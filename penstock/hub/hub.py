@@ -61,7 +61,7 @@ class Hub:
         self._peers: dict[str, Peer] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
         self._seen = Sightings(clock)
-        self._departed: list[tuple[float, Seat]] = []  # and until when it may be back
+        self._departed: dict[str, tuple[Seat, float]] = {}  # by id, and until when it may be back
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._written: dict[str, tuple[WorkerRow, float]] = {}
         self._read_s = float("-inf")
@@ -135,12 +135,13 @@ class Hub:
 
     def _just_left(self) -> Iterator[Seat]:
         now_s = self._clock.monotonic()
-        self._departed = [(until_s, seat) for until_s, seat in self._departed if now_s < until_s]
-        return (seat for _, seat in self._departed)
+        self._departed = {id: gone for id, gone in self._departed.items() if now_s < gone[1]}
+        return (seat for seat, _ in self._departed.values())
 
     def _departs(self, seat: Seat) -> None:
+        """It has left, or a job has found it gone."""
         told = isinstance(seat, Elsewhere) and seat.row.draining == TOLD_TO_LEAVE
-        self._departed.append((self._clock.monotonic() + (RETURN_TOLD_S if told else RETURN_S), seat))
+        self._departed[seat.id] = seat, self._clock.monotonic() + (RETURN_TOLD_S if told else RETURN_S)
 
     # Giving jobs.
 
@@ -336,10 +337,10 @@ class Hub:
         before, self._elsewhere = self._elsewhere, {}
         for row in rows:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
-            seat.update(row, stands_still=row.id in silent)
+            seat.update(row, silent=row.id in silent)
             self._elsewhere[row.id] = seat
         for seat in before.values():
-            if not seat.stands_still:  # it went just now, though a job may have found that out before
+            if not seat.silent:
                 self._departs(seat)
 
     def _has_read(self, task: asyncio.Task[None]) -> None:
