@@ -2,7 +2,7 @@
 
     every   chore of each process
     0.25 s  write buffered log lines, measure the event loop's lag
-    1 s     keep quiet streams alive with a comment; let answers go that a store keeps waiting; notice when the clock
+    1 s     keep quiet streams alive with a comment; notice when the clock
             of the machine jumps
     1 s     check the health of providers whose turn it is
     5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
@@ -89,7 +89,6 @@ class Upkeep:
         self.chores = [
             Chore("write the log", FLUSH_S, self._write_log),
             Chore("keep streams alive", 1.0, self._keep_alive),
-            Chore("let answers go", 1.0, self._let_go),
             Chore("watch the clock", 1.0, self._watch_clock),
             Chore("check providers", 1.0, check_providers),
             Chore("look after workers", 1.0, hub.tick),
@@ -143,9 +142,6 @@ class Upkeep:
     async def _keep_alive(self) -> None:
         for stream in list(self._relay.streams):
             stream.keep_alive(self._quiet_s)
-
-    async def _let_go(self) -> None:
-        self._holds.let_go()
 
     def _read_epoch_s(self) -> float:
         """When the monotonic clock was at zero, by the wall clock: always the same, unless that one is set."""

@@ -31,6 +31,7 @@ T = TypeVar("T")
 GROUP_LIMIT = 512  # operations in a transaction: bounds how long one group keeps others waiting
 RETRY_S = 0.05  # before settlements that were not taken are tried again
 WAIT_S = 10.0  # for a decision: twice what an engine gives a group, for the group before may be taking as long
+WRITE_S = 5.0  # for a settlement; it is tried on, but the answer that waits for it leaves: its caller is not to blame
 LOOK_S = 0.5  # between looks who has waited too long
 CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery settles what is left
 
@@ -81,7 +82,7 @@ class Groups:
         return decision
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        """Queue a settlement, to be tried until it is written. Nobody needs to wait for it."""
+        """Queue a settlement, to be tried until it is written. Its future resolves by then, or after `WRITE_S`."""
         future = self._loop.create_future()
         self._queue(settlement, future, until_written=True)
         return future
@@ -139,11 +140,14 @@ class Groups:
         """Tell those who have waited too long: what is still queued has not been begun, and will not be."""
         while True:
             await asyncio.sleep(LOOK_S)
-            late_s = self._loop.time() - WAIT_S
-            self._refuse(late_s)
+            now_s = self._loop.time()
+            self._refuse(now_s - WAIT_S)
             for _, future, until_written, since_s in self._under_way:
-                if since_s <= late_s and not (until_written or future.done()):
+                if since_s <= now_s - WAIT_S and not (until_written or future.done()):
                     future.set_exception(OutcomeUnknown())
+            for _, future, until_written, since_s in (*self._under_way, *self._waiting):
+                if until_written and since_s <= now_s - WRITE_S and not future.done():
+                    future.set_result(None)
 
     def _refuse(self, until_s: float) -> None:
         """Drop what was queued until then and tell whoever waits for it; settlements stay."""

@@ -43,8 +43,8 @@ class Store(Protocol):
         ...
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        """Settle. Tried until the database takes it, which is when the future resolves. It never raises, and nobody has
-        to wait for it."""
+        """Settle. Tried until the database takes it, which is when the future resolves, or after `groups.WRITE_S`. It
+        never raises, and nobody has to wait for it."""
         ...
 
     async def settled(self) -> None:

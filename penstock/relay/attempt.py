@@ -15,6 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import lru_cache
 from operator import itemgetter
 
 from msgspec import Struct
@@ -95,12 +96,13 @@ class Served(Struct, frozen=True, gc=False):
         self.answer.close()
         self.attempt.over()
 
-    def trail(self) -> str:
+    def trail(self) -> bytes:
         """Where the call went and why, for a header: words of ours and names of providers alone."""
-        line = f"{self.offer.provider};attempts={self.attempts};class={self.offer.provider_class};why={self.reason}"
+        line = _trail(self.offer.provider, self.attempts, self.offer.provider_class, self.reason)
         if not self.after:
             return line
-        return f"{line};after={','.join(f'{each.offer.provider}:{_word(each.error)}' for each in self.after)}"
+        after = ",".join(f"{each.offer.provider}:{_word(each.error)}" for each in self.after)
+        return b"%b;after=%b" % (line, after.encode())
 
 
 class Begun(Struct, frozen=True, gc=False):
@@ -122,15 +124,6 @@ class _Search(Struct, gc=False):
     label: Label
     failed: list[Failed]
     equipped: Equipped | None
-    calls: int = 0
-    last: str = ""  # the provider that was called last
-
-    def calling(self, offer: Offer, provider: Provider) -> None:
-        """This one is called."""
-        if self.calls:
-            self.hold.passed_on(self.last, offer.provider)
-        self.calls, self.last = self.calls + 1, offer.provider
-        self.hold.calling(offer, provider.on_cancel)
 
     def opening(self, provider: Provider, offer: Offer, call: Call) -> Awaitable[Answer]:
         """The answer to the call, with tools where the model can call them."""
@@ -180,7 +173,7 @@ class Attempts:
         """
         search = _Search(plan, ask, wish, hold, label, [], equipped)
         for offer, reason in zip(plan.offers, plan.reasons, strict=True):
-            if search.calls == self.most:
+            if hold.record.attempts == self.most:
                 break
             served = await self._try(search, offer, reason)
             if served is not None:
@@ -212,7 +205,7 @@ class Attempts:
             return None
         if search.plan.auto:
             label = replace(label, model=offer.model_id)
-        search.calling(offer, provider)
+        hold.calling(offer, provider.on_cancel)
         try:
             answer = await (provider.open(call) if search.equipped is None else search.opening(provider, offer, call))
             try:
@@ -229,7 +222,7 @@ class Attempts:
         finally:
             hold.answered()
         attempt.answered()
-        return Served(offer, reason, search.calls, tuple(search.failed), answer, body, attempt)
+        return Served(offer, reason, hold.record.attempts, tuple(search.failed), answer, body, attempt)
 
     def _failed(self, search: _Search, offer: Offer, attempt: Attempt, error: UpstreamError) -> None:
         """Note that an offer did not serve. What it says about the request is raised, for all would say the same."""
@@ -271,7 +264,9 @@ class Attempts:
         return last
 
     async def _plain(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Plain:
-        await self._require_success(answer)
+        if answer.status != 200:
+            raise await self._refusal(answer)
+        _require_plain_text(answer)
         body = await answer.read(LARGEST_ANSWER)
         try:
             return pair.answer(body, wish=wish, label=label)
@@ -279,7 +274,9 @@ class Attempts:
             raise UpstreamFailed(self.redact(error.message), began=True) from None
 
     async def _stream(self, answer: Answer, pair: Pair, wish: Wish, label: Label) -> Begun:
-        await self._require_success(answer)
+        if answer.status != 200:
+            raise await self._refusal(answer)
+        _require_plain_text(answer)
         self._require_stream(answer)
         pieces, splitter = aiter(answer), sse.Splitter()
         async for piece in pieces:
@@ -288,12 +285,6 @@ class Attempts:
                 self._require_no_error(block[: sse.event_end(block, 0)], pair, wish, label)
                 return Begun(pair.open_stream(wish=wish, label=label), block, pieces, splitter)
         raise UpstreamFailed("The provider ended the stream before it began.")
-
-    async def _require_success(self, answer: Answer) -> None:
-        if answer.status != 200:
-            raise await self._refusal(answer)
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise UpstreamFailed("The provider compressed its answer, which was not asked for.")
 
     def _require_no_error(self, event: bytes, pair: Pair, wish: Wish, label: Label) -> None:
         """UpstreamFailed when a stream has only an error to report: some providers refuse under status 200."""
@@ -328,28 +319,38 @@ class Attempts:
             raise UpstreamFailed(f"The provider was asked for a stream and sent {sent}.")
 
 
+@lru_cache(maxsize=1024)
+def _trail(provider: str, attempts: int, provider_class: str, reason: str) -> bytes:
+    return f"{provider};attempts={attempts};class={provider_class};why={reason}".encode()
+
+
+def _require_plain_text(answer: Answer) -> None:
+    if answer.headers.get("content-encoding", "identity") != "identity":
+        raise UpstreamFailed("The provider compressed its answer, which was not asked for.")
+
+
 def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
     its price does not cover."""
+    wish, ask, hold = search.wish, search.ask, search.hold
     if offer.tailored:
-        require_covered(search.wish, offer)
-    limit, most = search.hold.output_limit, offer.max_output_tokens
+        require_covered(wish, offer)
+    limit, most = hold.output_limit, offer.max_output_tokens
     body = pair.request(
-        search.wish,
+        wish,
         model=offer.model,
         output_limit=limit if limit is None or most is None else min(limit, most),
         limit_field=offer.limit_field,
         ask_usage=offer.ask_usage,
     )
-    headers = search.ask.headers if pair is search.ask.dialect else ()
     return Call(
         pair.PATH,
         cut(body, offer) if offer.tailored else body,
-        search.wish.stream,
-        headers,
-        sent=search.hold.sent,
+        wish.stream,
+        ask.headers if pair is ask.dialect else (),
+        sent=hold.sent,
         model=offer.model,
-        account=search.hold.account,
+        account=hold.account,
     )
 
 

@@ -46,7 +46,6 @@ from penstock.relay.meter import Meter
 from penstock.relay.observe import Observer
 from penstock.relay.route import Plan
 
-LONGEST_WRITE_S = 5.0  # for a settlement; then the answer leaves, and the settlement is tried on without it
 LONGEST_MS = 3_600_000  # a hold older than this has been forgotten by a defect; upkeep settles it and says so
 UNSERVED = frozenset(Ending) - {
     Ending.ANSWER,
@@ -73,41 +72,25 @@ class Holds:
     ) -> None:
         self.store = store
         self.clock = clock
+        self.monotonic = clock.monotonic
         self.limits = limits
         self.owner = owner
         self.observe = observe
-        self.writing: dict[asyncio.Future[Any], float] = {}  # settlements that an answer waits for, and since when
-        self._open: dict[str, Hold] = {}
+        self.open: dict[str, Hold] = {}  # granted and not settled, by request
 
     def __repr__(self) -> str:
         return f"Holds({len(self)} open, owner={self.owner})"
 
     def __len__(self) -> int:
-        return len(self._open)
-
-    def opened(self, hold: Hold) -> None:
-        """A hold has been granted."""
-        self._open[hold.record.request_id] = hold
-
-    def closed(self, hold: Hold) -> None:
-        """A hold is about to be settled; its record is complete."""
-        self._open.pop(hold.record.request_id, None)
-        self.observe.closed(hold.record, hold.added_s())
-
-    def let_go(self) -> None:
-        """No answer waits longer than `LONGEST_WRITE_S` for a store that takes nothing: its caller is not to blame."""
-        late_s = self.clock.monotonic() - LONGEST_WRITE_S
-        for future, since_s in self.writing.items():
-            if since_s < late_s and not future.done():
-                future.set_result(None)
+        return len(self.open)
 
     def requests(self) -> set[str]:
         """The requests of every open hold."""
-        return set(self._open)
+        return set(self.open)
 
     def progress(self) -> list[tuple[int, int, str]]:
         """`(owed, output tokens, request id)` of every open hold that owes something."""
-        return [(owed, hold.meter.output, id) for id, hold in self._open.items() if (owed := hold.owed())]
+        return [(owed, hold.meter.output, id) for id, hold in self.open.items() if (owed := hold.owed())]
 
 
 class Hold:
@@ -134,7 +117,7 @@ class Hold:
         self._parts = 0
         self._extending: asyncio.Future[Outcome] | None = None
         self._exhausted = False
-        self._started_s = holds.clock.monotonic()
+        self._started_s = holds.monotonic()
         self.record = record
         self.account = caller.account
         self.meter = Meter(plan.tariff, plan.input_estimate)
@@ -144,11 +127,7 @@ class Hold:
         self._further = 0  # units for what further requests cost besides their tokens
         self._asked_s = 0.0
         self.upstream_s = 0.0  # time spent waiting for upstreams to begin
-        self.output_limit = wish.output_limit
-        if self.output_limit is None and not wish.stream:
-            self.output_limit = plan.default_output_tokens
-        if self.output_limit is not None and plan.max_output_tokens is not None:
-            self.output_limit = min(self.output_limit, plan.max_output_tokens)
+        self.output_limit = _output_limit(wish, plan)
         self.covered_output = 0  # tokens that the hold pays for besides the input
         self.ending = Ending.ANSWER
         self.status = 200
@@ -164,14 +143,16 @@ class Hold:
 
     async def __aenter__(self) -> Hold:
         """Admit the request. AuthInvalid, RateLimited, PaymentRequired, WrongState (idempotency), StoreUnavailable."""
+        holds = self._holds
         outcome = await self._ask(self._need)
-        if isinstance(outcome, Refused) and outcome.why is Refusal.HELD:
+        if not isinstance(outcome, Granted) and _is_held(outcome):
             outcome = await self._ask_again()
-        self._holds.observe.admitted(self._holds.clock.monotonic() - self._started_s)
+        holds.observe.admitted(holds.monotonic() - self._started_s)
         if isinstance(outcome, Granted):
             self._add(outcome)
-            self._fit()
-            self._holds.opened(self)
+            if self._amount < self._need.want:
+                self._fit()
+            holds.open[self.record.request_id] = self
         elif isinstance(outcome, Replay):
             self.replayed = _replay(outcome, self._once)
         elif isinstance(outcome, Refused):
@@ -179,18 +160,18 @@ class Hold:
         return self
 
     def _first_need(self, caller: Caller) -> Need:
-        tariff, bound = self._plan.tariff, self._plan.input_bound
-        output = self._slice if self.output_limit is None else self.output_limit
-        if self._streamed:
-            output = min(output, self._slice)
+        plan, choices, output = self._plan, self._choices, self.output_limit
+        tariff, bound = plan.tariff, plan.input_bound
+        if output is None or (self._streamed and output > self._slice):
+            output = self._slice
         return Need(
             account=caller.account,
             keys=caller.keys,
-            lane=self._plan.lane,
+            lane=plan.lane,
             asset=tariff.asset,
             value_rate=tariff.value_rate,
-            want=tariff.bound(bound, output * self._choices),
-            least=1 if tariff.serves_last_call else tariff.bound(bound, min(output, 1) * self._choices),
+            want=tariff.bound(bound, output * choices),
+            least=1 if tariff.serves_last_call else tariff.bound(bound, choices if output else 0),
             patient=self._holds.limits.hold_wait_s > 0,
         )
 
@@ -199,18 +180,19 @@ class Hold:
         for pause_s in _pauses(self._holds.limits.hold_wait_s):
             await asyncio.sleep(pause_s)
             outcome = await self._ask(replace(self._need, again=True))
-            if not (isinstance(outcome, Refused) and outcome.why is Refusal.HELD):
+            if not _is_held(outcome):
                 return outcome
         return await self._ask(replace(self._need, again=True, patient=False))
 
     async def _ask(self, need: Need) -> Outcome:
-        future = self._holds.store.commit(
+        holds, record = self._holds, self.record
+        future = holds.store.commit(
             Admission(
-                request_id=self.record.request_id,
-                need=need,
-                owner_id=self._holds.owner,
-                expires_ms=self.record.created_ms + LONGEST_MS,
-                context=context_of(need, self.record),
+                record.request_id,
+                need,
+                holds.owner,
+                expires_ms=record.created_ms + LONGEST_MS,
+                context=context_of(need, record),
                 once=self._once,
             )
         )
@@ -229,7 +211,7 @@ class Hold:
     def _add(self, granted: Granted) -> None:
         """Count what was granted. The last call on a contract is served even where only its estimate is covered."""
         self._amount += granted.amount
-        self._parts += max(1, len(granted.parts))
+        self._parts += len(granted.parts) or 1
         self._count_covered()
         if self._plan.tariff.serves_last_call:
             within = self._plan.tariff.output_within
@@ -243,23 +225,25 @@ class Hold:
         return self._plan.tariff.bound(self.input_bound, output) + self._further
 
     def _fit(self) -> None:
-        """Lower the output limit to what was granted, when that is less than was wanted."""
-        if self._amount < self._need.want and self.output_limit != 0:
+        """Lower the output limit to what was granted."""
+        if self.output_limit != 0:
             self.output_limit = max(1, self.covered_output // self._choices)
 
     # While the work goes on.
 
     def calling(self, offer: Offer, on_cancel: OnCancel) -> None:
         """From now on an offer is asked: its price counts."""
+        record, meter = self.record, self.meter
         self._price = offer.price
         # An answer that is kept for its idempotency key is worth finishing: the caller will come back for it.
         self._departure.on_cancel = "drain" if on_cancel == "stop" and self._once else on_cancel
-        self.record.provider, self.record.model = offer.provider, offer.model_id
-        if self.record.attempts:
-            self.meter.restart()
-        self.record.attempts += 1
-        self.meter.thinking_in_total = offer.thinking_in_total
-        self._asked_s = self._holds.clock.monotonic()
+        if record.attempts:  # it goes on from a provider that did not serve to the next, or to the same once more
+            self._holds.observe.failed_over(record.provider, offer.provider)
+            meter.restart()
+        record.provider, record.model = offer.provider, offer.model_id
+        record.attempts += 1
+        meter.thinking_in_total = offer.thinking_in_total
+        self._asked_s = self._holds.monotonic()
 
     def sent(self) -> None:
         """The request is on its way to the offer, which may bill the prompt should the caller leave now."""
@@ -267,24 +251,20 @@ class Hold:
 
     def answered(self) -> None:
         """The offer has begun to answer, or failed to."""
-        self.upstream_s += self._holds.clock.monotonic() - self._asked_s
+        self.upstream_s += self._holds.monotonic() - self._asked_s
 
     def failed(self, error: UpstreamError) -> None:
         """The offer did not serve."""
         self._holds.observe.failed_upstream(self.record.provider, error.kind)
 
-    def passed_on(self, provider: str, next: str) -> None:
-        """The call goes on from a provider that did not serve to the next, or to the same once more."""
-        self._holds.observe.failed_over(provider, next)
-
     def added_s(self) -> float:
         """Seconds that the call has spent here and not waiting for an upstream."""
-        return self._holds.clock.monotonic() - self._started_s - self.upstream_s
+        return self._holds.monotonic() - self._started_s - self.upstream_s
 
     def first_byte(self) -> None:
         """The first byte of the answer is about to leave."""
         if self.record.first_byte_us is None:
-            self.record.first_byte_us = self._elapsed_us()
+            self.record.first_byte_us = int((self._holds.monotonic() - self._started_s) * 1e6)
 
     @property
     def caller_gone(self) -> bool:
@@ -308,14 +288,14 @@ class Hold:
 
         A store that is away is asked again for a while. StoreUnavailable, also when it has closed the hold.
         """
-        give_up_s = self._holds.clock.monotonic() + PATIENCE_S
+        give_up_s = self._holds.monotonic() + PATIENCE_S
         while output > self.covered_output:
             extending = self._extending or self._extend()
             try:
                 outcome = await extending
             except StoreUnavailable as error:
                 self._extended(extending)
-                if self._holds.clock.monotonic() >= give_up_s:
+                if self._holds.monotonic() >= give_up_s:
                     raise StoreUnavailable("The ledger cannot be reached; what came so far is charged.") from error
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -417,32 +397,31 @@ class Hold:
 
     def _close(self) -> None:
         """Post the settlement: the one place where a call ends."""
-        if self.ending in UNSERVED and not self.meter.output:
-            self.meter.dispatched = False
-        owed = self.owed()
-        if self.ending is Ending.CALLER_GONE and self._departure.on_cancel == "full" and self.meter.estimated:
+        holds, meter, record = self._holds, self.meter, self.record
+        if self.ending in UNSERVED and not meter.output:
+            meter.dispatched = False
+        owed = meter.owed(self._price)
+        if self.ending is Ending.CALLER_GONE and self._departure.on_cancel == "full" and meter.estimated:
             owed = max(owed, self._amount)
         owed = min(owed, LARGEST)  # an upstream may count anything; what there is to collect is less anyway
-        self._complete(self.record, owed)
-        self._holds.closed(self)
-        self._settling = self._holds.store.post(
-            Settlement(self.record.request_id, self._need, owed, self.record, self.keep, self._once is not None)
+        took_s = holds.monotonic() - self._started_s
+        self._complete(record, owed, took_s)
+        holds.open.pop(record.request_id, None)
+        holds.observe.closed(record, took_s - self.upstream_s)
+        self._settling = holds.store.post(
+            Settlement(record.request_id, self._need, owed, record, self.keep, self._once is not None)
         )
 
     async def written(self) -> None:
-        """Wait until the settlement is written, but not for ever (`Holds.let_go`)."""
-        settling = self._settling
-        if settling is None or settling.done():
+        """Wait until the settlement is written, but not for ever (`Store.post`)."""
+        if self._settling is None:
             return
-        self._holds.writing[settling] = self._holds.clock.monotonic()
         try:
-            await settling
+            await self._settling
         except asyncio.CancelledError:
-            pass  # the caller has gone, or the process is to stop: all that is left to do is to send what is there
-        finally:
-            del self._holds.writing[settling]
+            return  # the caller has gone, or the process is to stop: all that is left to do is to send what is there
 
-    def _complete(self, record: UsageRecord, owed: int) -> None:
+    def _complete(self, record: UsageRecord, owed: int, took_s: float) -> None:
         tokens = self.meter.tokens()
         record.input_tokens, record.output_tokens, record.total_tokens = tokens.input, tokens.output, tokens.total
         record.cached_tokens, record.reasoning_tokens = tokens.cached_input, tokens.reasoning
@@ -450,12 +429,21 @@ class Hold:
         record.ended, record.status = self.ending, self.status
         record.price_version = self._price.version
         record.amount, record.cost_nano = owed, min(value(owed, self._plan.tariff.value_rate), LARGEST)
-        record.total_us = self._elapsed_us()
+        record.total_us = int(took_s * 1e6)
         if self.ending is Ending.TIMEOUT and not owed:
             record.state = "review"  # nobody knows whether the upstream did the work
 
-    def _elapsed_us(self) -> int:
-        return int((self._holds.clock.monotonic() - self._started_s) * 1e6)
+
+def _output_limit(wish: Wish, plan: Plan) -> int | None:
+    """Tokens a choice: what the caller wants, else what is usual for the model, and at most what it gives."""
+    limit, most = wish.output_limit, plan.max_output_tokens
+    if limit is None and not wish.stream:
+        limit = plan.default_output_tokens
+    return most if limit is not None and most is not None and most < limit else limit
+
+
+def _is_held(outcome: Outcome) -> bool:
+    return isinstance(outcome, Refused) and outcome.why is Refusal.HELD
 
 
 def _may_be_granted(decided: asyncio.Future[Outcome]) -> bool:

@@ -170,5 +170,5 @@ def _used(tools: str) -> tuple[bytes, bytes]:
 def _trail(served: Served, hold: Hold) -> Headers:
     """Headers that say where a call went and how long we held it up."""
     added_ms, upstream_ms = hold.added_s() * 1000, hold.upstream_s * 1000
-    timing = f"penstock;dur={added_ms:.2f}, upstream;dur={upstream_ms:.2f}"
-    return [(b"x-penstock-route", served.trail().encode()), (b"server-timing", timing.encode())]
+    timing = b"penstock;dur=%.2f, upstream;dur=%.2f" % (added_ms, upstream_ms)
+    return [(b"x-penstock-route", served.trail()), (b"server-timing", timing)]
