@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", type=_groups, default=GROUPS, metavar="PART,…", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--synchronous", choices=("FULL", "NORMAL"), default="FULL")
+    parser.add_argument("--synchronous", choices=("EXTRA", "FULL", "NORMAL"), default="FULL")
     parser.add_argument("--store", type=Path, help="folder for the databases (default: a temporary one)")
     parser.add_argument(
         "--postgres", metavar="URL", help="a server to make a database on (default: one from the wheel)"

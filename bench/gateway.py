@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--tls-upstream", required=True, help="base URL of the mock, over TLS")
     parser.add_argument("--ca-file", required=True, help="the mock's certificate")
     parser.add_argument("--store", required=True, metavar="URL", help="sqlite:///… or postgresql://…")
-    parser.add_argument("--synchronous", choices=("FULL", "NORMAL"), default="FULL")
+    parser.add_argument("--synchronous", choices=("EXTRA", "FULL", "NORMAL"), default="FULL")
     given = parser.parse_args()
     store = StoreSettings(given.store, given.synchronous)
     chosen = settings(store, given.upstream, given.tls_upstream, given.ca_file)

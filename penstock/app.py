@@ -38,6 +38,7 @@ from penstock.config import ProviderSettings, Settings, StoreSettings
 from penstock.config_secrets import sqlite_file
 from penstock.db import migrate
 from penstock.db.prices import note_prices
+from penstock.db.slips import Slips
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
 from penstock.errors import ConfigError
@@ -75,10 +76,11 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
     """
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
     migrate.upgrade(settings.store.url)
-    store = _store(settings.store, clock)
     ids = IdMaker()
+    owner = ids.new("own")
+    store = _store(settings.store, clock, owner)
     secret = peer_secret(settings.secrets.auth_secret)
-    hub = Hub(store=store, clock=clock, ids=ids, owner=ids.new("own"), reach=OtherProcesses(secret))
+    hub = Hub(store=store, clock=clock, ids=ids, owner=owner, reach=OtherProcesses(secret))
     upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
     pulse = Pulse(upstreams, partial(_providers, settings, hub), partial(_workers, hub))
     try:
@@ -296,13 +298,16 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:
         _logger.info("the configuration has been read again")
 
 
-def _store(settings: StoreSettings, clock: Clock) -> Store:
+def _store(settings: StoreSettings, clock: Clock, owner: str) -> Store:
     if migrate.is_postgres(settings.url):
         from penstock.db.postgres import PostgresStore  # noqa: PLC0415 -- its driver comes with an extra
 
         return PostgresStore(settings.url, clock=clock)
     path = sqlite_file(settings.url)
-    return SqliteStore(str(path) if path else None, clock=clock, synchronous=settings.synchronous)
+    if path is None:
+        return SqliteStore(None, clock=clock)
+    slips = None if settings.synchronous == "EXTRA" else Slips(f"{path}-slips", owner)
+    return SqliteStore(str(path), clock=clock, synchronous=settings.synchronous, slips=slips)
 
 
 def _provider(settings: ProviderSettings, hub: Hub) -> Provider:

@@ -108,6 +108,9 @@ class Upkeep:
         me = Owner(self._owner, host_identity(), os.getpid(), now_ms + LEASE_MS)
         await self._store.write(recovery.register(me, now_ms))
         await self._common(self._bury_dead)()
+        if self._store.slips is not None:
+            known = {owner.id for owner in await self._store.read(recovery.all_owners())}
+            self._store.slips.tidy(known, now_ms / 1000)
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self.chores]
 
     async def stop(self) -> None:
@@ -193,9 +196,19 @@ class Upkeep:
     async def _bury_dead(self) -> None:
         for owner, is_dead in await self._look():
             if is_dead and owner.id != self._owner:
-                lease = owner.lease_until_ms
-                settled = await self._store.write(recovery.bury(owner.id, self._clock.now_ms(), lease_until_ms=lease))
+                settled = await self._bury(owner)
                 _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
+
+    async def _bury(self, owner: Owner) -> int:
+        """Settle what a dead process left open; how many calls that were."""
+        now_ms, lease, slips = self._clock.now_ms(), owner.lease_until_ms, self._store.slips
+        if slips is None:
+            return await self._store.write(recovery.bury(owner.id, now_ms, lease_until_ms=lease))
+        left = slips.left_by(owner.id)
+        settled = await self._store.write(recovery.bury(owner.id, now_ms, lease_until_ms=lease, slips=left))
+        if is_gone(owner, host_identity()):  # one that only fell silent may leave more
+            slips.drop(owner.id)
+        return settled
 
     async def _settle_forgotten(self) -> None:
         """Settle holds that were granted to nobody: their outcome was lost while the store went away. A call that is

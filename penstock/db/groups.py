@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 from penstock.clock import Clock
 from penstock.db.ledger import Operation, Outcome, Settlement, commit_group
 from penstock.db.program import Program
+from penstock.db.slips import Slips
 from penstock.db.store import Decision
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
@@ -92,8 +93,8 @@ class Groups:
         if not self._work.is_set():
             self._work.set()
 
-    async def close(self) -> None:
-        """Write what is queued, then stop."""
+    async def close(self) -> bool:
+        """Write what is queued, then stop. Whether all of it was written."""
         self._closing = True
         self._work.set()
         try:
@@ -103,6 +104,7 @@ class Groups:
             _logger.error("%d settlements were not written; recovery will settle these calls", owed)
         for task in self._tasks:
             task.cancel()
+        return self._idle.is_set()
 
     async def _write_forever(self) -> None:
         try:  # here and not around a call: each step of a coroutine within one costs again
@@ -204,6 +206,7 @@ class GroupedStore:
     """What every store does with its queue (`store.Store`). An engine adds `read`, `close` and its two transactions."""
 
     _groups: Groups
+    slips: Slips | None = None
 
     def __init__(self, name: str) -> None:
         self._name = name

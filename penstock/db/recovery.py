@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 from sqlalchemy import bindparam, delete, select, update
@@ -31,6 +32,7 @@ from penstock.db.workers import DROP_WORKERS_OF
 from penstock.money.books import Need
 
 LEASE_MS = 15_000
+NO_SLIPS: Mapping[str, Settlement] = MappingProxyType({})
 UPKEEP = "upkeep"  # the lease of the process that does the chores for all
 
 _owner_names = tuple(column.name for column in owners.columns)
@@ -159,14 +161,16 @@ def take_lease(name: str, owner: str, *, seen: Lease | None, now_ms: int) -> Pro
     return True
 
 
-def bury(owner: str, now_ms: int, *, lease_until_ms: int | None = None) -> Program[int]:
-    """Settle what a dead owner left open and forget it; how many requests that were.
+def bury(
+    owner: str, now_ms: int, *, lease_until_ms: int | None = None, slips: Mapping[str, Settlement] = NO_SLIPS
+) -> Program[int]:
+    """Settle what a dead owner left open, by its slips where there are any, and forget it; how many requests that were.
 
     Whoever took it for dead says by which lease: an owner that has renewed it meanwhile is left alone.
     """
     if lease_until_ms is not None and (yield from fetch(LEASE_OF, owner)) != [(lease_until_ms,)]:
         return 0
-    settled = yield from _settle((yield from fetch(HOLDS_OF, owner)), now_ms)
+    settled = yield from _settle((yield from fetch(HOLDS_OF, owner)), now_ms, slips)
     yield from run(DROP_WORKERS_OF, owner)
     yield from run(DROP_OWNER, owner)
     return settled
@@ -187,22 +191,24 @@ def settle_overdue(now_ms: int) -> Program[int]:
     return (yield from _settle((yield from fetch(OVERDUE, now_ms)), now_ms))
 
 
-def _settle(rows: list[Row], now_ms: int) -> Program[int]:
-    settlements = _last_words(rows, now_ms)
+def _settle(rows: list[Row], now_ms: int, slips: Mapping[str, Settlement] = NO_SLIPS) -> Program[int]:
+    settlements = _last_words(rows, now_ms, slips)
     if settlements:
         yield from commit_group(settlements, now_ms)
     return len(settlements)
 
 
-def _last_words(rows: list[Row], now_ms: int) -> list[Settlement]:
-    """A settlement for each request among these hold rows, from the furthest progress any of them recorded."""
+def _last_words(rows: list[Row], now_ms: int, slips: Mapping[str, Settlement]) -> list[Settlement]:
+    """A settlement for each request among these hold rows: its own, or from the furthest progress that was recorded."""
     contexts: dict[str, str] = {}
     furthest: dict[str, tuple[int, int]] = {}
     for request, position, owed, tokens, context in rows:
         if position == 0:
             contexts[request] = context
         furthest[request] = max(furthest.get(request, (0, 0)), (owed, tokens))
-    return [_epitaph(id, contexts[id], owed, tokens, now_ms) for id, (owed, tokens) in furthest.items()]
+    return [
+        slips.get(id) or _epitaph(id, contexts[id], owed, tokens, now_ms) for id, (owed, tokens) in furthest.items()
+    ]
 
 
 def context_of(need: Need, record: UsageRecord) -> str:

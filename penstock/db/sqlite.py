@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
@@ -29,8 +30,10 @@ from sqlalchemy.sql.visitors import iterate
 
 from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
+from penstock.db.ledger import Settlement
 from penstock.db.migrate import create_in_memory
 from penstock.db.program import Fetch, Program, Query, Row, Statement, Together, Value, each_of
+from penstock.db.slips import Slips
 from penstock.db.store import READ_S
 from penstock.errors import StoreUnavailable
 
@@ -48,10 +51,15 @@ _dialect = sqlite_dialect(paramstyle="qmark")
 class SqliteStore(GroupedStore):
     """The store in one SQLite file, or in memory (`path=None`) where reads share the writer's connection."""
 
-    def __init__(self, path: str | None, *, clock: Clock, synchronous: str = "FULL") -> None:
+    def __init__(
+        self, path: str | None, *, clock: Clock, synchronous: str = "FULL", slips: Slips | None = None
+    ) -> None:
         super().__init__(path or "in memory")
         self.path = path
+        self.slips = slips
         self._loop = asyncio.get_running_loop()
+        self._left = self._loop.create_future()  # of a settlement that nobody need wait for
+        self._left.set_result(None)
         self._writer = _Connection(path, synchronous)
         self._reader = self._writer if path is None else _Connection(path, synchronous, busy_s=READ_S)
         if path is None:
@@ -68,8 +76,17 @@ class SqliteStore(GroupedStore):
             return await self.write(program)
         return await self._noted("reading", self._read(self.path, program, within_s))
 
+    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
+        written = super().post(settlement)
+        slot = None if self.slips is None else self.slips.leave(settlement)
+        if self.slips is None or slot is None:
+            return written
+        written.add_done_callback(partial(self.slips.written, slot))
+        return self._left
+
     async def close(self) -> None:
-        await self._groups.close()
+        if await self._groups.close() and self.slips is not None:
+            self.slips.close()
         for worker, connection in ((self._writing, self._writer), (self._reading, self._reader)):
             await worker.do(connection.driver.close)
             worker.end()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from penstock.db.ledger import Operation, Outcome, Settlement
 from penstock.db.program import Program
+from penstock.db.slips import Slips
 
 T = TypeVar("T")
 
@@ -34,6 +35,11 @@ class Store(Protocol):
     """
 
     @property
+    def slips(self) -> Slips | None:
+        """Where settlements are noted before they are written; None when they wait for the database."""
+        ...
+
+    @property
     def backlog(self) -> int:
         """Jobs that wait for the writer."""
         ...
@@ -43,8 +49,8 @@ class Store(Protocol):
         ...
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        """Settle. Tried until the database takes it, which is when the future resolves, or after `groups.WRITE_S`. It
-        never raises, and nobody has to wait for it."""
+        """Settle. Tried until the database takes it. The future resolves once that will happen even if this process is
+        killed: with the slip, else when it is written, or after `groups.WRITE_S`. It never raises."""
         ...
 
     async def settled(self) -> None:

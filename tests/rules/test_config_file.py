@@ -78,7 +78,7 @@ MISTAKES = {
     "infinity": ("[server]\ngrace_s = inf\n", ["p.toml:2: server.grace_s: must be a number from 0 to 3600"]),
     "no such choice": (
         '[store]\nsynchronous = "OFF"\n',
-        ['p.toml:2: store.synchronous: must be "FULL" or "NORMAL"'],
+        ['p.toml:2: store.synchronous: must be "EXTRA", "FULL" or "NORMAL"'],
     ),
     "another database": (
         '[store]\nurl = "mysql://secret@h/d"\n',

@@ -1,0 +1,114 @@
+"""Slips: settlements that wait for the store, noted where the death of their process cannot undo them.
+
+A settlement takes part in a group's commit, and that waits for the disk. The answer it belongs to need not: what is in
+a file is there also when the process is killed, and whoever buries the process settles by it, exactly
+(`recovery.bury`). Only a power cut can take a slip along; then the call comes under review, like one that broke off.
+
+One file a process, `<database>-slips/<owner>`: a database file is used from one host, and so is what lies beside it. It
+consists of slots. A slot is used again once its settlement is in the database; what is in it until then says nothing
+that is not so, for a request is settled once. A slip is its size, its checksum, and the settlement as MessagePack. One
+that is too long for a slot, or finds none, is not left, and its answer waits for the database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from struct import Struct as Layout
+from zlib import crc32
+
+from msgspec import MsgspecError, msgpack
+
+from penstock.db.ledger import Settlement
+
+SLOT_BYTES = 2_048  # the usual slip takes 750
+SLOTS = 1_024  # settlements on their way to the database at once; a few dozen are usual
+FORGOTTEN_S = 24 * 3600.0  # a process that was taken for dead and is not has entered its name again by then
+
+_HEAD = Layout("<II")  # size and CRC-32 of what follows
+_encode = msgpack.Encoder().encode
+_decode = msgpack.Decoder(Settlement).decode
+
+
+class Slips:
+    """The slips of one process, and those that others have left in the same directory."""
+
+    def __init__(self, directory: str, owner: str) -> None:
+        self._directory = directory
+        self._owner = owner
+        self._file: int | None = None
+        self._free = list(range(SLOTS))
+
+    def __repr__(self) -> str:
+        return f"Slips({self._owner}, {SLOTS - len(self._free)} in use)"
+
+    def leave(self, settlement: Settlement) -> int | None:
+        """Note a settlement; its slot, until it is `written`. None when it could not be noted."""
+        slip = _encode(settlement)
+        if len(slip) > SLOT_BYTES - _HEAD.size or not self._free:
+            return None
+        slot = self._free.pop()
+        try:
+            os.pwrite(self._opened(), _HEAD.pack(len(slip), crc32(slip)) + slip, slot * SLOT_BYTES)
+        except OSError:
+            self._free.append(slot)
+            return None
+        return slot
+
+    def written(self, slot: int, _: object) -> None:
+        """A slot's settlement is in the database."""
+        self._free.append(slot)
+
+    def left_by(self, owner: str) -> dict[str, Settlement]:
+        """What a process has left, by request: settled long ago, most of it."""
+        try:
+            with open(self._path(owner), "rb") as file:
+                slots = file.read(SLOTS * SLOT_BYTES)
+        except OSError:
+            return {}
+        found = (_read(slots, at) for at in range(0, len(slots), SLOT_BYTES))
+        return {each.request_id: each for each in found if each is not None}
+
+    def drop(self, owner: str) -> None:
+        """All that a process left has been settled."""
+        with suppress(OSError):
+            os.unlink(self._path(owner))
+
+    def tidy(self, known: Collection[str], now_s: float) -> None:
+        """Drop what processes have left that nobody knows any more."""
+        with suppress(OSError):
+            for entry in os.scandir(self._directory):
+                if entry.name not in known and entry.stat().st_mtime < now_s - FORGOTTEN_S:
+                    self.drop(entry.name)
+
+    def close(self) -> None:
+        """Everything has been written: nothing is left."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+            self.drop(self._owner)
+
+    def _opened(self) -> int:
+        if self._file is None:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            self._file = os.open(self._path(self._owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return self._file
+
+    def _path(self, owner: str) -> str:
+        return os.path.join(self._directory, owner)
+
+
+def _read(slots: bytes, at: int) -> Settlement | None:
+    """The slip in a slot; None when there is none, or not a whole one."""
+    begin = at + _HEAD.size
+    if begin >= len(slots):
+        return None
+    size, checksum = _HEAD.unpack_from(slots, at)
+    slip = slots[begin : min(begin + size, at + SLOT_BYTES)]
+    if not size or len(slip) != size or crc32(slip) != checksum:
+        return None
+    try:
+        return _decode(slip)
+    except MsgspecError:  # of another version
+        return None
