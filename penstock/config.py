@@ -72,9 +72,11 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """The database. `synchronous` is SQLite's, and about power cuts; in a mere crash nothing is lost. EXTRA loses nothing
-    that was acknowledged. FULL loses no hold, but may lose the charges for answers of the last moments; their calls then
-    come under review. NORMAL may lose those moments as a whole."""
+    """The database. `synchronous` is SQLite's, and about power cuts; in a mere crash nothing is lost.
+
+    EXTRA loses nothing that was acknowledged. FULL loses no hold, but may lose the charges for answers of the last
+    moments; their calls then come under review. NORMAL may lose those moments as a whole.
+    """
 
     url: Annotated[
         str, matching(r"(sqlite|postgresql)://[^\x00-\x1f\x7f]*", "a sqlite:// or postgresql:// address")

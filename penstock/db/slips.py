@@ -38,7 +38,7 @@ class Slips:
         self._directory = directory
         self._owner = owner
         self._file: int | None = None
-        self._free = list(range(SLOTS))
+        self._free = [*reversed(range(SLOTS))]
 
     def __repr__(self) -> str:
         return f"Slips({self._owner}, {SLOTS - len(self._free)} in use)"
