@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from penstock.clock import Clock
 from penstock.db import journal, ledger, recovery, responses
 from penstock.db.recovery import LEASE_MS, UPKEEP, Lease, Owner, Sightings
+from penstock.db.slips import Slips
 from penstock.db.store import Store
 from penstock.db.tools import forget_turns
 from penstock.errors import StoreUnavailable
@@ -110,7 +111,7 @@ class Upkeep:
         await self._common(self._bury_dead)()
         if self._store.slips is not None:
             known = {owner.id for owner in await self._store.read(recovery.all_owners())}
-            self._store.slips.tidy(known, now_ms / 1000)
+            _open(self._store.slips, known, now_ms)
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self.chores]
 
     async def stop(self) -> None:
@@ -231,6 +232,14 @@ class Upkeep:
     async def _forget_responses(self) -> None:
         while await self._store.write(responses.forget(self._clock.now_ms(), self._response_bytes)):
             pass
+
+
+def _open(slips: Slips, known: set[str], now_ms: int) -> None:
+    slips.tidy(known, now_ms / 1000)
+    try:
+        slips.open()
+    except OSError as error:
+        _logger.warning("no slips can be left, so answers wait for the disk: %s", error)
 
 
 def host_identity() -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httptools
+from msgspec import Struct
 
 from penstock.errors import InvalidRequest, TooLarge
 from penstock.relay.reply import Headers
@@ -31,8 +32,24 @@ _SWITCHING = (
 )
 
 
+class Head(Struct, gc=False):
+    """The part of a request before its body, as it was read. Header names are lower case; of a name given twice the
+    first counts. `keep` says whether the connection may be used again.
+
+    A connection that gets the same bytes again takes the same head for them, so it may belong to many requests. Nothing
+    in it changes but `said`, where the door keeps what it has made of it.
+    """
+
+    method: str
+    target: bytes
+    version: str
+    headers: dict[bytes, bytes]
+    keep: bool
+    said: Any = None
+
+
 class Exchange:
-    """A request as it arrived, and the way back. Header names are lower case; of a name given twice the first counts.
+    """A request as it arrived, and the way back.
 
     `keep` says whether the connection may be used again, `gone` that the caller has left, `started` that a byte of the
     response is out, `complete` that all of it is; `switches` that the caller asks for a WebSocket and may have one.
@@ -50,6 +67,7 @@ class Exchange:
         "arrived",
         "complete",
         "gone",
+        "head",
         "headers",
         "id",
         "id_header",
@@ -61,16 +79,15 @@ class Exchange:
         "version",
     )
 
-    def __init__(
-        self, connection: Connection, id: str, method: str, target: bytes, version: str, headers: dict[bytes, bytes]
-    ) -> None:
+    def __init__(self, connection: Connection, id: str, head: Head) -> None:
         self.id = id
         self.id_header: bytes | None = None
-        self.method = method
-        self.target = target
-        self.version = version
-        self.headers = headers
-        self.keep = True
+        self.head = head
+        self.method = head.method
+        self.target = head.target
+        self.version = head.version
+        self.headers = head.headers
+        self.keep = head.keep
         self.switches = False
         self.gone = False
         self.arrived = False
@@ -153,6 +170,12 @@ class Exchange:
             self._wake()
         else:
             self._body.append(piece)
+
+    def received_whole(self, body: bytes) -> None:
+        """The body, which came with the head."""
+        self._size = len(body)
+        self._body.append(body)
+        self.arrived = True
 
     def received_all(self) -> None:
         """The body has ended."""
@@ -240,16 +263,17 @@ class Exchange:
         if not self.arrived and b"expect" in self.headers:
             self.keep = False  # whether the body still comes is the caller's choice: what follows could be either
         closing = b"" if self.keep and self._connection.keeps else b"connection: close\r\n"
+        id = self.id.encode()
+        headers = [*headers, (b"x-request-id", id)]
         if self.id_header is not None:
-            headers = [*headers, (self.id_header, self.id.encode())]
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
-        if lines.count(b"\n") != len(headers):
+            headers.append((self.id_header, id))
+        lines = b"\r\n".join([b": ".join(pair) for pair in headers])
+        if lines.count(b"\n") != len(headers) - 1:
             raise ValueError("a header's value has a line end")
-        return b"%b%b%bx-request-id: %b\r\n%b%b\r\n" % (
+        return b"%b%b%b\r\n%b%b\r\n" % (
             _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,  # an upstream's own, which has no name
             self._connection.common_headers(),
             lines,
-            self.id.encode(),
             framing,
             closing,
         )

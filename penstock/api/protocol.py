@@ -1,10 +1,11 @@
 """A connection: httptools reads its requests, the door answers them, one after the other.
 
 It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event, no task and no timer:
-bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. What is not one of our
-addresses is handed on as ASGI by the door. At the few addresses that speak WebSocket a request may end with another
-protocol taking the connection over (`websocket.py`); anywhere else such a wish is not heard. After its last answer a
-connection is a `Farewell` (`farewell.py`).
+bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. Most clients send the same head
+again and again, and one that is known is not read twice (`_know`). What is not one of our addresses is handed on as
+ASGI by the door. At the few addresses that speak WebSocket a request may end with another protocol taking the
+connection over (`websocket.py`); anywhere else such a wish is not heard. After its last answer a connection is a
+`Farewell` (`farewell.py`).
 
 Strict where laxness is dangerous: what two readers could take for two different requests is refused; a request and the
 reading of its answer have an end, in size and in time. After anything that is not HTTP/1.1 the connection is answered
@@ -25,7 +26,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.server import ServerState
 
 from penstock.api.farewell import Farewell
-from penstock.api.http import Exchange
+from penstock.api.http import Exchange, Head
 from penstock.ids import IdMaker
 
 LONGEST_READ_S = 120.0  # from a request's first byte to its last: 20 MB over a slow line
@@ -33,6 +34,7 @@ LONGEST_HEAD_S = 20.0  # for the part before the body, or to go on after an answ
 LONGEST_IDLE_S = 75.0  # between two requests: longer than most proxies keep theirs, so that they close first
 LONGEST_STALL_S = 90.0  # without a byte of an answer taken; a stream gives up on its caller earlier
 LARGEST_HEAD = 64 * 1024  # bytes without a body: request line and headers, chunk extensions, trailers
+LARGEST_KNOWN = 4096  # bytes of a head that is remembered, as long as its connection lasts
 MOST_QUEUED = 64  # requests behind one that is being answered; a packet holds thousands, each a hundred times its size
 
 _HOST = re.compile(rb"[0-9A-Za-z.~!$&'()*+,;=:%\[\]_-]*")
@@ -76,10 +78,14 @@ class Connection(asyncio.Protocol):
         "_door",
         "_drained",
         "_early",
+        "_head",
         "_headers",
         "_host",
         "_ids",
         "_in_head",
+        "_known",
+        "_known_bytes",
+        "_known_size",
         "_over",
         "_parser",
         "_queue",
@@ -115,6 +121,10 @@ class Connection(asyncio.Protocol):
         self._over = False  # no more requests are read, nor answers given
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
+        self._head: Head | None = None  # the last one that was read
+        self._known: Head | None = None  # the one to take for these bytes when they come again, before so much body
+        self._known_bytes = b""
+        self._known_size = 0
         self._host: bytes | None = None  # the last one that was in order
         self._in_head = False
         self._bare = 0  # bytes received since the last piece of a body
@@ -278,6 +288,9 @@ class Connection(asyncio.Protocol):
         if self._early is not None:
             self._early += data
             return
+        if len(data) == self._known_size and self._take_known(data):
+            return
+        between = self._arriving is None and not self._bare
         self._bare += len(data)
         if self._current is None and not self._reading:  # be it a line end: nothing keeps a connection open for ever
             self._reading = True
@@ -292,6 +305,35 @@ class Connection(asyncio.Protocol):
         else:
             if self._bare > LARGEST_HEAD and self._reading:
                 self._refuse(_Refused("The request's headers are too large."))
+            elif between and not self._reading and self._early is None:
+                self._know(data)
+
+    def _know(self, data: bytes) -> None:
+        """Remember the head of a request that came as a whole, alone, and is nothing unusual.
+
+        What is unusual: an end of the connection behind it, a line that is no header of its own (a name given twice, a
+        wish for another protocol), a body that is not counted, anything behind the body.
+        """
+        head, end = self._head, data.find(b"\r\n\r\n") + 4
+        if (
+            head is not None
+            and head.keep
+            and end <= LARGEST_KNOWN
+            and len(data) - end == int(head.headers.get(b"content-length", b"0"))
+            and data.count(b"\n", 0, end) == len(head.headers) + 2
+        ):
+            self._known, self._known_bytes, self._known_size = head, data[:end], len(data)
+
+    def _take_known(self, data: bytes) -> bool:
+        """Whether this is a request like the one before, of which only the body need be looked at."""
+        head = self._known
+        if head is None or self._reading or self._current is not None or not data.startswith(self._known_bytes):
+            return False
+        exchange = Exchange(self, self._ids.new("req"), head)
+        exchange.keep = not self._retiring
+        exchange.received_whole(data[len(self._known_bytes) :])
+        self._begin(exchange)
+        return True
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -323,9 +365,9 @@ class Connection(asyncio.Protocol):
         self._require_one_meaning("1.1")
         self._early = bytearray(rest)
         self.transport.pause_reading()
-        exchange = Exchange(self, self._ids.new("req"), "GET", self._target, "1.1", self._headers)
+        head = Head("GET", self._target, "1.1", self._headers, keep=False)  # if it is refused
+        exchange = Exchange(self, self._ids.new("req"), head)
         exchange.switches = exchange.arrived = True
-        exchange.keep = False  # if it is refused
         self._reading = False
         self._begin(exchange)
 
@@ -381,8 +423,9 @@ class Connection(asyncio.Protocol):
             return  # see `_as_if_not_asked`
         version = parser.get_http_version()
         self._require_one_meaning(version)
-        exchange = Exchange(self, self._ids.new("req"), method.decode(), self._target, version, self._headers)
-        exchange.keep = parser.should_keep_alive() and not self._retiring
+        self._head = Head(method.decode(), self._target, version, self._headers, parser.should_keep_alive())
+        exchange = Exchange(self, self._ids.new("req"), self._head)
+        exchange.keep = exchange.keep and not self._retiring
         self._arriving = exchange
         if self._current is None:
             self._begin(exchange)

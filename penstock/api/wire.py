@@ -43,7 +43,7 @@ from penstock.operations.choices import Lane, State
 from penstock.operations.office import Office
 from penstock.operations.usage import list_usage
 from penstock.operations.values import require_printable
-from penstock.relay.ask import Ask
+from penstock.relay.ask import Ask, Said
 from penstock.relay.count import count
 from penstock.relay.memory import Conversations, Memory
 from penstock.relay.observe import Observer
@@ -206,7 +206,7 @@ class Wire:
             ask = _ask(exchange, place, "chat", anthropic_messages, None)
             attempts = self._relay.attempts
             plan = route(wish, ask, caller, self._relay.catalogue, attempts.upstreams, most=attempts.most)
-            tokens = await count(wish, plan, attempts.providers, ask.headers)
+            tokens = await count(wish, plan, attempts.providers, ask.said.headers)
             exchange.whole(200, JSON, anthropic_messages.counted(tokens))
 
         return answer
@@ -279,20 +279,18 @@ class Wire:
 
 
 def _ask(exchange: Exchange, place: Place, kind: str, dialect: Dialect, memory: Memory | None) -> Ask:
-    """A request for inference, as the relay takes it."""
-    return Ask(
-        id=exchange.id,
-        surface=place.surface,
-        kind=kind,
-        dialect=dialect,
-        authorization=_credential(exchange),
-        trust=_trust(exchange),
-        lane=exchange.header(b"x-payment-lane") if b"x-payment-lane" in exchange.headers else None,
-        idempotency_key=_idempotency_key(exchange) if b"idempotency-key" in exchange.headers else None,
-        body=exchange.body,
-        headers=_forwarded(exchange, dialect.FORWARDED) if dialect.FORWARDED else (),
-        memory=memory,
-    )
+    """A request for inference, as the relay takes it. What it says besides its body is read once for each head."""
+    head = exchange.head
+    said = head.said
+    if said is None:
+        said = head.said = Said(
+            authorization=_credential(exchange),
+            trust=_trust(exchange),
+            lane=exchange.header(b"x-payment-lane"),
+            idempotency_key=_idempotency_key(exchange),
+            headers=_forwarded(exchange, dialect.FORWARDED),
+        )
+    return Ask(exchange.id, place.surface, kind, dialect, said, exchange.body, memory)
 
 
 def _answer(exchange: Exchange, value: Any, status: int = 200) -> None:

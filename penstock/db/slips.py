@@ -5,9 +5,10 @@ a file is there also when the process is killed, and whoever buries the process 
 (`recovery.bury`). Only a power cut can take a slip along; then the call comes under review, like one that broke off.
 
 One file a process, `<database>-slips/<owner>`: a database file is used from one host, and so is what lies beside it. It
-consists of slots. A slot is used again once its settlement is in the database; what is in it until then says nothing
-that is not so, for a request is settled once. A slip is its size, its checksum, and the settlement as MessagePack. One
-that is too long for a slot, or finds none, is not left, and its answer waits for the database.
+is mapped into memory, so a slip costs no call of the system, and consists of slots. A slot is used again once its
+settlement is in the database; what is in it until then says nothing that is not so, for a request is settled once. A
+slip is its size, its checksum, and the settlement as MessagePack. One that is too long for a slot, or finds none, is
+not left, and its answer waits for the database.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import suppress
+from mmap import mmap
 from struct import Struct as Layout
 from zlib import crc32
 
@@ -22,11 +24,12 @@ from msgspec import MsgspecError, msgpack
 
 from penstock.db.ledger import Settlement
 
-SLOT_BYTES = 2_048  # the usual slip takes 750
-SLOTS = 1_024  # settlements on their way to the database at once; a few dozen are usual
+SLOT_BYTES = 2_048  # the usual slip takes 700
+SLOTS = 512  # settlements on their way to the database at once; a few dozen are usual
 FORGOTTEN_S = 24 * 3600.0  # a process that was taken for dead and is not has entered its name again by then
 
 _HEAD = Layout("<II")  # size and CRC-32 of what follows
+_MOST = SLOT_BYTES - _HEAD.size
 _encode = msgpack.Encoder().encode
 _decode = msgpack.Decoder(Settlement).decode
 
@@ -37,23 +40,32 @@ class Slips:
     def __init__(self, directory: str, owner: str) -> None:
         self._directory = directory
         self._owner = owner
-        self._file: int | None = None
-        self._free = [*reversed(range(SLOTS))]
+        self._slots: mmap | None = None
+        self._free: list[int] = []  # where a slip may be put
 
     def __repr__(self) -> str:
-        return f"Slips({self._owner}, {SLOTS - len(self._free)} in use)"
+        return f"Slips({self._owner}, {len(self._free)} slots free)"
+
+    def open(self) -> None:
+        """Make the file, all of it, for what is mapped must not be missing when the disk is full. OSError."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        file = os.open(self._path(self._owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(file, bytes(SLOTS * SLOT_BYTES))
+            os.fsync(file)
+            self._slots = mmap(file, SLOTS * SLOT_BYTES)
+        finally:
+            os.close(file)
+        self._free = [slot * SLOT_BYTES for slot in reversed(range(SLOTS))]
 
     def leave(self, settlement: Settlement) -> int | None:
         """Note a settlement; its slot, until it is `written`. None when it could not be noted."""
         slip = _encode(settlement)
-        if len(slip) > SLOT_BYTES - _HEAD.size or not self._free:
+        size = len(slip)
+        if size > _MOST or not self._free or self._slots is None:
             return None
         slot = self._free.pop()
-        try:
-            os.pwrite(self._opened(), _HEAD.pack(len(slip), crc32(slip)) + slip, slot * SLOT_BYTES)
-        except OSError:
-            self._free.append(slot)
-            return None
+        self._slots[slot : slot + _HEAD.size + size] = _HEAD.pack(size, crc32(slip)) + slip
         return slot
 
     def written(self, slot: int, _: object) -> None:
@@ -84,16 +96,10 @@ class Slips:
 
     def close(self) -> None:
         """Everything has been written: nothing is left."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
             self.drop(self._owner)
-
-    def _opened(self) -> int:
-        if self._file is None:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            self._file = os.open(self._path(self._owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return self._file
 
     def _path(self, owner: str) -> str:
         return os.path.join(self._directory, owner)

@@ -6,8 +6,9 @@ look inside a body, and it never repeats a request, with one exception: a kept c
 before anything came back on it is replaced once.
 
 How it stays cheap: httptools parses inside `data_received`, and a reader sleeps only when there is nothing to read,
-so a short answer costs one future and no task. No timer is set for a request; each connection notes when it was last
-heard, and one sweep four times a second compares. Limits may therefore strike late by two sweeps, never early.
+so a short answer costs one future and no task. An answer that begins byte for byte as the last one did is not parsed
+(`_know`). No timer is set for a request; each connection notes when it was last heard, and one sweep four times a
+second compares. Limits may therefore strike late by two sweeps, never early.
 
 A connection that saw anything odd (bytes nobody asked for, an answer cut off or malformed) is not used again: the
 answer to the next question could not be trusted to be its answer.
@@ -29,6 +30,7 @@ from urllib.parse import unquote, urlsplit
 
 import certifi
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from msgspec import Struct
 
 from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Timeouts
@@ -37,6 +39,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 _MAX_HEAD_BYTES = 65_536  # four times what common servers send at most; also bounds trailers and chunk extensions
 _MAX_UNREAD_BYTES = 65_536  # a reader this far behind makes the upstream wait
+_LARGEST_KNOWN = 4_096  # bytes of a head that is remembered
 _SLICE_BYTES = 262_144  # nearly every request fits and goes out in one write; a longer one waits for the network
 _KEEP_S = 55.0  # below the 60 s after which common load balancers forget a connection
 _STALE_S = 1.0  # a connection closed while kept says so within a round trip; later the upstream may have done the work
@@ -94,9 +97,11 @@ class Client:
         "_timer",
         "_tls",
         "_waiting",
+        "known",
     )
 
     def __init__(self, origin: Origin) -> None:
+        self.known = _Known(b"", 0, 0, _NO_HEADERS)  # how the last answer began
         self._origin = origin
         self._site = _site(origin)
         self._proxy = _proxy(origin.proxy_url) if origin.proxy_url else None
@@ -423,6 +428,10 @@ class Response:
             self._connection.resume()
         return taken
 
+    def _add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._unread += len(piece)
+
     def _wants_more(self) -> bool:
         """Whether the rest of a long request is still of use to the upstream."""
         return self._connection is not None and self.status < 400
@@ -446,11 +455,21 @@ class Response:
         self._wake()
 
 
+class _Known(Struct, frozen=True, gc=False):
+    """How a whole answer began that came in one packet of `size` bytes: the bytes of its head, and what they say."""
+
+    head: bytes
+    size: int
+    status: int
+    headers: Mapping[str, str]
+
+
 class _Connection(asyncio.Protocol):
     """One connection: what the network says becomes the state of the answer under way, if there is one."""
 
     __slots__ = (
         "_active",
+        "_arrived",
         "_bare",
         "_client",
         "_done",
@@ -467,6 +486,7 @@ class _Connection(asyncio.Protocol):
         "answer",
         "loop",
         "lost",
+        "on_body",
         "transport",
     )
 
@@ -477,6 +497,8 @@ class _Connection(asyncio.Protocol):
         self.loop = loop
         self.answer: Response | None = None
         self.lost = False
+        self._arrived: list[bytes] = []  # pieces of a body, of one packet
+        self.on_body = self._arrived.append  # a packet may bring hundreds of chunks
         self._parser = HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._bare = 0  # bytes received since the last piece of body
@@ -570,17 +592,29 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             self.drop()
             return
+        known = self._client.known
+        if len(data) == known.size and not (answer._began or self._head_only) and data.startswith(known.head):
+            answer._began = True
+            answer.status, answer.headers = known.status, known.headers
+            answer._add(data[len(known.head) :])
+            self._finish(answer, keep=True)
+            return
+        whole = not answer._began
         self._active = answer._began = True
         self._bare += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
+        error = self._feed(data)
+        if self._arrived:
+            answer._add(b"".join(self._arrived))
+            self._arrived.clear()
+            self._bare = 0
+        if error is not None:
             if self._done:
                 self._finish(answer, keep=False)
             else:
                 self._give_up(answer, _malformed(error))
-            return
-        if self._done:
+        elif self._done:
+            if whole and self._keep:
+                self._know(data, answer)
             self._finish(answer, keep=self._keep)
         elif self._bare > _MAX_HEAD_BYTES:
             self._give_up(answer, _malformed(_NotAnAnswer(_TOO_MUCH_HEAD)))
@@ -589,6 +623,19 @@ class _Connection(asyncio.Protocol):
                 self._paused = True
                 self.transport.pause_reading()
             answer._wake()
+
+    def _feed(self, data: bytes) -> Exception | None:
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            return error
+        return None
+
+    def _know(self, data: bytes, answer: Response) -> None:
+        """Remember how an answer began that came in one packet, with nothing in it but a head and a counted body."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end <= _LARGEST_KNOWN and answer.headers.get("content-length") == str(len(data) - end):
+            self._client.known = _Known(data[:end], len(data), answer.status, answer.headers)
 
     def eof_received(self) -> None:
         # Under TLS, uvloop calls this for a proper farewell only; asyncio's own loop also when the stream was cut.
@@ -652,13 +699,6 @@ class _Connection(asyncio.Protocol):
         if self._head_only:
             self._done = True
             raise _NotAnAnswer("HEAD")  # the parser cannot be told that no body follows; it costs the connection
-
-    def on_body(self, piece: bytes) -> None:
-        answer = self.answer
-        assert answer is not None
-        answer._pieces.append(piece)
-        answer._unread += len(piece)
-        self._bare = 0
 
     def on_message_complete(self) -> None:
         answer = self.answer

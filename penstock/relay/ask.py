@@ -13,26 +13,32 @@ from penstock.dialects import Dialect
 from penstock.relay.memory import Memory
 
 
+class Said(Struct, frozen=True, gc=False):
+    """What a request says besides its body. `headers` are for an upstream that speaks the same dialect."""
+
+    authorization: str | None
+    trust: str | None
+    lane: str | None
+    idempotency_key: str | None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
 class Ask(Struct, frozen=True, gc=False):
-    """One request. `body` reads it (TooLarge, InvalidRequest); `id` names the request everywhere; `headers` are for an
-    upstream that speaks the same dialect; `memory` is what it remembers of other calls."""
+    """One request. `body` reads it (TooLarge, InvalidRequest); `id` names the request everywhere; `memory` is what it
+    remembers of other calls."""
 
     id: str
     surface: Surface
     kind: str
     dialect: Dialect
-    authorization: str | None
-    trust: str | None
-    lane: str | None
-    idempotency_key: str | None
+    said: Said
     body: Callable[[], Awaitable[bytes]]
-    headers: tuple[tuple[bytes, bytes], ...] = ()
     memory: Memory | None = None
 
 
 def once_of(ask: Ask, caller: Caller, body: bytes) -> Once | None:
     """What makes a request the same as an earlier one: where it went, for whom, and every byte of it."""
-    if ask.idempotency_key is None:
+    if ask.said.idempotency_key is None:
         return None
     digest = hashlib.sha256(f"{ask.surface.name} {ask.dialect.NAME} {caller.account}\n".encode() + body).hexdigest()
-    return Once(ask.idempotency_key, digest)
+    return Once(ask.said.idempotency_key, digest)

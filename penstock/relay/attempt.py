@@ -347,7 +347,7 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
         pair.PATH,
         cut(body, offer) if offer.tailored else body,
         wish.stream,
-        ask.headers if pair is ask.dialect else (),
+        ask.said.headers if pair is ask.dialect else (),
         sent=hold.sent,
         model=offer.model,
         account=hold.account,

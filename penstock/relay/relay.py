@@ -71,7 +71,7 @@ class Relay:
 
     async def call(self, ask: Ask, reply: Reply) -> None:
         """Serve one call. PenstockError while nothing has been sent; a stream that has begun ends in its own words."""
-        who = (ask.authorization, ask.trust, ask.surface)
+        who = (ask.said.authorization, ask.said.trust, ask.surface)
         caller = self._access.remembered(*who) or await self._access.admit(*who)
         if "inference" not in caller.scopes:
             raise Forbidden("This key has no scope for inference.")

@@ -67,7 +67,7 @@ def route(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams:
         )
     if model.kind != ask.kind:
         raise InvalidRequest(f"The model '{model.id}' does not serve {ask.kind}.", param="model")
-    lane = _lane(ask.lane, ask.surface)
+    lane = _lane(ask.said.lane, ask.surface)
     tariff = model.tariffs.get(lane) or _unpaid(model.id, lane)
     if _only(model, wish, ask.dialect, caller, upstreams):
         offers, reasons = model.offers, ONLY
@@ -110,7 +110,7 @@ def _auto(wish: Wish, ask: Ask, caller: Caller, catalogue: Catalogue, upstreams:
     models = catalogue.auto(wish.model, ask.surface.name)
     if not models or ask.kind != "chat":
         raise _unknown(wish)
-    lane = _lane(ask.lane, ask.surface)
+    lane = _lane(ask.said.lane, ask.surface)
     if lane != "credits":
         _unpaid(AUTO, lane)
     demand = demand_of(wish, ask, caller, catalogue.classes, tokens=_tokens(wish, ask.kind, models))

@@ -21,7 +21,9 @@ from tests.ledger import NOON_MS, OWNER, HandClock, admission, furnish, lot, mak
 
 @pytest.fixture
 def slips(tmp_path: Path) -> Slips:
-    return Slips(str(tmp_path / "slips"), OWNER)
+    slips = Slips(str(tmp_path / "slips"), OWNER)
+    slips.open()
+    return slips
 
 
 def left(slips: Slips) -> dict[str, Settlement]:
@@ -59,6 +61,8 @@ def test_what_does_not_fit_is_not_left(slips: Slips) -> None:
 def test_where_no_file_can_be_made_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "slips").write_text("not a directory")
     slips = Slips(str(tmp_path / "slips"), OWNER)
+    with pytest.raises(FileExistsError):
+        slips.open()
     assert slips.leave(settlement("a", need(100), 30)) is None
     assert left(slips) == {}
 
@@ -100,10 +104,10 @@ def test_old_files_of_nobody_are_dropped(slips: Slips, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "slips") == ["own_known"]
 
 
-async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_review(tmp_path: Path) -> None:
+async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_review(slips: Slips, tmp_path: Path) -> None:
     path = tmp_path / "penstock.db"
     make_tables(str(path))
-    dying = SqliteStore(str(path), clock=HandClock(), slips=Slips(str(tmp_path / "slips"), OWNER))
+    dying = SqliteStore(str(path), clock=HandClock(), slips=slips)
     await dying.write(furnish())
     await dying.write(lot("lot_1", 1_000))
     for request in ("told", "cut off"):
@@ -131,10 +135,9 @@ async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_revie
         await dying.close()
 
 
-async def test_a_settlement_without_a_slip_is_awaited(tmp_path: Path) -> None:
+async def test_a_settlement_without_a_slip_is_awaited(slips: Slips, tmp_path: Path) -> None:
     path = tmp_path / "penstock.db"
     make_tables(str(path))
-    slips = Slips(str(tmp_path / "slips"), OWNER)
     store = SqliteStore(str(path), clock=HandClock(), slips=slips)
     await store.write(furnish())
     await store.write(lot("lot_1", 1_000))

@@ -25,7 +25,7 @@ from penstock.db.routing import Routing
 from penstock.dialects import Wish, openai_chat, openai_embeddings
 from penstock.errors import InvalidRequest, ModelUnknown, NoHealthyProvider, PenstockError, UpstreamFailed
 from penstock.money.prices import Price, TokenTariff, UsdTariff
-from penstock.relay.ask import Ask
+from penstock.relay.ask import Ask, Said
 from penstock.relay.route import Plan, route
 from penstock.routing.health import Health
 from penstock.routing.upstreams import Upstreams
@@ -76,7 +76,7 @@ def plan(
     **fields: Any,
 ) -> Plan:
     dialect = openai_chat if kind == "chat" else openai_embeddings
-    ask = Ask("req_1", surface, kind, dialect, None, None, lane, None, no_body)
+    ask = Ask("req_1", surface, kind, dialect, Said(None, None, lane, None), no_body)
     upstreams = upstreams or Upstreams({}, Health(HealthSettings(), Clock(), str))
     return route(wish(model, **fields), ask, caller, catalogue, upstreams, most=3)
 

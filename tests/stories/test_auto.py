@@ -17,7 +17,7 @@ from penstock.dialects import Dialect, Wish, openai_chat
 from penstock.errors import InvalidRequest, NoHealthyProvider
 from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.models import list_models
-from penstock.relay.ask import Ask
+from penstock.relay.ask import Ask, Said
 from tests.stories.caller import calling, data, eventually
 from tests.stories.gateway import HELLO, ROUTER, TRUST, events
 from tests.stories.three import ALL, CLASSES, INPUT, OUTPUT, PRICE, QUICK, Scene, scene
@@ -418,7 +418,7 @@ async def carried(here: Scene, dialect: Particular) -> Kept:
     reply = Kept()
     key = f"Bearer {here.ada.personal_key.key}"
     id = here.gateway.office.ids.new("req")
-    ask = Ask(id, ROUTER_PLACE.surface, "chat", cast(Dialect, dialect), key, None, None, None, body)
+    ask = Ask(id, ROUTER_PLACE.surface, "chat", cast(Dialect, dialect), Said(key, None, None, None), body)
     await here.gateway.gateway.relay.call(ask, reply)
     return reply
 
