@@ -32,6 +32,7 @@ from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, 
 
 REVENUE, GRANTS, EXPIRED = "revenue", "grants", "expired"
 NEVER_SEEN: Row = ("", "", 0, 0)
+NOTHING = (Part("", 0),)  # what a free call holds
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
@@ -335,10 +336,10 @@ class _Page:
             return self.books.enter(asked.need) or before
         outcome = self.books.ask(asked.need)
         if isinstance(outcome, Granted):
-            context = asked.context
-            for place, part in enumerate(outcome.parts or (Part("", 0),)):
+            context, rows = asked.context, self.rows[WRITE_HOLD]
+            for place, part in enumerate(outcome.parts or NOTHING):
                 row = (asked.request_id, part.lot, place, part.amount, part.value, asked.owner_id)
-                self.rows[WRITE_HOLD].append((*row, 0, 0, asked.expires_ms, context))
+                rows.append((*row, 0, 0, asked.expires_ms, context))
                 context = ""
             if asked.once:
                 self._remember(asked, asked.once)
@@ -356,12 +357,12 @@ class _Page:
 
     def settle(self, asked: Settlement) -> Outcome:
         """Collect and record. A request settled before is left as it is; one under review is settled for good."""
-        request = asked.request_id
+        request, need, books = asked.request_id, asked.need, self.books
         _, state, amount, cost = self.seen.get(request, NEVER_SEEN)
         if state == "final":
             return Settled((), 0, 0)
-        settled = self.books.settle(asked.need, self.closed.pop(request, ()), max(0, asked.owed - amount))
-        asset, now_ms = asked.need.asset, self.books.now_ms
+        settled = books.settle(need, self.closed.pop(request, ()), max(0, asked.owed - amount))
+        asset, now_ms = need.asset, books.now_ms
         for part in settled.charges:
             amount += part.amount
             row = (f"lot:{part.lot}", REVENUE, asset, part.amount, "charge", request, now_ms)

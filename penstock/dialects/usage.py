@@ -67,27 +67,18 @@ class UsageReport(Struct, gc=False):
             if total is None:
                 return None
             output = max(total - input, 0)
-        details = self.completion_tokens_details
-        reasoning = (details.reasoning_tokens if details is not None else None) or 0
-        if reasoning and total == input + output + reasoning:
-            output += reasoning  # xAI reports thinking beside the completion, everyone else inside it
-        cached = min(self._cached(), input)
-        prompt = self.prompt_tokens_details
-        written = (prompt.cache_write_tokens if prompt is not None else None) or 0
-        return TokenUsage(
-            input,
-            output,
-            cached,
-            min(reasoning, output),
-            input + output if total is None else total,
-            min(written, input - cached),
-        )
-
-    def _cached(self) -> int:
-        details = self.prompt_tokens_details
-        if details is not None and details.cached_tokens is not None:
-            return details.cached_tokens
-        return self.prompt_cache_hit_tokens or 0
+        cached, written, reasoning = self.prompt_cache_hit_tokens or 0, 0, 0
+        if self.completion_tokens_details is not None:
+            reasoning = self.completion_tokens_details.reasoning_tokens or 0
+            if reasoning and total == input + output + reasoning:
+                output += reasoning  # xAI reports thinking beside the completion, everyone else inside it
+            reasoning = min(reasoning, output)
+        if self.prompt_tokens_details is not None:
+            prompt = self.prompt_tokens_details
+            cached = cached if prompt.cached_tokens is None else prompt.cached_tokens
+            written = min(prompt.cache_write_tokens or 0, max(input - cached, 0))
+        cached = cached and min(cached, input)
+        return TokenUsage(input, output, cached, reasoning, input + output if total is None else total, written)
 
 
 _REPORT = json.Decoder(UsageReport)

@@ -12,7 +12,7 @@ between. The schema's CHECK constraints (0 <= held <= remaining) stand behind as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,6 +22,7 @@ from penstock.money.limits import arrive
 from penstock.money.prices import units_within, value
 
 BOUNDLESS = 2**62
+NO_LOTS: Sequence[Lot] = ()
 
 
 class Refusal(StrEnum):
@@ -164,26 +165,28 @@ class Books:
         family = self.families.get(need.keys) or self._family(need.keys)
         if not family.whole:
             return Refused(Refusal.KEY_INVALID)
-        wait_us = 0 if need.again else self._arrive(family.keys)
+        if need.again:
+            return None
+        wait_us = self._arrive(family.keys)
         return Refused(Refusal.RATE_LIMITED, wait_us=wait_us) if wait_us else None
 
     def more(self, need: Need) -> Granted | Refused:
         """Set money aside, for a request under way too. A key revoked meanwhile does not cut that off; money does."""
         family = self.families.get(need.keys) or self._family(need.keys)
-        lots = self.purses.get((need.account, need.lane, need.asset), [])
-        allowed, room = family.allowance(need.value_rate)
+        lots = self.purses.get((need.account, need.lane, need.asset), NO_LOTS)
+        allowed, room = family.allowance(need.value_rate) if family.limited else (BOUNDLESS, BOUNDLESS)
         owned = available = 0
         for lot in lots:
             owned += lot.remaining
             available += lot.remaining - lot.held
-        amount, available = need.want, min(available, room)
+        amount, available = need.want, available if available < room else room
         if available < amount:
             if need.patient and amount <= owned and amount <= allowed:
                 return Refused(Refusal.HELD, available)
             if available < need.least:
                 return Refused(_shortage(need, allowed=allowed, owned=owned), available)
             amount = available
-        return _set_aside(amount, value(amount, need.value_rate), family.keys, lots)
+        return _set_aside(amount, need.value_rate, family.keys, lots)
 
     def settle(self, need: Need, parts: Iterable[Part], owed: int) -> Settled:
         """Collect `owed` units from the hold's `parts`, then from what is free, and never below zero.
@@ -191,10 +194,24 @@ class Books:
         `need` says whose lots and keys they are; its amounts play no role.
         """
         family = self.families.get(need.keys) or self._family(need.keys)
-        charges, collected = self._collect(parts, owed, family.keys)
+        charges: dict[str, int] = {}
+        collected = freed = 0
+        for part in parts:
+            freed += part.value
+            if not part.amount:  # the empty part of a free call
+                continue
+            lot, due = self.lots[part.lot], owed - collected
+            spent = part.amount if part.amount < due else due
+            lot.held -= part.amount
+            lot.remaining -= spent
+            lot.changed = True
+            charges[part.lot] = charges.get(part.lot, 0) + spent
+            collected += spent
+        for key in family.keys:
+            key.held_nano -= freed
         if collected < owed:
             room = max(0, family.allowance(need.value_rate)[1] - collected)
-            lots = self.purses.get((need.account, need.lane, need.asset), [])
+            lots = self.purses.get((need.account, need.lane, need.asset), NO_LOTS)
             for lot, taken in _draw(lots, min(owed - collected, room)):
                 lot.remaining -= taken
                 charges[lot.id] = charges.get(lot.id, 0) + taken
@@ -203,7 +220,7 @@ class Books:
         for key in family.keys:
             key.spent_nano += worth
             key.changed = True
-        return Settled(tuple([Part(lot, n) for lot, n in charges.items() if n]), worth, owed - collected)
+        return Settled(tuple([Part(lot, spent) for lot, spent in charges.items() if spent]), worth, owed - collected)
 
     def _family(self, ids: tuple[str, ...]) -> Family:
         keys = [self.keys[id] for id in ids if id in self.keys]
@@ -214,36 +231,22 @@ class Books:
 
     def _arrive(self, keys: list[Key]) -> int:
         """Count a request on each key; when one is over its rate count on none: microseconds to wait."""
-        now_us = self.now_ms * 1000
-        moves = [(key, *arrive(key.tat_us, now_us, key.per_minute)) for key in keys]
-        longest = max([wait_us for _, _, wait_us in moves])
+        now_us, longest = self.now_ms * 1000, 0
+        moves = []
+        for key in keys:
+            tat_us, wait_us = arrive(key.tat_us, now_us, key.per_minute)
+            moves.append((key, tat_us))
+            longest = wait_us if wait_us > longest else longest
         if not longest:
-            for key, tat_us, _ in moves:
+            for key, tat_us in moves:
                 key.tat_us = tat_us
                 key.changed = True
         return longest
 
-    def _collect(self, parts: Iterable[Part], owed: int, keys: list[Key]) -> tuple[dict[str, int], int]:
-        """Free the hold's parts and spend of them what is owed; what was spent of each lot, and in all."""
-        charges: dict[str, int] = {}
-        collected = 0
-        for part in parts:
-            for key in keys:
-                key.held_nano -= part.value
-            if not part.amount:  # the empty part of a free call
-                continue
-            lot = self.lots[part.lot]
-            spent = min(part.amount, owed - collected)
-            lot.held -= part.amount
-            lot.remaining -= spent
-            lot.changed = True
-            charges[part.lot] = charges.get(part.lot, 0) + spent
-            collected += spent
-        return charges, collected
 
-
-def _set_aside(amount: int, worth: int, keys: list[Key], lots: list[Lot]) -> Granted:
+def _set_aside(amount: int, value_rate: int, keys: list[Key], lots: Sequence[Lot]) -> Granted:
     parts: list[Part] = []
+    worth = value(amount, value_rate)
     for lot, taken in _draw(lots, amount):
         lot.held += taken
         parts.append(Part(lot.id, taken, 0 if parts else worth))
@@ -253,14 +256,19 @@ def _set_aside(amount: int, worth: int, keys: list[Key], lots: list[Lot]) -> Gra
     return Granted(tuple(parts), amount)
 
 
-def _draw(lots: list[Lot], amount: int) -> Iterator[tuple[Lot, int]]:
+def _draw(lots: Sequence[Lot], amount: int) -> list[tuple[Lot, int]]:
     """Lots and how much of each, in burn order, until `amount` of free money is found."""
+    drawn = []
     for lot in lots:
-        taken = min(lot.remaining - lot.held, amount)
-        if taken > 0:
+        if amount <= 0:
+            break
+        free = lot.remaining - lot.held
+        if free > 0:
+            taken = free if free < amount else amount
             amount -= taken
             lot.changed = True
-            yield lot, taken
+            drawn.append((lot, taken))
+    return drawn
 
 
 def _shortage(need: Need, *, allowed: int, owned: int) -> Refusal:

@@ -12,11 +12,11 @@ MINUTE_US = 60_000_000
 
 def arrive(tat_us: int, now_us: int, per_minute: int) -> tuple[int, int]:
     """One request arrives: `(new tat_us, 0)` when it may pass, `(tat_us, microseconds to wait)` when not."""
-    interval = max(1, MINUTE_US // per_minute)
+    interval = MINUTE_US // per_minute or 1
     burst = interval * per_minute
     if tat_us > now_us + 2 * MINUTE_US:
         tat_us = now_us + burst - interval  # room for this request and no new burst
-    full = max(tat_us, now_us) + interval
+    full = (tat_us if tat_us > now_us else now_us) + interval
     wait = full - now_us - burst
     return (full, 0) if wait <= 0 else (tat_us, wait)
 

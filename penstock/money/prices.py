@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from penstock.money.units import MEGA, USD, ceil_div
+from penstock.money.units import MEGA, USD
 
 UNSAID = -1  # of a part of a price that follows another one
 
@@ -58,20 +58,20 @@ class Price:
             object.__setattr__(self, "cache_write_1h", self.cache_write)
 
     def cost(self, tokens: Tokens) -> int:
-        """Nano-USD for these tokens."""
-        cached = min(tokens.cached_input, tokens.input)
-        written = min(tokens.cache_write, tokens.input - cached)
-        long = min(tokens.cache_write_1h, written)
-        reasoning = min(tokens.reasoning, tokens.output)
-        micro = (
-            (tokens.input - cached - written) * self.input
-            + cached * self.cached_input
-            + (written - long) * self.cache_write
-            + long * self.cache_write_1h
-            + (tokens.output - reasoning) * self.output
-            + reasoning * self.reasoning
-        )
-        return self.per_request + ceil_div(micro, MEGA)
+        """Nano-USD for these tokens: all at their side's price, and the difference for parts that have another."""
+        micro = tokens.input * self.input + tokens.output * self.output
+        if tokens.cached_input or tokens.cache_write:
+            cached = min(tokens.cached_input, tokens.input)
+            written = min(tokens.cache_write, tokens.input - cached)
+            long = min(tokens.cache_write_1h, written)
+            micro += (
+                cached * (self.cached_input - self.input)
+                + (written - long) * (self.cache_write - self.input)
+                + long * (self.cache_write_1h - self.input)
+            )
+        if tokens.reasoning:
+            micro += min(tokens.reasoning, tokens.output) * (self.reasoning - self.output)
+        return self.per_request - (-micro // MEGA)
 
 
 def dearest(prices: list[Price]) -> Price:
@@ -144,9 +144,8 @@ class UsdTariff:
         return self.price.per_request
 
     def bound(self, input_tokens: int, output_tokens: int) -> int:
-        return self.price.per_request + ceil_div(
-            input_tokens * self.input_rate + output_tokens * self.output_rate, MEGA
-        )
+        micro = input_tokens * self.input_rate + output_tokens * self.output_rate
+        return self.price.per_request - (-micro // MEGA)
 
     def output_within(self, amount: int, input_tokens: int) -> int:
         left = (amount - self.price.per_request) * MEGA - input_tokens * self.input_rate
