@@ -179,7 +179,6 @@ async def open_gateway(
             relay=relay,
             observer=observer,
             hub=hub,
-            log=log,
             quiet_s=settings.server.keepalive_comment_s,
             check_providers=partial(_check_providers, office),
             response_bytes=settings.responses.account_bytes,

@@ -1,7 +1,7 @@
 """The chores: what must be done again and again for the promises to hold. One list, one loop each.
 
     every   chore of each process
-    0.25 s  write buffered log lines, measure the event loop's lag
+    0.25 s  write buffered log lines and sort what was measured, the event loop's lag too
     1 s     keep quiet streams alive with a comment; notice when the clock
             of the machine jumps
     1 s     check the health of providers whose turn it is
@@ -36,7 +36,7 @@ from penstock.db.store import Store
 from penstock.db.tools import forget_turns
 from penstock.errors import StoreUnavailable
 from penstock.hub.hub import Hub
-from penstock.log import FLUSH_S, RequestLog
+from penstock.log import FLUSH_S
 from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
@@ -68,7 +68,6 @@ class Upkeep:
         relay: Relay,
         observer: Observer,
         hub: Hub,
-        log: RequestLog,
         quiet_s: float,
         check_providers: Callable[[], Awaitable[None]],
         response_bytes: int,
@@ -79,7 +78,6 @@ class Upkeep:
         self._holds = holds
         self._relay = relay
         self._observer = observer
-        self._log = log
         self._quiet_s = quiet_s
         self._response_bytes = response_bytes
         self._owners_seen = Sightings(clock)
@@ -88,7 +86,7 @@ class Upkeep:
         self._epoch_s = self._read_epoch_s()
         self._tasks: list[asyncio.Task[None]] = []
         self.chores = [
-            Chore("write the log", FLUSH_S, self._write_log),
+            Chore("write the log", FLUSH_S, self._flush),
             Chore("keep streams alive", 1.0, self._keep_alive),
             Chore("watch the clock", 1.0, self._watch_clock),
             Chore("check providers", 1.0, check_providers),
@@ -124,7 +122,7 @@ class Upkeep:
             await self._store.write(recovery.bury(self._owner, self._clock.now_ms()))
         except StoreUnavailable:
             _logger.warning("the store is not there; another process will settle what is open here")
-        self._log.flush()
+        self._observer.flush()
 
     async def _repeat(self, chore: Chore) -> None:
         while True:
@@ -140,8 +138,8 @@ class Upkeep:
             except Exception:
                 _logger.exception("%s failed", chore.name)
 
-    async def _write_log(self) -> None:
-        self._log.flush()
+    async def _flush(self) -> None:
+        self._observer.flush()
 
     async def _keep_alive(self) -> None:
         for stream in list(self._relay.streams):

@@ -52,6 +52,7 @@ class Observer:
         self._added = self._buckets("penstock_added_seconds", "Time a call spent in the gateway itself.", FAST)
         self._admission = self._buckets("penstock_admission_seconds", "Time to set the money aside.", FAST)
         self._lag = self._buckets("penstock_event_loop_lag_seconds", "How late the event loop runs.", FAST)
+        self.admitted = self._admission.observe  # seconds until the store had decided on a request
 
     def __repr__(self) -> str:
         return f"Observer({self._calls!r})"
@@ -89,10 +90,6 @@ class Observer:
         """A call goes on to the next provider, or once more to the same."""
         self._failovers.add((provider, next))
 
-    def admitted(self, seconds: float) -> None:
-        """The store has decided on a request."""
-        self._admission.observe(seconds)
-
     def lagged(self, seconds: float) -> None:
         """The event loop came back so late."""
         self._lag.observe(max(0.0, seconds))
@@ -106,6 +103,12 @@ class Observer:
     ) -> None:
         """Show figures by labels that are read when metrics are."""
         self._collected.append(Gauges(name, help, labels, read))
+
+    def flush(self) -> None:
+        """Put away what has gathered: several times a second, and at the end."""
+        for each in (self._total, self._first_byte, self._added, self._admission, self._lag):
+            each.sort()
+        self._log.flush()
 
     def figures(self) -> Figures:
         """The metrics of this process."""

@@ -6,7 +6,8 @@ tenth of what a call costs. Here a call adds to a few integers of its row, on th
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.figures import Family, Figures, Sample
@@ -103,9 +104,12 @@ class Calls:
 
 
 class Buckets:
-    """A histogram of seconds. `bounds` are the upper ends of its buckets, rising."""
+    """A histogram of seconds. `bounds` are the upper ends of its buckets, rising.
 
-    __slots__ = ("_bounds", "_counts", "_help", "_name", "_sum_s")
+    `observe(seconds)` puts one more on a heap, and `sort` puts all that is there into the buckets at once.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_heap", "_help", "_name", "_sum_s", "observe")
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -113,17 +117,26 @@ class Buckets:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum_s = 0.0
+        self._heap: list[float] = []
+        self.observe = self._heap.append
 
     def __repr__(self) -> str:
-        return f"Buckets({self._name}, {sum(self._counts)} observed)"
+        return f"Buckets({self._name}, {sum(self._counts) + len(self._heap)} observed)"
 
-    def observe(self, seconds: float) -> None:
-        """Count one more."""
-        self._counts[bisect_left(self._bounds, seconds)] += 1
-        self._sum_s += seconds
+    def sort(self) -> None:
+        """Put what has been observed into the buckets."""
+        heap, below = self._heap, 0
+        heap.sort()
+        self._sum_s += sum(heap)
+        for place, bound in enumerate((*self._bounds, math.inf)):
+            within = bisect_right(heap, bound)
+            self._counts[place] += within - below
+            below = within
+        heap.clear()
 
     def collect(self) -> Figures:
         """How many took at most as long as each bound, all of them, and their sum."""
+        self.sort()
         samples, total = [], 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count

@@ -85,7 +85,6 @@ async def looker(office: Office) -> Looker:
         relay=relay,
         observer=observer,
         hub=hub,
-        log=log,
         quiet_s=60,
         check_providers=partial(office.pulse.look_at_due, ()),
         response_bytes=1_000_000_000,
