@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -65,6 +65,16 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Let go, at once and without waiting. Calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class Flowing(Protocol):
+    """An answer that hands on its pieces in the moment they come, without waking whoever waits for them."""
+
+    async def flow(self, consume: Callable[[bytes], bool]) -> bytes | None:
+        """Give `consume` each piece as it comes, for as long as it takes them (True). The first piece that it would not
+        take, or None at the end; the same errors as iterating. Cancelling loses nothing."""
         ...
 
 

@@ -360,6 +360,12 @@ class ChatStream:
         head = self._head
         if not block.startswith(head, start):
             return b"", 0, start
+        first = _TEXT.match(block, start + len(head))
+        if first is None:
+            return b"", 0, start
+        if first.end() == len(block):  # most events come alone
+            self._open.add(0)
+            return self._swapped_head + block[start + len(head) :], estimate_deltas((first[1],)), len(block)
         # Only so far as the last run went: looking through the rest for each event that is no run takes time squared.
         stop = start + self._window
         stop = block.rfind(b"\n\n", start, stop) + 2 if stop < len(block) else len(block)

@@ -44,6 +44,10 @@ class Splitter:
         self._check()
         return piece[:end]
 
+    def is_whole(self, piece: bytes) -> bool:
+        """Whether `feed` would give this piece back as it is, and remember nothing."""
+        return not self._pending and piece.endswith(b"\n\n") and not _is_irregular(piece)
+
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream; empty when the stream ended well."""
         rest = bytes(self._pending)

@@ -350,6 +350,7 @@ class Response:
     __slots__ = (
         "_began",
         "_connection",
+        "_consume",
         "_ended",
         "_error",
         "_pieces",
@@ -368,6 +369,7 @@ class Response:
         self.headers = _NO_HEADERS
         self._connection: _Connection | None = connection
         self._pieces: list[bytes] = []
+        self._consume: Callable[[bytes], bool] | None = None  # takes what comes, while somebody waits for it to end
         self._unread = 0
         self._room = _MAX_UNREAD_BYTES
         self._began = False
@@ -390,6 +392,20 @@ class Response:
             if self._error is not None:
                 raise self._error
             await self._event()
+        return self._take()
+
+    async def flow(self, consume: Callable[[bytes], bool]) -> bytes | None:
+        """See `ports.Flowing`."""
+        while not self._pieces:
+            if self._ended:
+                return None
+            if self._error is not None:
+                raise self._error
+            self._consume = consume
+            try:
+                await self._event()
+            finally:
+                self._consume = None
         return self._take()
 
     async def read(self, limit: int) -> bytes:
@@ -429,6 +445,9 @@ class Response:
         return taken
 
     def _add(self, piece: bytes) -> None:
+        if self._consume is not None and self._consume(piece):
+            return
+        self._consume = None
         self._pieces.append(piece)
         self._unread += len(piece)
 
@@ -622,7 +641,8 @@ class _Connection(asyncio.Protocol):
             if answer._unread > answer._room and not self._paused:
                 self._paused = True
                 self.transport.pause_reading()
-            answer._wake()
+            if answer._consume is None:
+                answer._wake()
 
     def _feed(self, data: bytes) -> Exception | None:
         try:

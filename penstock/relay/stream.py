@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from penstock.clock import Clock
 from penstock.dialects import Step, Stream, sse
 from penstock.errors import PenstockError, ShuttingDown, UpstreamError, UpstreamFailed
-from penstock.ports import Answer
+from penstock.ports import Answer, Flowing
 from penstock.relay.attempt import Begun
 from penstock.relay.ending import CallerStalled, Ending, ending_of
 from penstock.relay.hold import Hold
@@ -67,15 +68,31 @@ class LiveStream:
             self._send(KEEP_ALIVE)
 
     async def _pass(self, begun: Begun, answer: Answer) -> None:
+        """Pass on what comes. What is not taken as it comes (`_take`) is looked at here, piece by piece."""
         block, pieces, feed = begun.block, begun.pieces, begun.splitter.feed
+        take = partial(self._take, begun.splitter)
+        flow = answer.flow if isinstance(answer, Flowing) else None
         while not await self._relayed(block, answer):
-            piece = await anext(pieces, None)
+            piece = await (anext(pieces, None) if flow is None else flow(take))
             if piece is None:
                 if not self._finished:
                     raise UpstreamFailed("The provider broke off the stream.", began=True)
                 self._end([])
                 return
             block = feed(piece)
+
+    def _take(self, splitter: sse.Splitter, piece: bytes) -> bool:
+        """Send on a piece in the moment it comes, if it is text and nothing else, is paid, and the caller reads."""
+        if not (splitter.is_whole(piece) and self._reply.ready):
+            return False
+        hold = self._hold
+        text, produced, end = self._stream.run(piece, 0)
+        if end < len(piece) or hold.meter.output + produced > hold.covered_output:
+            return False
+        hold.meter.feed(produced, None)
+        self._send(text)
+        hold.extend_ahead()
+        return True
 
     async def _relayed(self, block: bytes, answer: Answer) -> bool:
         """Send on the events of a block, as far as they are paid. Whether the stream has ended."""
