@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -68,13 +68,12 @@ class Answer(Protocol):
         ...
 
 
-@runtime_checkable
 class Flowing(Protocol):
     """An answer that hands on its pieces in the moment they come, without waking whoever waits for them."""
 
-    async def flow(self, consume: Callable[[bytes], bool]) -> bytes | None:
-        """Give `consume` each piece as it comes, for as long as it takes them (True). The first piece that it would not
-        take, or None at the end; the same errors as iterating. Cancelling loses nothing."""
+    async def flow(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` each piece as it comes, until it says that it has to stop (False), or there are no more. Whether
+        it had to stop. The same errors as iterating; cancelling loses nothing."""
         ...
 
 

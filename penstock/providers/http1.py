@@ -350,11 +350,11 @@ class Response:
     __slots__ = (
         "_began",
         "_connection",
-        "_consume",
         "_ended",
         "_error",
         "_pieces",
         "_room",
+        "_taking",
         "_unread",
         "_waiter",
         "headers",
@@ -369,7 +369,7 @@ class Response:
         self.headers = _NO_HEADERS
         self._connection: _Connection | None = connection
         self._pieces: list[bytes] = []
-        self._consume: Callable[[bytes], bool] | None = None  # takes what comes, while somebody waits for it to end
+        self._taking: Callable[[bytes], bool] | None = None  # takes what comes, while somebody waits for it to stop
         self._unread = 0
         self._room = _MAX_UNREAD_BYTES
         self._began = False
@@ -394,19 +394,21 @@ class Response:
             await self._event()
         return self._take()
 
-    async def flow(self, consume: Callable[[bytes], bool]) -> bytes | None:
+    async def flow(self, take: Callable[[bytes], bool]) -> bool:
         """See `ports.Flowing`."""
-        while not self._pieces:
+        while not self._pieces or take(self._take()):
             if self._ended:
-                return None
+                return False
             if self._error is not None:
                 raise self._error
-            self._consume = consume
+            self._taking = take
             try:
                 await self._event()
+                if not self._flows():
+                    return True
             finally:
-                self._consume = None
-        return self._take()
+                self._taking = None
+        return True
 
     async def read(self, limit: int) -> bytes:
         """The rest of the body. UpstreamFailed when it is longer than `limit` bytes; the call is then aborted."""
@@ -445,11 +447,15 @@ class Response:
         return taken
 
     def _add(self, piece: bytes) -> None:
-        if self._consume is not None and self._consume(piece):
-            return
-        self._consume = None
-        self._pieces.append(piece)
-        self._unread += len(piece)
+        if self._taking is None:
+            self._pieces.append(piece)
+            self._unread += len(piece)
+        elif not self._taking(piece):
+            self._taking = None
+
+    def _flows(self) -> bool:
+        """Whether what comes is taken as it comes."""
+        return self._taking is not None
 
     def _wants_more(self) -> bool:
         """Whether the rest of a long request is still of use to the upstream."""
@@ -641,7 +647,7 @@ class _Connection(asyncio.Protocol):
             if answer._unread > answer._room and not self._paused:
                 self._paused = True
                 self.transport.pause_reading()
-            if answer._consume is None:
+            if answer._taking is None:
                 answer._wake()
 
     def _feed(self, data: bytes) -> Exception | None:

@@ -8,8 +8,9 @@ When the upstream breaks, the caller gets an error event. The terminator is not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import cast
 
 from penstock.clock import Clock
 from penstock.dialects import Step, Stream, sse
@@ -46,6 +47,11 @@ class LiveStream:
         self._finished = False  # a choice has ended: the upstream may close without its terminator
         self._usage_sent = False
         self._sent_s = clock.monotonic()
+        self._split: Callable[[bytes], bytes] = bytes
+        self._block, self._start = b"", 0  # the events that came last, and how far they have been passed on
+        self._out: list[bytes] = []  # paid, and not sent yet
+        self._step: Step | None = None  # an event that cannot just be passed on
+        self._failure: UpstreamFailed | None = None  # what came is no stream of events
 
     def __repr__(self) -> str:
         return f"LiveStream({self._hold!r})"
@@ -68,71 +74,80 @@ class LiveStream:
             self._send(KEEP_ALIVE)
 
     async def _pass(self, begun: Begun, answer: Answer) -> None:
-        """Pass on what comes. What is not taken as it comes (`_take`) is looked at here, piece by piece."""
-        block, pieces, feed = begun.block, begun.pieces, begun.splitter.feed
-        take = partial(self._take, begun.splitter)
-        flow = answer.flow if isinstance(answer, Flowing) else None
-        while not await self._relayed(block, answer):
-            piece = await (anext(pieces, None) if flow is None else flow(take))
-            if piece is None:
+        """Pass on what comes, in the moment it comes (`_take`), and wait in between for what has to be waited for."""
+        self._block, self._split = begun.block, begun.splitter.feed
+        flow = cast(Flowing, answer).flow if hasattr(answer, "flow") else partial(_flow, begun.pieces)
+        while not await self._attend(answer):
+            if not await flow(self._take):
                 if not self._finished:
                     raise UpstreamFailed("The provider broke off the stream.", began=True)
-                self._end([])
+                self._end()
                 return
-            block = feed(piece)
 
-    def _take(self, splitter: sse.Splitter, piece: bytes) -> bool:
-        """Send on a piece in the moment it comes, if it is text and nothing else, is paid, and the caller reads."""
-        if not (splitter.is_whole(piece) and self._reply.ready):
+    def _take(self, piece: bytes) -> bool:
+        """Send on the events that a piece completes; False when that is not all that is to be done."""
+        try:
+            self._block, self._start = self._split(piece), 0
+        except UpstreamFailed as error:
+            self._failure = error
             return False
-        hold = self._hold
-        text, produced, end = self._stream.run(piece, 0)
-        if end < len(piece) or hold.meter.output + produced > hold.covered_output:
-            return False
-        hold.meter.feed(produced, None)
-        self._send(text)
-        hold.extend_ahead()
-        return True
+        return self._advance()
 
-    async def _relayed(self, block: bytes, answer: Answer) -> bool:
-        """Send on the events of a block, as far as they are paid. Whether the stream has ended."""
-        hold, out, start = self._hold, [], 0
-        in_bulk = True
+    def _advance(self) -> bool:
+        """Send on events as far as they are paid and say nothing but what the model says, if the caller is reading.
+        False when something has to be waited for (`_attend`): for the event `_step`, or for the caller."""
+        stream, hold, out, in_bulk = self._stream, self._hold, self._out, True
+        block, start, meter = self._block, self._start, hold.meter
         while start < len(block):
             if in_bulk:
-                text, produced, end = self._stream.run(block, start)
-                in_bulk = hold.meter.output + produced <= hold.covered_output
+                text, produced, end = stream.run(block, start)
+                in_bulk = meter.output + produced <= hold.covered_output
                 if in_bulk and end > start:
-                    hold.meter.feed(produced, None)
+                    meter.feed(produced, None)
                     out.append(text)
                     start = end
                     continue
             end = sse.event_end(block, start)
-            step = self._stream.feed(block[start:end])
+            step = stream.feed(block[start:end])
             start = end
-            if step.error is not None:
-                self._count(step)
-                self._send(b"".join(out))
-                raise UpstreamFailed(step.error, began=True)
-            if step.done:  # the event that ends a stream may also say what it has used
-                self._count(step)
-                self._end(out)
-                return True
-            if step.produced:
-                output = self._output_after(step)
-                if output > hold.covered_output:
-                    self._send(b"".join(out))  # it is paid, and need not wait for the store nor fail with it
-                    out.clear()
-                    if not await hold.cover(output):
-                        self._end_of_money(out, answer)
-                        return True
+            if step.done or step.error is not None or (step.produced and self._costs_more(step)):
+                self._step, self._start = step, start
+                return False
             self._count(step)
             out.append(step.out)
-        self._send(b"".join(out))
-        if not self._reply.ready:
-            await self._slow_reader()
+        self._start = start
+        self._flush()
         hold.extend_ahead()
+        return self._reply.ready
+
+    async def _attend(self, answer: Answer) -> bool:
+        """See to whatever keeps the stream from going on. Whether that was its end."""
+        while self._step is not None or not self._advance():
+            step, self._step = self._step, None
+            if step is None:
+                await self._slow_reader()
+            elif step.error is not None:
+                self._count(step)
+                self._flush()
+                raise UpstreamFailed(step.error, began=True)
+            elif step.done:  # the event that ends a stream may also say what it has used
+                self._count(step)
+                self._end()
+                return True
+            else:
+                self._flush()  # it is paid, and need not wait for the store nor fail with it
+                if not await self._hold.cover(self._output_after(step)):
+                    self._end_of_money(answer)
+                    return True
+                self._count(step)
+                self._out.append(step.out)
+        if self._failure is not None:
+            raise self._failure
         return False
+
+    def _costs_more(self, step: Step) -> bool:
+        """Whether this event costs more than is covered."""
+        return self._output_after(step) > self._hold.covered_output
 
     def _output_after(self, step: Step) -> int:
         """Output tokens with this event, by the upstream's running count or by estimate."""
@@ -145,17 +160,23 @@ class LiveStream:
         if step.usage is not None and step.out and not step.produced:
             self._usage_sent = True
 
-    def _end_of_money(self, out: list[bytes], answer: Answer) -> None:
+    def _end_of_money(self, answer: Answer) -> None:
         answer.close()
         self._hold.ending = Ending.MONEY
         self._usage_sent = False  # what was told before is no longer all
-        out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
-        self._end(out)
+        self._out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
+        self._end()
 
-    def _end(self, out: list[bytes]) -> None:
+    def _end(self) -> None:
         if self._include_usage and not self._usage_sent:
-            out.append(self._stream.usage_chunk(self._hold.meter.tokens()))
-        self._send(b"".join(out))
+            self._out.append(self._stream.usage_chunk(self._hold.meter.tokens()))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is paid."""
+        if self._out:
+            self._send(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+            self._out.clear()
 
     def _broken(self, error: PenstockError, ending: Ending, status: int) -> bytes:
         self._hold.ending, self._hold.status = ending, status
@@ -181,3 +202,11 @@ class LiveStream:
                 self._sent_s = self._clock.monotonic()
         except TimeoutError:
             raise CallerStalled from None
+
+
+async def _flow(pieces: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:
+    """`Flowing.flow`, of any answer."""
+    async for piece in pieces:
+        if not take(piece):
+            return True
+    return False
