@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
-_SENT_NS = re.compile(rb'"sent_ns":(\d+)[,}]')
+_SENT_NS = re.compile(rb'sent_ns(?:=|":)(\d+)[",}]')
 _TAIL_BYTES = 64  # holds `data: [DONE]` and the end of a chunked body, however they are framed
 
 

@@ -5,7 +5,8 @@
 The request's body chooses the answer. Without `"stream":true` it is a `chat.completion` of 645 bytes with usage. With
 it, a stream of 62 events (role, 58 tokens, finish, usage, terminator): all at once, or with a model name that contains
 `paced-5ms` one event each 5 ms, and then every chunk but the terminator carries `sent_ns`, the monotonic clock when it
-was written, by which `bench/load.py` measures delays. It checks nothing, and no test relies on it.
+was written, by which `bench/load.py` measures delays: in its text, so that it looks like any other, or else as a field.
+It checks nothing, and no test relies on it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _STREAM = re.compile(rb'"stream" *: *true')
 _PACED = re.compile(rb"paced-(\d+)ms")
 _STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-_SENT_NS = b'"sent_ns":%d'
 _USAGE = {
     "prompt_tokens": PROMPT_TOKENS,
     "completion_tokens": COMPLETION_TOKENS,
@@ -81,8 +81,14 @@ class Answers:
     def __init__(self) -> None:
         self.plain = _plain()
         self.events = _events()
+        self.stamped = [_before_and_after_stamp(event) for event in self.events]
         self.end = _framed(b"[DONE]") + b"0\r\n\r\n"
         self.burst = _STREAM_HEAD + b"".join(map(_framed, self.events)) + self.end
+
+
+def _before_and_after_stamp(event: bytes) -> tuple[bytes, bytes]:
+    before, text, after = event.partition(b'" token')
+    return (before + text + b" sent_ns=", after) if text else (event[:-1] + b',"sent_ns":', b"}")
 
 
 class _Connection(asyncio.Protocol):
@@ -127,12 +133,12 @@ class _Connection(asyncio.Protocol):
         """Write event `number` and plan the next for its own time, so that lateness does not add up."""
         if self._transport.is_closing():
             return
-        events = self._answers.events
+        events = self._answers.stamped
         if number == len(events):
             self._transport.write(self._answers.end)
             return
-        stamp = _SENT_NS % time.monotonic_ns()
-        self._transport.write(_framed(b"%s,%s}" % (events[number][:-1], stamp)))
+        before, after = events[number]
+        self._transport.write(_framed(b"%b%d%b" % (before, time.monotonic_ns(), after)))
         due = began + (number + 1) * interval_s
         self._loop.call_at(due, self._pace, number + 1, began, interval_s)
 

@@ -204,12 +204,14 @@ class Exchange:
     def send(self, data: bytes) -> None:
         if self.gone:
             return
-        head = b""
-        if self._head is not None:
-            self._chunked = self.version != "1.0"  # which knows no chunks: there the body ends with the connection
-            self.keep = self.keep and self._chunked
-            head = self._rendered(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
+        head = self._begun() if self._head is not None else b""
         self._write(head, b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data)
+
+    def _begun(self) -> bytes:
+        """The head of a body that comes in pieces."""
+        self._chunked = self.version != "1.0"  # which knows no chunks: there the body ends with the connection
+        self.keep = self.keep and self._chunked
+        return self._rendered(b"transfer-encoding: chunked\r\n" if self._chunked else b"")
 
     def finish(self, data: bytes) -> None:
         self._departure = None
@@ -224,7 +226,9 @@ class Exchange:
         self._write(head, data)
 
     def _write(self, head: bytes, body: bytes) -> None:
-        self._connection.transport.write(head if self.method == "HEAD" else head + body)
+        if self.method == "HEAD":
+            body = b""
+        self._connection.transport.write(head + body if head else body)
 
     async def drained(self) -> None:
         await self._connection.drained()

@@ -617,17 +617,16 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             self.drop()
             return
-        known = self._client.known
-        if len(data) == known.size and not (answer._began or self._head_only) and data.startswith(known.head):
-            answer._began = True
-            answer.status, answer.headers = known.status, known.headers
-            answer._add(data[len(known.head) :])
-            self._finish(answer, keep=True)
+        if len(data) == self._client.known.size and self._take_known(answer, data):
             return
         whole = not answer._began
         self._active = answer._began = True
         self._bare += len(data)
-        error = self._feed(data)
+        error: HttpParserError | HttpParserUpgrade | None = None
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as raised:
+            error = raised
         if self._arrived:
             answer._add(b"".join(self._arrived))
             self._arrived.clear()
@@ -650,12 +649,16 @@ class _Connection(asyncio.Protocol):
             if answer._taking is None:
                 answer._wake()
 
-    def _feed(self, data: bytes) -> Exception | None:
-        try:
-            self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade) as error:
-            return error
-        return None
+    def _take_known(self, answer: Response, data: bytes) -> bool:
+        """Whether this is a whole answer that begins as the last one did, of which only the body need be looked at."""
+        known = self._client.known
+        if answer._began or self._head_only or not data.startswith(known.head):
+            return False
+        answer._began = True
+        answer.status, answer.headers = known.status, known.headers
+        answer._add(data[len(known.head) :])
+        self._finish(answer, keep=True)
+        return True
 
     def _know(self, data: bytes, answer: Response) -> None:
         """Remember how an answer began that came in one packet, with nothing in it but a head and a counted body."""

@@ -330,9 +330,9 @@ class Hold:
 
     def extend_ahead(self) -> None:
         """Begin to extend when less than half a slice is left, so that the stream need not wait for the store."""
-        left = self.covered_output - self.meter.output
-        complete = self.output_limit is not None and self.covered_output >= self.output_limit * self._choices
-        if left < self._slice // 2 and not (complete or self._extending or self._exhausted):
+        if self.covered_output - self.meter.output >= self._slice // 2 or self._extending or self._exhausted:
+            return
+        if self.output_limit is None or self.covered_output < self.output_limit * self._choices:
             self._extend()
 
     def _extend(self) -> asyncio.Future[Outcome]:

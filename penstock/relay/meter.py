@@ -24,6 +24,7 @@ class Meter:
         "_tariff",
         "dispatched",
         "guessed",
+        "output",
         "thinking_in_total",
     )
 
@@ -40,6 +41,7 @@ class Meter:
         """Nothing has been used: what came before was an attempt that failed, and not the caller's to pay."""
         self._counted: TokenUsage | None = None
         self._since = 0  # tokens estimated since the last count
+        self.output = 0
         self._assumed = False  # a part of the last count is our own guess
         self._requests = 1
         self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
@@ -50,27 +52,25 @@ class Meter:
         """The completion needs a further request: `used` in those before, and about so much is its prompt."""
         self._owed = None
         self._requests += 1
-        self._counted, self._since, self._assumed = _with_prompt(self._whole(used), input_estimate), 0, True
+        counted = _with_prompt(self._whole(used), input_estimate)
+        self._counted, self._since, self._assumed, self.output = counted, 0, True, counted.output
 
     def abandon_round(self, used: TokenUsage) -> None:
         """That request did not come about: `used` in those before is all."""
         self._owed = None
         self._requests -= 1
-        self._counted, self._since, self._assumed = self._whole(used), 0, False
+        counted = self._whole(used)
+        self._counted, self._since, self._assumed, self.output = counted, 0, False, counted.output
 
     def feed(self, produced: int, usage: TokenUsage | None) -> None:
         """One piece more: `produced` tokens by estimate, and the upstream's running count if it gave one."""
         self._owed = None
-        if usage is not None:
-            self._counted = _with_thinking(usage) if self.thinking_in_total else usage
-            self._since = 0
-            self._assumed = False
-        else:
+        if usage is None:
             self._since += produced
-
-    @property
-    def output(self) -> int:
-        return self._since if self._counted is None else self._counted.output + self._since
+            self.output += produced
+        else:
+            self._counted = _with_thinking(usage) if self.thinking_in_total else usage
+            self._since, self._assumed, self.output = 0, False, self._counted.output
 
     @property
     def estimated(self) -> bool:

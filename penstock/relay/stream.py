@@ -175,7 +175,7 @@ class LiveStream:
     def _flush(self) -> None:
         """Send what is paid."""
         if self._out:
-            self._send(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+            self._send(b"".join(self._out))
             self._out.clear()
 
     def _broken(self, error: PenstockError, ending: Ending, status: int) -> bytes:
