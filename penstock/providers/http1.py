@@ -631,15 +631,13 @@ class _Connection(asyncio.Protocol):
             answer._add(b"".join(self._arrived))
             self._arrived.clear()
             self._bare = 0
-        if error is not None:
-            if self._done:
-                self._finish(answer, keep=False)
-            else:
-                self._give_up(answer, _malformed(error))
-        elif self._done:
-            if whole and self._keep:
+        if self._done:
+            keep = self._keep and error is None
+            if whole and keep:
                 self._know(data, answer)
-            self._finish(answer, keep=self._keep)
+            self._finish(answer, keep=keep)
+        elif error is not None:
+            self._give_up(answer, _malformed(error))
         elif self._bare > _MAX_HEAD_BYTES:
             self._give_up(answer, _malformed(_NotAnAnswer(_TOO_MUCH_HEAD)))
         else:
