@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -139,6 +139,140 @@ async def test_an_answer_is_the_same_wherever_the_network_cuts_it(name: str) -> 
             assert await answer.read(100) == body
             assert not {"x-sum", "link"} & answer.headers.keys()
         assert server.accepted == (1 if reusable else len(raw))
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_after_one_that_is_remembered_is_read_for_what_it_is(name: str) -> None:
+    raw, body, reusable = ANSWERS[name]
+
+    async def script(wire: Wire) -> None:
+        for answer in (OK, OK, raw):
+            await wire.request()
+            await wire.send(answer)
+        if reusable:
+            await wire.gone()
+
+    async with serving(script) as server, calling(server) as client:
+        assert [await ask(client), await ask(client), await ask(client)] == [b"ok", b"ok", body]
+        assert server.accepted == 1
+
+
+async def test_what_is_like_a_remembered_answer_and_not_one_is_read_for_what_it_is() -> None:
+    other = OK.replace(b"ok", b"no")
+    longer = OK.replace(b": 2", b": 3").replace(b"ok", b"yes")
+    named = OK.replace(b"content-", b"x-name: a\r\ncontent-")
+    async with serving(answering(OK, other, longer, longer, OK, named, named, OK)) as server, calling(server) as client:
+        assert [await ask(client) for _ in range(5)] == [b"ok", b"no", b"yes", b"yes", b"ok"]
+        first, second = await post(client), await post(client)
+        assert [(await answer.read(9), answer.headers["x-name"]) for answer in (first, second)] == [(b"ok", "a")] * 2
+        last = await post(client)
+        assert (await last.read(9), last.headers) == (b"ok", {"content-length": "2"})
+        assert server.accepted == 1
+
+
+@pytest.mark.parametrize("surplus", [b"\r\n", b"x", OK])
+async def test_more_than_a_remembered_answer_costs_the_connection(surplus: bytes) -> None:
+    async with serving(answering(OK, OK + surplus)) as server, calling(server) as client:
+        assert [await ask(client), await ask(client)] == [b"ok", b"ok"]
+        await server.gone.wait()
+        await until(lambda: client.open_connections == 0)
+
+
+async def test_a_head_is_not_taken_for_an_answer_that_is_remembered() -> None:
+    empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with serving(answering(empty, empty)) as server, calling(server) as client:
+        assert await ask(client) == b""
+        answer = await client.request("HEAD", "models", (), b"")
+        assert (answer.status, await answer.read(10)) == (200, b"")
+        await server.gone.wait()  # as ever after HEAD
+
+
+# What flows.
+
+
+def kept_in(taken: list[bytes]) -> Callable[[bytes], bool]:
+    """Takes whatever comes."""
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        return True
+
+    return take
+
+
+async def test_what_flows_is_taken_where_it_arrives_until_it_has_to_stop() -> None:
+    go = [asyncio.Event() for _ in range(4)]
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(STREAM)
+        for word, gate in zip((b"one", b"two", b"STOP", b"six"), go, strict=True):
+            await gate.wait()
+            await wire.send(b"%x\r\n%b\r\n" % (len(word), word))
+        await wire.send(b"0\r\n\r\n")
+
+    taken: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        if len(taken) < len(go):
+            go[len(taken)].set()
+        return not piece.startswith(b"STOP")
+
+    async with serving(script) as server, calling(server) as client:
+        answer = await post(client)
+        go[0].set()
+        assert await answer.flow(take)
+        assert b"".join(taken).startswith(b"onetwoSTOP")
+        assert not await answer.flow(take)
+        assert b"".join(taken) == b"onetwoSTOPsix"
+        assert not await answer.flow(take)
+        assert client.idle_connections == 1
+
+
+async def test_what_had_come_before_flows_first() -> None:
+    async with serving(answering(STREAM + b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")) as server, calling(server) as client:
+        answer, taken = await post(client), list[bytes]()
+        assert not await answer.flow(kept_in(taken))
+        assert b"".join(taken) == b"onetwo"
+
+
+async def test_a_flow_that_breaks_off_says_so_after_what_came() -> None:
+    taken: list[bytes] = []
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(STREAM + b"3\r\none\r\n")
+        await until(lambda: bool(taken))
+        await wire.send(b"3\r\ntwo\r\nnonsense\r\n")
+
+    async with serving(script) as server, calling(server) as client:
+        answer = await post(client)
+        with pytest.raises(UpstreamFailed, match=r"HTTP/1\.1"):
+            await answer.flow(kept_in(taken))
+        assert b"".join(taken) == b"onetwo"
+
+
+async def test_cancelling_a_flow_loses_nothing() -> None:
+    taken: list[bytes] = []
+    gate = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(STREAM + b"3\r\none\r\n")
+        await gate.wait()
+        await wire.send(b"3\r\ntwo\r\n0\r\n\r\n")
+
+    async with serving(script) as server, calling(server) as client:
+        answer = await post(client)
+        waiting = asyncio.ensure_future(answer.flow(kept_in(taken)))
+        await until(lambda: bool(taken))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        gate.set()
+        assert await answer.read(MIB) == b"two"
+    assert taken == [b"one"]
 
 
 async def test_headers_are_lower_case_and_repeated_ones_are_joined() -> None:
