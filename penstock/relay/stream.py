@@ -44,9 +44,11 @@ class LiveStream:
         self._clock = clock
         self._redact = redact
         self._include_usage = include_usage
+        self._first = True
         self._finished = False  # a choice has ended: the upstream may close without its terminator
         self._usage_sent = False
-        self._sent_s = clock.monotonic()
+        self._sent = True  # something, since the last look
+        self._sent_s = 0.0  # when that look was
         self._split: Callable[[bytes], bytes] = bytes
         self._block, self._start = b"", 0  # the events that came last, and how far they have been passed on
         self._out: list[bytes] = []  # paid, and not sent yet
@@ -69,8 +71,11 @@ class LiveStream:
         return self._stream.terminator()
 
     def keep_alive(self, quiet_s: float) -> None:
-        """Send a comment when nothing has been sent for so long, to a caller who reads."""
-        if self._reply.ready and self._clock.monotonic() - self._sent_s >= quiet_s:
+        """Look whether something has been sent. Send a comment when nothing has for so long, to a caller who reads."""
+        now_s = self._clock.monotonic()
+        if self._sent:
+            self._sent, self._sent_s = False, now_s
+        elif self._reply.ready and now_s - self._sent_s >= quiet_s:
             self._send(KEEP_ALIVE)
 
     async def _pass(self, begun: Begun, answer: Answer) -> None:
@@ -190,16 +195,18 @@ class LiveStream:
 
     def _send(self, data: bytes) -> None:
         if data:
-            self._hold.first_byte()
+            if self._first:
+                self._first = False
+                self._hold.first_byte()
             self._reply.send(data)
-            self._sent_s = self._clock.monotonic()
+            self._sent = True
 
     async def _slow_reader(self) -> None:
         """Wait for a caller that is slow to read; not for ever. What it has not taken yet holds back the upstream."""
         try:
             async with asyncio.timeout(LONGEST_STALL_S):
                 await self._reply.drained()
-                self._sent_s = self._clock.monotonic()
+                self._sent = True
         except TimeoutError:
             raise CallerStalled from None
 
