@@ -59,7 +59,6 @@ class Plain(Struct, frozen=True, gc=False):
 
     body: bytes
     usage: TokenUsage | None
-    finish_reason: str | None
     produced: int
 
 

@@ -34,12 +34,15 @@ FORWARDED: tuple[bytes, ...] = (b"anthropic-version", b"anthropic-beta")
 LEAST_THINKING = 1_024  # Anthropic's own limit for `thinking.budget_tokens`
 STOPS = {"length": "max_tokens"}  # what others call it, and Anthropic
 # Under these names the limit reaches servers that speak Messages beside other dialects, or spoke an older one.
-_MEANT = {name: name for name in ("model", "messages", "stream", "max_tokens", "thinking")} | {
-    "max_tokens_to_sample": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "n_predict": "max_tokens",
-}
+_MEANT = json_fields.Meant(
+    {name: name for name in ("model", "messages", "stream", "max_tokens", "thinking")}
+    | {
+        "max_tokens_to_sample": "max_tokens",
+        "max_completion_tokens": "max_tokens",
+        "max_new_tokens": "max_tokens",
+        "n_predict": "max_tokens",
+    }
+)
 # Content inside content that is looked into: a message's, a tool result's, a document's in it. What is deeper counts by
 # its size, so that no body is read again and again.
 _DEEPEST = 3
@@ -345,7 +348,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     produced = estimate_content(fields.get("content")) if usage is None else usage.output
     if label.model is not None:
         body = json_fields.join({**fields, "model": label.model})
-    return Plain(body, usage, _stop_reason(fields), produced)
+    return Plain(body, usage, produced)
 
 
 def message_fields(body: bytes) -> Fields:
@@ -366,11 +369,6 @@ def estimate_content(raw: Raw | None) -> int:
         return sum(estimate_tokens(block.size()) for block in _BLOCKS.decode(raw or b"[]"))
     except (ValueError, RecursionError):
         return estimate_tokens(len(bytes(raw or b"")))
-
-
-def _stop_reason(fields: Fields) -> str | None:
-    reason = json_fields.plain(fields.get("stop_reason"))
-    return reason if isinstance(reason, str) else None
 
 
 def open_stream(*, wish: Wish, label: Label) -> MessagesStream:

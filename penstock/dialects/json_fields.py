@@ -7,6 +7,7 @@ what we read is what the upstream reads. This module knows JSON; what fields mea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from msgspec import DecodeError, Raw, ValidationError, json
@@ -19,6 +20,8 @@ Fields = dict[str, Raw]
 _OBJECT: json.Decoder[Fields] = json.Decoder(dict[str, Raw])
 _STRING = json.Decoder(str)
 _ENCODER = json.Encoder()
+MOST_REMEMBERED = 256  # sets of names
+LONGEST_REMEMBERED = 400  # characters of one
 _MANY = frozenset({"n", "n_cmpl", "best_of"})
 
 split = _OBJECT.decode  # raises ValueError when it is not a JSON object and RecursionError when it is nested too deep
@@ -53,15 +56,27 @@ def answer_fields(body: bytes) -> Fields:
     return fields
 
 
-def refuse_lookalikes(fields: Iterable[str], meant: Mapping[str, str]) -> None:
-    """`InvalidRequest` for a field that some upstream takes for one that we read, and so would follow in its place.
+class Meant(dict[str, str]):
+    """For names in lower case, which of the fields that we read they are: `fields` themselves, and `others`. And the sets
+    of names that are known to hold no lookalike, for clients send few, again and again."""
 
-    `meant` says for names in lower case which field they are. Servers written in Go, for one, do not tell case.
-    """
-    for name in fields:
+    def __init__(self, fields: Iterable[str], others: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__({name: name for name in fields} | dict(others))
+        self.clear_of_doubt: set[tuple[str, ...]] = set()
+
+
+def refuse_lookalikes(fields: Iterable[str], meant: Meant) -> None:
+    """`InvalidRequest` for a field that some upstream takes for one that we read, and so would follow in its place.
+    Servers written in Go, for one, do not tell case."""
+    names = tuple(fields)
+    if names in meant.clear_of_doubt:
+        return
+    for name in names:
         ours = meant.get(name) or meant.get(name.casefold())
         if ours is not None and ours != name:
             raise InvalidRequest(f"'{name}' is not taken here; write '{ours}'.", param=name)
+    if len(meant.clear_of_doubt) < MOST_REMEMBERED and sum(map(len, names)) < LONGEST_REMEMBERED:
+        meant.clear_of_doubt.add(names)
 
 
 def refuse_many(fields: Mapping[str, Raw]) -> None:

@@ -38,14 +38,16 @@ TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it b
 # Names under which a field we read reaches an upstream that knows more of them: llama.cpp puts `n_predict` above
 # `max_tokens` and `n_cmpl` above `n`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted
 # `n`.
-_MEANT = {name: name for name in ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS)} | {
-    "n_predict": LIMIT_FIELDS[1],
-    "max_new_tokens": LIMIT_FIELDS[1],
-    "best_of": "n",
-    "n_cmpl": "n",
-}
+_MEANT = json_fields.Meant(
+    {name: name for name in ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS)}
+    | {
+        "n_predict": LIMIT_FIELDS[1],
+        "max_new_tokens": LIMIT_FIELDS[1],
+        "best_of": "n",
+        "n_cmpl": "n",
+    }
+)
 _NOTHING: frozenset[str] = frozenset()
-_TOOLS = frozenset({"tools", "functions"})
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
@@ -77,6 +79,7 @@ _MESSAGES = json.Decoder(Annotated[list[_Message], Meta(min_length=1)])
 _FLAG = json.Decoder(bool | None)
 _LIMIT = json.Decoder(Annotated[int, Meta(ge=1)] | None)
 _CHOICES = json.Decoder(Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None)
+_CHOICES_SHAPE = f"a whole number from 1 to {MOST_CHOICES}"
 _STREAM_OPTIONS = json.Decoder(_StreamOptions | None)
 
 
@@ -90,12 +93,16 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
     images, image_bytes, unmeasured = _media(messages)
     tools = fields.get("tools")
-    options = json_fields.read(fields, "stream_options", _STREAM_OPTIONS, "an object with a boolean 'include_usage'")
+    options = None
+    if "stream_options" in fields:
+        options = json_fields.read(
+            fields, "stream_options", _STREAM_OPTIONS, "an object with a boolean 'include_usage'"
+        )
     return Wish(
         model=model,
-        stream=json_fields.read(fields, "stream", _FLAG, "a boolean") or False,
+        stream="stream" in fields and (json_fields.read(fields, "stream", _FLAG, "a boolean") or False),
         output_limit=_output_limit(fields, max_output_tokens),
-        choices=json_fields.read(fields, "n", _CHOICES, f"a whole number from 1 to {MOST_CHOICES}") or 1,
+        choices=(json_fields.read(fields, "n", _CHOICES, _CHOICES_SHAPE) or 1) if "n" in fields else 1,
         include_usage=options is not None and options.include_usage is True,
         input_bytes=len(body) - image_bytes,
         text_bytes=sum(map(_text_size, messages)) + (len(bytes(tools)) if tools is not None else 0),
@@ -109,7 +116,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
 def _needs(fields: Fields, images: int) -> frozenset[str]:
     """What a model must be able to do for these fields."""
     needs = []
-    if fields.keys() & _TOOLS:
+    if "tools" in fields or "functions" in fields:
         needs.append("tools")
     if images:
         needs.append("images")
@@ -120,17 +127,19 @@ def _needs(fields: Fields, images: int) -> frozenset[str]:
 
 def _output_limit(fields: Fields, most: int) -> int | None:
     """The caller's output limit in tokens. Two that differ are refused: the upstream would take one, we the other."""
-    limits = set()
+    found = None
     for name in LIMIT_FIELDS:
+        if name not in fields:
+            continue
         limit = json_fields.read(fields, name, _LIMIT, f"a whole number from 1 to {most}")
         if limit is None:
             continue
         if limit > most:
             raise InvalidRequest(f"'{name}' must be a whole number from 1 to {most}.", param=name)
-        limits.add(limit)
-    if len(limits) > 1:
-        raise InvalidRequest("'max_tokens' and 'max_completion_tokens' must not differ.", param="max_tokens")
-    return limits.pop() if limits else None
+        if found is not None and found != limit:
+            raise InvalidRequest("'max_tokens' and 'max_completion_tokens' must not differ.", param="max_tokens")
+        found = limit
+    return found
 
 
 def _media(messages: list[_Message]) -> tuple[int, int, int]:
@@ -244,10 +253,9 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     model, id_prefix = label.model, label.id_prefix
     fields = json_fields.answer_fields(body)
     usage = read_usage(fields.get("usage"))
-    finish_reason, estimate = _outcome(fields.get("choices"), counted=usage is not None)
     if model is not None or id_prefix is not None:
         body = json_fields.join(renamed_answer(fields, model, id_prefix))
-    return Plain(body, usage, finish_reason, estimate if usage is None else usage.output)
+    return Plain(body, usage, _estimated(fields.get("choices")) if usage is None else usage.output)
 
 
 def open_stream(*, wish: Wish, label: Label) -> ChatStream:
@@ -255,15 +263,12 @@ def open_stream(*, wish: Wish, label: Label) -> ChatStream:
     return ChatStream(model=label.model, id_prefix=label.id_prefix, include_usage=wish.include_usage)
 
 
-def _outcome(raw: Raw | None, *, counted: bool) -> tuple[str | None, int]:
-    """How the first choice ended, and an estimate of the tokens in all of them (0 when they are counted already)."""
+def _estimated(raw: Raw | None) -> int:
+    """An estimate of the tokens in all choices."""
     choices = _choices(raw)
     if choices is None:
-        return None, 0 if counted else estimate_tokens(len(bytes(raw or b"")))
-    finish_reason = choices[0].finish_reason if choices else None
-    if counted:
-        return finish_reason, 0
-    return finish_reason, sum(estimate_tokens(choice.message.size()) for choice in choices if choice.message)
+        return estimate_tokens(len(bytes(raw or b"")))
+    return sum(estimate_tokens(choice.message.size()) for choice in choices if choice.message)
 
 
 def _choices(raw: Raw | None) -> list[_Choice] | None:

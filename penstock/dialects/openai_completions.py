@@ -33,13 +33,16 @@ MOST_PROMPTS = 2_048  # the published API's own limit
 _DATA_AT = len(b"data:")
 _PROMPT_SHAPE = "a string, or a list of strings, of token ids, or of lists of token ids, and not empty"
 _LIMIT_FIELD = "max_tokens"
-_MEANT = {name: name for name in ("model", "prompt", "stream", "stream_options", "n", "echo", _LIMIT_FIELD)} | {
-    "max_completion_tokens": _LIMIT_FIELD,
-    "n_predict": _LIMIT_FIELD,
-    "max_new_tokens": _LIMIT_FIELD,
-    "n_cmpl": "n",
-    "best_of": "n",  # so many are produced, and paid for, of which `n` are shown
-}
+_MEANT = json_fields.Meant(
+    {name: name for name in ("model", "prompt", "stream", "stream_options", "n", "echo", _LIMIT_FIELD)}
+    | {
+        "max_completion_tokens": _LIMIT_FIELD,
+        "n_predict": _LIMIT_FIELD,
+        "max_new_tokens": _LIMIT_FIELD,
+        "n_cmpl": "n",
+        "best_of": "n",  # so many are produced, and paid for, of which `n` are shown
+    }
+)
 
 
 # The request.
@@ -134,14 +137,13 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     """Read an upstream's answer and name the model in it. `UpstreamFailed` when it is none."""
     fields = json_fields.answer_fields(body)
     usage = read_usage(fields.get("usage"))
-    choices = _choices(fields.get("choices"))
-    finish_reason = choices[0].finish_reason if choices else None
     if label.model is not None or label.id_prefix is not None:
         body = json_fields.join(openai_chat.renamed_answer(fields, label.model, label.id_prefix))
-    return Plain(body, usage, finish_reason, _estimated(fields, choices, wish) if usage is None else usage.output)
+    return Plain(body, usage, _estimated(fields, wish) if usage is None else usage.output)
 
 
-def _estimated(fields: Fields, choices: list[_Choice] | None, wish: Wish) -> int:
+def _estimated(fields: Fields, wish: Wish) -> int:
+    choices = _choices(fields.get("choices"))
     if choices is None:
         return estimate_tokens(len(bytes(fields.get("choices", b""))))
     echoed = _echoed(wish)

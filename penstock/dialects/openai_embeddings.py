@@ -16,7 +16,7 @@ PATH = "embeddings"
 FORWARDED: tuple[bytes, ...] = ()
 
 _INPUT_SHAPE = "a string, or a list of strings, of token ids, or of lists of token ids, and not empty"
-_MEANT = {"model": "model", "input": "input"}
+_MEANT = json_fields.Meant(("model", "input"))
 _INPUT = json.Decoder(str | list[str | int | list[int]])
 
 
@@ -61,7 +61,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     fields = json_fields.answer_fields(body)
     if label.model is not None:
         body = json_fields.join({**fields, "model": label.model})
-    return Plain(body, read_usage(fields.get("usage")), None, 0)
+    return Plain(body, read_usage(fields.get("usage")), 0)
 
 
 def open_stream(*, wish: Wish, label: Label) -> Stream:

@@ -48,15 +48,18 @@ _READ = (
     *_SHARED,
 )
 # Fields under other names, by which some servers would be told other than what we read.
-_MEANT = {name: name for name in _READ} | {
-    "max_tokens": LIMIT_FIELD,
-    "max_completion_tokens": LIMIT_FIELD,
-    "max_new_tokens": LIMIT_FIELD,
-    "n_predict": LIMIT_FIELD,
-    "messages": "input",
-}
+_MEANT = json_fields.Meant(
+    {name: name for name in _READ}
+    | {
+        "max_tokens": LIMIT_FIELD,
+        "max_completion_tokens": LIMIT_FIELD,
+        "max_new_tokens": LIMIT_FIELD,
+        "n_predict": LIMIT_FIELD,
+        "messages": "input",
+    }
+)
 _MEASURED = frozenset({"input_image", "input_audio", "computer_screenshot"})  # kinds of parts; others may be anything
-_MEANT_IN_ITEMS = {"type": "type", "id": "id"}
+_MEANT_IN_ITEMS = json_fields.Meant(("type", "id"))
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text"})
 # Items that make sense without an id. With one, an upstream that stores nothing looks for what it never kept.
 _WITHOUT_ID = frozenset(
@@ -332,7 +335,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
         raise UpstreamFailed(json_fields.error_message(fields) or "The provider failed.", began=True)
     usage = read_usage(fields.get("usage"))
     produced = estimate_tokens(len(bytes(fields["output"]))) if usage is None else usage.output
-    return Plain(json_fields.join(_ours(fields, wish, label)), usage, _finish_reason(fields), produced)
+    return Plain(json_fields.join(_ours(fields, wish, label)), usage, produced)
 
 
 def open_stream(*, wish: Wish, label: Label) -> ResponseStream:

@@ -44,7 +44,7 @@ def test_an_answer_names_the_callers_model_and_reports_the_input() -> None:
     body = b'{"object":"list","data":[{"embedding":[0.10,-2e-3]}],"model":"up",' + usage + b"}"
     plain = openai_embeddings.answer(body, wish=WISH, label=labelled("m", "cmpl-"))
     assert plain.body == body.replace(b'"up"', b'"m"')
-    assert (plain.usage, plain.finish_reason, plain.produced) == (TokenUsage(input=5, output=0, total=5), None, 0)
+    assert (plain.usage, plain.produced) == (TokenUsage(input=5, output=0, total=5), 0)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error":{"message":"overloaded"}}'])

@@ -220,7 +220,7 @@ def answer(body: bytes, *, label: Label, telling: Telling) -> Plain:
     if choice is None:
         raise UpstreamFailed("The provider's answer has no choices.", began=True)
     ending = Ending(telling)
-    finish_reason = ending.read(choice)
+    ending.read(choice)
     found = pieces(_content_of(choice))
     reported = read_usage(fields.get("usage"))
     produced = estimate_tokens(_size(found)) if reported is None else reported.output
@@ -234,7 +234,7 @@ def answer(body: bytes, *, label: Label, telling: Telling) -> Plain:
         **ending.told(),
         **_about_context(telling),
     }
-    return Plain(json_fields.join(document), reported, finish_reason, produced)
+    return Plain(json_fields.join(document), reported, produced)
 
 
 def _shown(piece: Piece, telling: Telling) -> bool:

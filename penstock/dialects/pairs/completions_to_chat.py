@@ -89,7 +89,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     usage = json_fields.split(body).get("usage")
     if usage is not None:
         document["usage"] = usage
-    return Plain(json_fields.join(document), plain.usage, plain.finish_reason, plain.produced)
+    return Plain(json_fields.join(document), plain.usage, plain.produced)
 
 
 def _completed(choice: _Choice) -> dict[str, Any]:

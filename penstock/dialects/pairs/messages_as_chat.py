@@ -100,9 +100,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     if usage is not None:
         completion["usage"] = usage_report(usage)
     produced = sum(map(_size, message.content)) if usage is None else 0
-    return Plain(
-        json_fields.join(completion), usage, finish_reason, estimate_tokens(produced) if usage is None else usage.output
-    )
+    return Plain(json_fields.join(completion), usage, estimate_tokens(produced) if usage is None else usage.output)
 
 
 def open_stream(*, wish: Wish, label: Label) -> MessagesAsChat:

@@ -222,7 +222,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     writer.end(reason)
     produced = estimate_tokens(_size_of(said)) if usage is None else usage.output
     response = response_object.ended(writer.begun, writer.output(), usage, reason)
-    return Plain(json_fields.join(response), usage, reason, produced)
+    return Plain(json_fields.join(response), usage, produced)
 
 
 def open_stream(*, wish: Wish, label: Label) -> ResponseOfChat:
