@@ -35,13 +35,13 @@ LEAST_THINKING = 1_024  # Anthropic's own limit for `thinking.budget_tokens`
 STOPS = {"length": "max_tokens"}  # what others call it, and Anthropic
 # Under these names the limit reaches servers that speak Messages beside other dialects, or spoke an older one.
 _MEANT = json_fields.Meant(
-    {name: name for name in ("model", "messages", "stream", "max_tokens", "thinking")}
-    | {
+    ("model", "messages", "stream", "max_tokens", "thinking"),
+    {
         "max_tokens_to_sample": "max_tokens",
         "max_completion_tokens": "max_tokens",
         "max_new_tokens": "max_tokens",
         "n_predict": "max_tokens",
-    }
+    },
 )
 # Content inside content that is looked into: a message's, a tool result's, a document's in it. What is deeper counts by
 # its size, so that no body is read again and again.

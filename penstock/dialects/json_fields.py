@@ -57,8 +57,8 @@ def answer_fields(body: bytes) -> Fields:
 
 
 class Meant(dict[str, str]):
-    """For names in lower case, which of the fields that we read they are: `fields` themselves, and `others`. And the sets
-    of names that are known to hold no lookalike, for clients send few, again and again."""
+    """For names in lower case, which of the fields that we read they are: `fields` themselves, and `others`. And the
+    sets of names that are known to hold no lookalike, for clients send few, again and again."""
 
     def __init__(self, fields: Iterable[str], others: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__({name: name for name in fields} | dict(others))

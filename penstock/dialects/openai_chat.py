@@ -39,13 +39,13 @@ TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it b
 # `max_tokens` and `n_cmpl` above `n`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted
 # `n`.
 _MEANT = json_fields.Meant(
-    {name: name for name in ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS)}
-    | {
+    ("model", "messages", "stream", "stream_options", "n", *LIMIT_FIELDS),
+    {
         "n_predict": LIMIT_FIELDS[1],
         "max_new_tokens": LIMIT_FIELDS[1],
         "best_of": "n",
         "n_cmpl": "n",
-    }
+    },
 )
 _NOTHING: frozenset[str] = frozenset()
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})

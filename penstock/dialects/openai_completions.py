@@ -34,14 +34,14 @@ _DATA_AT = len(b"data:")
 _PROMPT_SHAPE = "a string, or a list of strings, of token ids, or of lists of token ids, and not empty"
 _LIMIT_FIELD = "max_tokens"
 _MEANT = json_fields.Meant(
-    {name: name for name in ("model", "prompt", "stream", "stream_options", "n", "echo", _LIMIT_FIELD)}
-    | {
+    ("model", "prompt", "stream", "stream_options", "n", "echo", _LIMIT_FIELD),
+    {
         "max_completion_tokens": _LIMIT_FIELD,
         "n_predict": _LIMIT_FIELD,
         "max_new_tokens": _LIMIT_FIELD,
         "n_cmpl": "n",
         "best_of": "n",  # so many are produced, and paid for, of which `n` are shown
-    }
+    },
 )
 
 

@@ -49,14 +49,14 @@ _READ = (
 )
 # Fields under other names, by which some servers would be told other than what we read.
 _MEANT = json_fields.Meant(
-    {name: name for name in _READ}
-    | {
+    _READ,
+    {
         "max_tokens": LIMIT_FIELD,
         "max_completion_tokens": LIMIT_FIELD,
         "max_new_tokens": LIMIT_FIELD,
         "n_predict": LIMIT_FIELD,
         "messages": "input",
-    }
+    },
 )
 _MEASURED = frozenset({"input_image", "input_audio", "computer_screenshot"})  # kinds of parts; others may be anything
 _MEANT_IN_ITEMS = json_fields.Meant(("type", "id"))
