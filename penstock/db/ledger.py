@@ -17,15 +17,16 @@ written down.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import bindparam, delete, literal_column, null, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Run, Statement, Together, any_of, each_of, fetch, run
+from penstock.db.program import Fetch, Program, Row, Run, Statement, Together, any_of, each_of, fetch, run
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
 from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
@@ -150,7 +151,8 @@ CLOSE_HOLDS = Statement(
     "requests",
 )
 OPEN_HOLDS = Statement(
-    select(holds.c.request_id).where(each_of(holds.c.request_id, "requests"), holds.c.position == 0), "requests"
+    select(holds.c.request_id).where(each_of(holds.c.request_id, "requests"), holds.c.position == literal_column("0")),
+    "requests",
 )
 _hold_names = tuple(column.name for column in holds.columns)
 _hold = insert(holds)
@@ -249,33 +251,31 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
 
 
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
-    """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order.
-
-    Holds come last: one that an earlier transaction is still about to write, whose outcome its process could not wait
-    for, is seen by its settlement, because both need the same keys.
-    """
+    """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order."""
     page = _Page(Books(now_ms))
     needs = [operation.need for operation in operations]
     onces = [(each.need.keys[0], each.once.key) for each in operations if isinstance(each, Admission) and each.once]
-    closing = [each.request_id for each in operations if isinstance(each, Settlement)]
+    closing = list(dict.fromkeys([each.request_id for each in operations if isinstance(each, Settlement)]))
     extending = [each.request_id for each in operations if isinstance(each, Extension)]
     if onces:
         yield from page.look_up_keys(onces)
-    keys = {need.keys for need in needs}
-    yield from load_books(page.books, {key for each in keys for key in each}, {need.account for need in needs})
+    keys = sorted({key for each in {need.keys for need in needs} for key in each})
+    accounts = sorted({need.account for need in needs})
+    queries = [Fetch(LOAD_KEYS, (keys,)), Fetch(LOAD_LOTS, (accounts,))]
     if closing:
-        yield from page.close_holds(list(dict.fromkeys(closing)))
+        queries.append(Fetch(CLOSE_HOLDS, (closing,)))
     if extending:
-        page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
+        queries.append(Fetch(OPEN_HOLDS, (extending,)))
+    found: list[list[Row]] = yield Together(queries)
+    for row in found[0]:
+        page.books.keys[row[0]] = Key(row[0], row[1] is not None, *row[2:])
+    for row in found[1]:
+        page.books.add(Lot(*row))
+    if closing:
+        yield from page.close_holds(closing, found[2])
+    if extending:
+        page.open = {row[0] for row in found[-1]}.difference(closing)
     return page
-
-
-def load_books(books: Books, keys: Iterable[str], accounts: Iterable[str]) -> Program[None]:
-    """Enter the rows of these keys, and the lots with money of these accounts, in `books`."""
-    for row in (yield from fetch(LOAD_KEYS, sorted(keys))):
-        books.keys[row[0]] = Key(row[0], row[1] is not None, *row[2:])
-    for row in (yield from fetch(LOAD_LOTS, sorted(accounts))):
-        books.add(Lot(*row))
 
 
 def forget_answers(now_ms: int) -> Program[None]:
@@ -312,9 +312,8 @@ class _Page:
             if statement in self.rows:
                 yield Run(statement, self.rows[statement])
 
-    def close_holds(self, requests: list[str]) -> Program[None]:
-        rows = yield from fetch(CLOSE_HOLDS, requests)
-        for request, _, lot, amount, value in sorted(map(tuple, rows)):
+    def close_holds(self, requests: list[str], rows: list[Row]) -> Program[None]:
+        for request, _, lot, amount, value in sorted(rows, key=itemgetter(0, 1)):
             self.closed.setdefault(request, []).append(Part(lot, amount, value))
         if len(self.closed) == len(requests):
             return

@@ -1,13 +1,15 @@
 """The store on PostgreSQL, for many processes and hosts: the same programs and the same groups, on asyncpg.
 
-Each process has one connection that writes, so its groups follow each other. Groups of several processes run side by
-side and meet at row locks, which all take in one order: idempotency keys, credentials, lots. A program of the other
-kind (management, recovery) may lock whatever it likes, for it is alone with the database, as it is on SQLite: groups
-share an advisory lock, and such a program has it to itself. Everything a transaction needs of its session is said in
-the transaction (`SET LOCAL`), so a pooler such as pgbouncer may stand between.
+Each process has one connection that writes, so its groups follow each other. (One whose outcome the process could not
+wait for may still be about to write; the next waits for it at an advisory lock of the process.) Groups of several
+processes run side by side and meet at row locks, which all take in one order: idempotency keys, credentials, lots. A
+program of the other kind (management, recovery) may lock whatever it likes, for it is alone with the database, as it is
+on SQLite: groups share an advisory lock, and such a program has it to itself. Everything a transaction needs of its
+session is said in the transaction (`SET LOCAL`), so a pooler such as pgbouncer may stand between.
 
-A row is never a round trip. A statement that writes many rows gets them as one array a column: `INSERT … VALUES`
-becomes `INSERT … SELECT … FROM unnest(…)`, derived from the same construct (`_Text`).
+A row is never a round trip. A statement that writes many rows gets them as one list in JSON: `INSERT … VALUES` becomes
+`INSERT … SELECT … FROM jsonb_array_elements(…)`, derived from the same construct (`_Text`). Several statements go as
+one where the program allows (`Together`). So a group is four round trips: begin, load, write, commit.
 
 "Nothing was written" is only said when it is so. When a connection breaks during COMMIT, the server is asked what
 became of the transaction by its number; only if it stays silent for `DOUBT_S` does the message say that it is unknown.
@@ -21,12 +23,15 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
+from secrets import randbits
 from typing import Any, Generic, TypeVar
 
 import asyncpg
+import msgspec
 from sqlalchemy import BindParameter, Delete, Insert, Update
 from sqlalchemy.dialects.postgresql import dialect as postgres_dialect
 from sqlalchemy.dialects.sqlite.dml import OnConflictDoNothing, OnConflictDoUpdate
@@ -39,13 +44,14 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
-from penstock.db.program import Program, Query, Row, Run, Statement, Together, Value
+from penstock.db.program import Fetch, Program, Query, Row, Run, Statement, Together, Value
 from penstock.db.store import READ_S
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
 T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
+LOOK_UP, TURN = 1, 2  # and these, each with a number: of a credential, of a process
 NUMBER = "pg_current_xact_id()::text"  # of a transaction: by it the server knows later what became of it
 READERS = 4  # connections for look-ups
 LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
@@ -75,12 +81,13 @@ class PostgresStore(GroupedStore):
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         super().__init__(server_name(url))
-        self._texts: dict[Statement, _Text] = {}
+        self._texts = _Texts()
         self._writing = _pool(url, 1)
         self._reading = _pool(url, READERS)
         self._reading_long = _pool(url, LONG_READERS)
-        self._group = _Kind("READ COMMITTED", "pg_advisory_xact_lock_shared", GROUP_S)
-        self._alone = _Kind("READ COMMITTED", "pg_advisory_xact_lock", WRITE_S)
+        turn = f"pg_advisory_xact_lock({TURN}, {randbits(31)})"
+        self._group = _Kind("READ COMMITTED", f"{turn}, pg_advisory_xact_lock_shared({GATE})", GROUP_S)
+        self._alone = _Kind("READ COMMITTED", f"pg_advisory_xact_lock({GATE})", WRITE_S)
         self._groups = Groups(clock, commit=self._commit, write=self._write)
 
     def __repr__(self) -> str:
@@ -203,7 +210,7 @@ class _Kind:
             "idle_in_transaction_session_timeout": SILENCE_S,
         }
         words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
-        words += f"; SELECT {self.gate}({GATE})" if self.gate else ""
+        words += f"; SELECT {self.gate}" if self.gate else ""
         await connection.execute(f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}")
 
 
@@ -216,7 +223,7 @@ class _Work(Generic[T]):
 
     def __init__(self, program: Program[T]) -> None:
         self._program = program
-        self._told: list[tuple[Query, list[Row]]] = []
+        self._told: list[tuple[Query, list[Any]]] = []
         self._asks: Query | None = None
         self.value: T
         self._tell(None)
@@ -251,8 +258,8 @@ class _Session:
     what writes together brings it along."""
 
     connection: asyncpg.Connection
-    texts: dict[Statement, _Text]
-    silence_s: float
+    texts: _Texts
+    silence_s: float | None
     number: str | None = None
 
     async def transaction(self) -> str:
@@ -261,41 +268,30 @@ class _Session:
             self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.silence_s))
         return self.number
 
-    async def execute(self, query: Query) -> list[Row]:
+    async def execute(self, query: Query) -> list[Any]:
         if isinstance(query, Together):
-            await self._run_together(query.runs)
-            return []
-        text = self._text(query.statement)
+            return await self._execute_together(query.queries)
+        text = self.texts.of(query.statement)
         if isinstance(query, Run):
-            for columns in text.columns(query.rows):
-                await self.connection.execute(text.many, *columns, timeout=self.silence_s)
+            for rows in text.rounds(query.rows):
+                await self.connection.execute(text.many, _json(rows), timeout=self.silence_s)
             return []
         if query.statement is SEEN_KEYS:
             await self._look_up_alone(query.values[0])
         found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.silence_s)
         return [tuple(row) for row in found]
 
-    def _text(self, statement: Statement) -> _Text:
-        text = self.texts.get(statement)
-        if text is None:
-            text = self.texts[statement] = _Text(statement)
-        return text
-
-    async def _run_together(self, runs: Sequence[Run]) -> None:
-        """Runs as parts of one statement, but for those that need several, because their rows mean the same row."""
-        parts: list[str] = []
-        values: list[tuple[Any, ...]] = []
-        for run in runs:
-            text = self._text(run.statement)
-            first, *others = text.columns(run.rows)
-            if others:
-                await self.execute(run)
-                continue
-            parts.append(f"part{len(parts)} AS ({text.shifted(len(values))})")
-            values += first
-        if parts:
-            sql = f"WITH {', '.join(parts)} SELECT {NUMBER}"
-            self.number = str(await self.connection.fetchval(sql, *values, timeout=self.silence_s))
+    async def _execute_together(self, queries: Sequence[Fetch | Run]) -> list[list[Row]]:
+        """As one statement, unless one of them needs several, because its rows mean the same row."""
+        for query in queries:
+            if isinstance(query, Run) and len(self.texts.of(query.statement).rounds(query.rows)) > 1:
+                return [await self.execute(each) for each in queries]
+        if not queries:
+            return []
+        values = _json([query.rows if isinstance(query, Run) else query.values for query in queries])
+        number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.silence_s)
+        self.number = number or self.number
+        return [rows or [] for rows in msgspec.json.decode(found)]
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.
@@ -303,68 +299,139 @@ class _Session:
         Rows cannot be locked that are not there yet. In the order of what is locked, as everything is.
         """
         await self.connection.execute(
-            "SELECT pg_advisory_xact_lock(1, id) FROM"
-            " (SELECT DISTINCT hashtext(name) AS id FROM unnest($1::text[]) AS name ORDER BY id) AS credential",
-            credentials,
+            "SELECT pg_advisory_xact_lock($1, id) FROM (SELECT DISTINCT hashtext(name) AS id"
+            " FROM jsonb_array_elements_text($2::jsonb) AS name ORDER BY id) AS credential",
+            LOOK_UP,
+            _json(credentials),
             timeout=self.silence_s,
         )
 
 
-class _Text:
-    """A statement in PostgreSQL's words: `sql` for one set of values; `many` for rows, given as an array a column."""
+class _Texts:
+    """The statements in PostgreSQL's words, put into them once: each for itself, and those that go together."""
 
-    __slots__ = ("_arrays", "_constants", "_identity", "_names", "_order", "_places", "many", "sql")
+    def __init__(self) -> None:
+        self._alone: dict[Statement, _Text] = {}
+        self._together: dict[tuple[Statement, ...], str] = {}
+
+    def __repr__(self) -> str:
+        return f"_Texts({len(self._alone)}, {len(self._together)} together)"
+
+    def of(self, statement: Statement) -> _Text:
+        text = self._alone.get(statement)
+        if text is None:
+            text = self._alone[statement] = _Text(statement)
+        return text
+
+    def together(self, queries: Sequence[Fetch | Run]) -> str:
+        """Several as one statement, each a part of it, with all their values in one list. Its only row tells the
+        transaction's number, if anything is run, and what was fetched, as JSON. Parts that fetch are gone through in
+        their order."""
+        statements = tuple([query.statement for query in queries])
+        sql = self._together.get(statements)
+        if sql is None:
+            parts, found, number = [], [], "NULL"
+            for place, query in enumerate(queries):
+                text, given = self.of(query.statement), f"($1::jsonb->{place})"
+                if isinstance(query, Run):
+                    parts.append(f"part{place} AS ({text.run(given)})")
+                    found.append("NULL")
+                    number = NUMBER
+                else:
+                    columns = ", ".join([f"c{n}" for n in range(text.width)])
+                    parts.append(f"part{place}({columns}) AS ({text.fetch(given)})")
+                    found.append(f"(SELECT json_agg(json_build_array({columns})) FROM part{place})")  # noqa: S608
+            sql = f"WITH {', '.join(parts)} SELECT {number}, json_build_array({', '.join(found)})"
+            self._together[statements] = sql
+        return sql
+
+
+class _Text:
+    """A statement in PostgreSQL's words: `sql` for one set of values; `many` for rows, given as a list of lists.
+
+    Values that come in a list are taken out of it by the server: to encode one text costs next to nothing, to encode
+    each value by itself more than all the rest.
+    """
+
+    __slots__ = ("_constants", "_construct", "_identity", "_order", "_places", "_types", "_words", "many", "sql")
 
     def __init__(self, statement: Statement) -> None:
-        self.sql, self._names, self._constants = statement.text(_dialect)
+        construct: Any = statement.construct
+        self.sql, names, self._constants = statement.text(_dialect)
+        self._construct = construct
         self._order = statement.order
-        self._places = [self._order.index(name) if name in self._order else name for name in self._names]
+        self._places = [self._order.index(name) if name in self._order else name for name in names]
+        self._words: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(
+            dialect=_dialect
+        )
         self.many = ""
-        self._identity: list[int] = []
-        if isinstance(statement.construct, Insert | Update | Delete) and self._names:
-            self.many = self._for_many(statement.construct)
-            self._identity = [self._order.index(name) for name in _identity(statement.construct, self._order)]
+        self._identity: Callable[[Any], Any] | None = None
+        if isinstance(construct, Insert | Update | Delete) and names:
+            self.many = self.run("$1::jsonb")
+            identity = [self._order.index(name) for name in _identity(construct, self._order)]
+            self._identity = itemgetter(*identity) if identity else None
 
     def __repr__(self) -> str:
         return f"_Text({self.sql!r})"
 
     def arrange(self, values: Sequence[Value]) -> list[Any]:
-        """The values as `sql` wants them."""
-        return [values[place] if isinstance(place, int) else self._constants[place] for place in self._places]
+        """The values as `sql` wants them. A list is JSON to PostgreSQL."""
+        found = [values[place] if isinstance(place, int) else self._constants[place] for place in self._places]
+        return [_json(value) if isinstance(value, list) else value for value in found]
 
-    def columns(self, rows: Sequence[Sequence[Value]]) -> Iterable[list[tuple[Any, ...]]]:
+    def rounds(self, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Sequence[Value]]]:
         """The rows as `many` wants them. More than one set when rows mean the same row, which then is written as often
         as they say, in their order: one statement can touch a row but once."""
-        seen: Counter[tuple[Value, ...]] = Counter()
-        rounds: list[list[list[Any]]] = []
-        for number, row in enumerate(rows):
-            same = tuple(row[place] for place in self._identity) if self._identity else (number,)
+        identity = self._identity
+        if identity is None or len(set(map(identity, rows))) == len(rows):
+            return (rows,)
+        seen: Counter[Any] = Counter()
+        rounds: list[list[Sequence[Value]]] = []
+        for row in rows:
+            same = identity(row)
             if seen[same] == len(rounds):
                 rounds.append([])
-            rounds[seen[same]].append(self.arrange(row))
+            rounds[seen[same]].append(row)
             seen[same] += 1
-        return [list(zip(*each, strict=True)) for each in rounds]
+        return rounds
 
-    def shifted(self, by: int) -> str:
-        """`many`, for values that stand behind `by` others."""
-        return re.sub(r"\$(\d+)", lambda place: f"${int(place[1]) + by}", self.many)
+    @property
+    def width(self) -> int:
+        """How many columns come back."""
+        return len(self._construct.exported_columns)
 
-    def _for_many(self, construct: Insert | Update | Delete) -> str:
-        """The same statement with its parameters taken from arrays."""
-        single: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(dialect=_dialect)
-        types = [single.binds[name].type.compile(_dialect) for name in self._names]
-        arrays = ", ".join(f"${number}::{type}[]" for number, type in enumerate(types, 1))
-        given = f"unnest({arrays}) AS given({', '.join(f'p{number}' for number in range(1, len(types) + 1))})"
-        sql = re.sub(r"\$(\d+)", r"given.p\1", str(single))
-        if isinstance(construct, Insert):
-            place, instead = r" VALUES \((.*?)\)", rf" SELECT \1 FROM {given}"  # noqa: S608 -- values are bound
+    def fetch(self, given: str) -> str:
+        """The statement for one set of values, a list in JSON."""
+        return self._taking_from(given)
+
+    def run(self, given: str) -> str:
+        """The statement for rows of values, a list of lists in JSON."""
+        sql, rows = self._taking_from("given.value"), f"jsonb_array_elements({given}) AS given"
+        if isinstance(self._construct, Insert):
+            place, instead = r" VALUES \((.*)\)(?= ON CONFLICT|$)", rf" SELECT \1 FROM {rows}"  # noqa: S608 -- values are bound
         else:
-            word = "FROM" if isinstance(construct, Update) else "USING"
-            place, instead = r"\s+WHERE ", f" {word} {given} WHERE "
+            word = "FROM" if isinstance(self._construct, Update) else "USING"
+            place, instead = r"\s+WHERE ", f" {word} {rows} WHERE "
         many, changes = re.subn(place, instead, sql, count=1)
         if not changes:
             raise LookupError(f"{self!r} cannot be run for many rows at once")
         return many
+
+    def _taking_from(self, given: str) -> str:
+        """The statement with its parameters taken from a list in JSON."""
+
+        def taken(place: re.Match[str]) -> str:
+            name = self._words.positiontup[int(place[1]) - 1]
+            if name not in self._order:
+                raise LookupError(f"{self!r} has a value of its own, {name}: make it a parameter or a literal")
+            text, type = f"{given}->>{self._order.index(name)}", self._words.binds[name].type.compile(_dialect)
+            return f"decode({text}, 'base64')" if type == "BYTEA" else f"({text})::{type}"
+
+        return re.sub(r"\$(\d+)", taken, str(self._words))
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _identity(construct: Insert | Update | Delete, order: Sequence[str]) -> list[str]:

@@ -202,11 +202,10 @@ async def test_the_server_takes_every_statement_for_one_row_and_for_many(databas
 
 
 def test_many_rows_are_one_statement_unless_two_mean_the_same_row() -> None:
-    assert len(list(_Text(SAVE_LOT).columns([(n, 0, f"lot_{n}") for n in range(500)]))) == 1
+    assert len(_Text(SAVE_LOT).rounds([(n, 0, f"lot_{n}") for n in range(500)])) == 1
     first, second = ("a", "lot_1", 0, 1, 1, "o", 0, 0, 0, ""), ("a", "lot_1", 1, 2, 2, "o", 0, 0, 0, "")
     other = ("b", "lot_1", 0, 3, 3, "o", 0, 0, 0, "")
-    rounds = [list(zip(*columns, strict=True)) for columns in _Text(WRITE_HOLD).columns([first, second, other])]
-    assert rounds == [[first, other], [second]]
+    assert _Text(WRITE_HOLD).rounds([first, second, other]) == [[first, other], [second]]
 
 
 async def test_values_of_every_type_come_back_as_they_went_in(pg: Any) -> None:
@@ -286,6 +285,37 @@ async def test_one_idempotency_key_at_two_hosts_at_once_is_admitted_at_one(pg: A
             outcomes = await asyncio.gather(*(store.commit(each) for store, each in asked))
             assert sum(isinstance(outcome, Granted) for outcome in outcomes) == 1
     assert sum(row["held"] for row in await rows(pg, lots)) == 25
+
+
+async def test_keys_are_locked_before_lots_though_both_are_asked_for_at_once(pg: Any, database: str) -> None:
+    """So no two groups wait for each other."""
+    first, second = await asyncpg.connect(database), await asyncpg.connect(database)
+    async with first.transaction(), second.transaction():
+        await first.execute("SELECT FROM credentials FOR UPDATE")
+        asked = asyncio.ensure_future(pg.commit(admission("a", need(1))))
+        while not await ask(database, WAITING):
+            pass
+        assert await second.fetch("SELECT id FROM lots FOR UPDATE NOWAIT")
+    await asyncio.gather(first.close(), second.close())
+    assert granted(await asked) == 1
+
+
+async def test_a_settlement_sees_the_hold_of_a_group_whose_outcome_was_not_waited_for(pg: Any, database: str) -> None:
+    """The group is a transaction of its process, as ever; only nobody hears of it any more."""
+    await pg.commit(admission("a", need(10)))
+    unheard = await asyncpg.connect(database)
+    async with unheard.transaction():
+        await unheard.execute(f"SELECT {pg._group.gate}")
+        await unheard.execute(
+            "INSERT INTO holds SELECT 'b', lot_id, position, amount, 0, owner_id, 0, 0, 0, '' FROM holds"
+        )
+        await unheard.execute("UPDATE lots SET held = 20")
+        settled = pg.post(settlement("b", need(0), 7))
+        while not await ask(database, WAITING):
+            pass
+    await unheard.close()
+    assert await settled == Settled((Part("lot_1", 7),), 7, 0)
+    assert [row["request_id"] for row in await rows(pg, holds)] == ["a"]
 
 
 def take_one() -> Program[None]:
