@@ -151,8 +151,7 @@ CLOSE_HOLDS = Statement(
     "requests",
 )
 OPEN_HOLDS = Statement(
-    select(holds.c.request_id).where(each_of(holds.c.request_id, "requests"), holds.c.position == literal_column("0")),
-    "requests",
+    select(holds.c.request_id).where(each_of(holds.c.request_id, "requests"), holds.c.position == 0), "requests"
 )
 _hold_names = tuple(column.name for column in holds.columns)
 _hold = insert(holds)

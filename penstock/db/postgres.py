@@ -422,9 +422,10 @@ class _Text:
 
         def taken(place: re.Match[str]) -> str:
             name = self._words.positiontup[int(place[1]) - 1]
-            if name not in self._order:
-                raise LookupError(f"{self!r} has a value of its own, {name}: make it a parameter or a literal")
-            text, type = f"{given}->>{self._order.index(name)}", self._words.binds[name].type.compile(_dialect)
+            kind = self._words.binds[name].type
+            if name in self._constants:
+                return str(self._words.render_literal_value(self._constants[name], kind))
+            text, type = f"{given}->>{self._order.index(name)}", kind.compile(_dialect)
             return f"decode({text}, 'base64')" if type == "BYTEA" else f"({text})::{type}"
 
         return re.sub(r"\$(\d+)", taken, str(self._words))
