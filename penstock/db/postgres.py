@@ -24,8 +24,9 @@ import logging
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from secrets import randbits
 from typing import Any, Generic, TypeVar
@@ -71,6 +72,14 @@ AT_FAULT = ("22", "23")
 LOST = ("08", "57P", "25006")  # of these, the ones that are about the connection or the whole server
 UNDONE = (asyncpg.TransactionRollbackError, asyncpg.InvalidCachedStatementError)  # and may be done again
 
+Connected = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+
+_HOW = {
+    "timeout": CONNECT_S,
+    "statement_cache_size": TEXTS,
+    "max_cached_statement_lifetime": 0,
+    "server_settings": {"application_name": "penstock"},
+}
 _logger = logging.getLogger("penstock.store")
 _dialect = postgres_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _dialect.bind_typing = BindTyping.NONE  # the server knows what type each place is; the driver asks it
@@ -82,7 +91,7 @@ class PostgresStore(GroupedStore):
     def __init__(self, url: str, *, clock: Clock) -> None:
         super().__init__(server_name(url))
         self._texts = _Texts()
-        self._writing = _pool(url, 1)
+        self._writing = _Line(url)
         self._reading = _pool(url, READERS)
         self._reading_long = _pool(url, LONG_READERS)
         turn = f"pg_advisory_xact_lock({TURN}, {randbits(31)})"
@@ -95,34 +104,32 @@ class PostgresStore(GroupedStore):
 
     async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
         pool = self._reading if within_s <= READ_S else self._reading_long
-        return await self._transact(pool, _Kind("REPEATABLE READ", "", within_s, within_s, within_s), program)
-
-    @property
-    def _pools(self) -> tuple[asyncpg.Pool, ...]:
-        return self._writing, self._reading, self._reading_long
+        kind = _Kind("REPEATABLE READ", "", within_s, within_s, within_s)
+        return await self._transact(partial(_connected, pool), kind, program)
 
     async def close(self) -> None:
         await self._groups.close()
-        for pool in self._pools:
+        await self._writing.close()
+        for pool in (self._reading, self._reading_long):
             try:
                 await asyncio.wait_for((await pool).close(), CONNECT_S)
             except TimeoutError:
                 pool.terminate()
 
     async def _commit(self, program: Program[T]) -> T:
-        return await self._transact(self._writing, self._group, program)
+        return await self._transact(self._writing.connected, self._group, program)
 
     async def _write(self, program: Program[T]) -> T:
-        return await self._transact(self._writing, self._alone, program)
+        return await self._transact(self._writing.connected, self._alone, program)
 
-    async def _transact(self, pool: asyncpg.Pool, kind: _Kind, program: Program[T]) -> T:
+    async def _transact(self, connected: Connected, kind: _Kind, program: Program[T]) -> T:
         """A program as one transaction; one that asks nothing needs none."""
         work = _Work(program)
         until_s = asyncio.get_running_loop().time() + kind.bound_s
         try:
             for attempt in range(ATTEMPTS):
                 try:
-                    await self._attempt(pool, kind, work, until_s)
+                    await self._attempt(connected, kind, work, until_s)
                 except UNDONE:
                     if attempt == ATTEMPTS - 1:
                         raise
@@ -133,16 +140,16 @@ class PostgresStore(GroupedStore):
         self._note(kind.name, None)
         return work.value
 
-    async def _attempt(self, pool: asyncpg.Pool, kind: _Kind, work: _Work[Any], until_s: float) -> None:
+    async def _attempt(self, connected: Connected, kind: _Kind, work: _Work[Any], until_s: float) -> None:
         if work.done:
             return
-        async with _connected(pool) as connection:
+        async with connected() as connection:
             try:
                 async with asyncio.timeout_at(until_s):
-                    await kind.begin(connection)
+                    await connection.execute(kind.begin)
                     session = _Session(connection, self._texts, kind.silence_s)
                     await work.carry_on(session)
-                    number = await session.transaction() if kind.gate else None
+                    number = await session.transaction() if kind.writes else None
             except BaseException as error:
                 await _roll_back(connection, error)
                 raise
@@ -155,16 +162,16 @@ class PostgresStore(GroupedStore):
             except Exception as error:
                 _logger.warning("asking what became of transaction %s: %s", number, error)
                 _terminate(connection)
-        await self._resolve(pool, number)
+        await self._resolve(connected, number)
 
-    async def _resolve(self, pool: asyncpg.Pool, number: str) -> None:
+    async def _resolve(self, connected: Connected, number: str) -> None:
         """Find out whether the transaction of that number was committed. StoreUnavailable when it was not."""
         state = None
         with suppress(TimeoutError):
             async with asyncio.timeout(DOUBT_S):
                 while state not in ("committed", "aborted"):
                     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, StoreUnavailable):
-                        async with _connected(pool) as connection:
+                        async with connected() as connection:
                             state = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
                     if state not in ("committed", "aborted"):
                         await asyncio.sleep(DOUBT_PAUSE_S)
@@ -179,39 +186,43 @@ class PostgresStore(GroupedStore):
             return error
         cause = error.__cause__ or error
         if _is_loss(cause):
-            for pool in self._pools:
+            self._writing.expire()
+            for pool in (self._reading, self._reading_long):
                 await pool.expire_connections()  # before the next use they are made anew
         self._note(kind.name, f"{type(cause).__name__}: {cause}")
         return error if isinstance(error, StoreUnavailable) else StoreUnavailable()
 
 
-@dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of transaction: how it begins, and its limits in seconds. Without a gate it is for reading."""
+    """A kind of transaction: how it begins, and its limits in seconds. Without a gate it is for reading.
 
-    isolation: str
-    gate: str
-    bound_s: float
-    statement_s: float = STATEMENT_S
-    silence_s: float = SILENCE_S
+    It begins, and waits at the gate if there is one, in one round trip. A client that falls silent loses its
+    transaction, or its locks would keep everybody waiting.
+    """
 
-    @property
-    def name(self) -> str:
-        return "writing" if self.gate else "reading"
+    __slots__ = ("begin", "bound_s", "silence_s", "writes")
 
-    async def begin(self, connection: asyncpg.Connection) -> None:
-        """Begin, and wait at the gate if there is one, in one round trip.
-
-        A client that falls silent loses its transaction, or its locks would keep everybody waiting.
-        """
+    def __init__(
+        self, isolation: str, gate: str, bound_s: float, statement_s: float = STATEMENT_S, silence_s: float = SILENCE_S
+    ) -> None:
         limits = {
-            "statement_timeout": self.statement_s,
-            "lock_timeout": self.statement_s,
+            "statement_timeout": statement_s,
+            "lock_timeout": statement_s,
             "idle_in_transaction_session_timeout": SILENCE_S,
         }
         words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
-        words += f"; SELECT {self.gate}" if self.gate else ""
-        await connection.execute(f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}")
+        words += f"; SELECT {gate}" if gate else ""
+        self.begin = f"BEGIN ISOLATION LEVEL {isolation}; SET LOCAL synchronous_commit = on{words}"
+        self.bound_s = bound_s
+        self.silence_s = silence_s if silence_s < bound_s else None  # the bound itself says so in time
+        self.writes = bool(gate)
+
+    def __repr__(self) -> str:
+        return f"_Kind({self.begin!r}, {self.bound_s} s)"
+
+    @property
+    def name(self) -> str:
+        return "writing" if self.writes else "reading"
 
 
 class _Work(Generic[T]):
@@ -452,6 +463,53 @@ def _on_conflict(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
     return str(getattr(compiler, f"visit_{element.__visit_name__}")(element, **kw))
 
 
+class _Line:
+    """A connection for one user, kept from one transaction to the next and made anew when it was lost. A pool would
+    cost a group as much as its statements do."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: asyncpg.Connection | None = None
+        self._expired = False
+
+    def __repr__(self) -> str:
+        return f"_Line(connected={self._connection is not None})"
+
+    def connected(self) -> _Line:
+        return self
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        connection = self._connection
+        if connection is None or self._expired or connection.is_closed():
+            connection = await self._connect()
+        return connection
+
+    async def __aexit__(self, *_: object) -> None:
+        """It stays open."""
+
+    def expire(self) -> None:
+        """Have it made anew before its next use."""
+        self._expired = True
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            try:
+                await self._connection.close(timeout=CONNECT_S)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                _terminate(self._connection)
+
+    async def _connect(self) -> asyncpg.Connection:
+        """StoreUnavailable when there is no server, whatever the reason: nothing was asked yet."""
+        if self._connection is not None:
+            _terminate(self._connection)
+        try:
+            self._connection = await asyncpg.connect(self._url, **_HOW)
+        except Exception as error:
+            raise StoreUnavailable from error
+        self._expired = False
+        return self._connection
+
+
 def _pool(url: str, size: int) -> asyncpg.Pool:
     """Connections that are made when they are needed, and again when they were lost."""
     return asyncpg.create_pool(
@@ -460,10 +518,7 @@ def _pool(url: str, size: int) -> asyncpg.Pool:
         max_size=size,
         max_queries=2**62,  # a connection does not wear out
         reset=_keep_as_it_is,
-        timeout=CONNECT_S,
-        statement_cache_size=TEXTS,
-        max_cached_statement_lifetime=0,
-        server_settings={"application_name": "penstock"},
+        **_HOW,
     )
 
 
