@@ -33,7 +33,7 @@ from typing import Any, Generic, TypeVar
 
 import asyncpg
 import msgspec
-from sqlalchemy import BindParameter, Delete, Insert, Update
+from sqlalchemy import BindParameter, Delete, Insert, LargeBinary, Update
 from sqlalchemy.dialects.postgresql import dialect as postgres_dialect
 from sqlalchemy.dialects.sqlite.dml import OnConflictDoNothing, OnConflictDoUpdate
 from sqlalchemy.engine.interfaces import BindTyping
@@ -64,6 +64,7 @@ SILENCE_S = 5.0  # what we give the server for one statement, and for a COMMIT
 DOUBT_S = 4.0  # how long the server is asked what became of a commit
 DOUBT_PAUSE_S = 0.05
 ATTEMPTS = 3  # at a transaction that PostgreSQL has undone to resolve a conflict
+BLOBS = 64  # rows with bytes a statement: a kept answer has up to a megabyte, and PostgreSQL takes 256 in one list
 TEXTS = 512  # prepared statements a connection keeps: more than there are
 
 # Classes of SQLSTATE that say the program is at fault: values and constraints. Whatever else the server says (it goes
@@ -364,7 +365,7 @@ class _Text:
     each value by itself more than all the rest.
     """
 
-    __slots__ = ("_constants", "_construct", "_identity", "_order", "_places", "_types", "_words", "many", "sql")
+    __slots__ = ("_blobs", "_constants", "_construct", "_identity", "_order", "_places", "_words", "many", "sql")
 
     def __init__(self, statement: Statement) -> None:
         construct: Any = statement.construct
@@ -375,6 +376,7 @@ class _Text:
         self._words: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(
             dialect=_dialect
         )
+        self._blobs = any(isinstance(each.type, LargeBinary) for each in self._words.binds.values())
         self.many = ""
         self._identity: Callable[[Any], Any] | None = None
         if isinstance(construct, Insert | Update | Delete) and names:
@@ -391,11 +393,13 @@ class _Text:
         return [_json(value) if isinstance(value, list) else value for value in found]
 
     def rounds(self, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Sequence[Value]]]:
-        """The rows as `many` wants them. More than one set when rows mean the same row, which then is written as often
-        as they say, in their order: one statement can touch a row but once."""
+        """The rows as `many` wants them. More than one set when they are too large together, or when rows mean the same
+        row, which then is written as often as they say, in their order: one statement can touch a row but once."""
+        if self._blobs and len(rows) > BLOBS:
+            return [each for at in range(0, len(rows), BLOBS) for each in self.rounds(rows[at : at + BLOBS])]
         identity = self._identity
         if identity is None or len(set(map(identity, rows))) == len(rows):
-            return (rows,)
+            return [rows]
         seen: Counter[Any] = Counter()
         rounds: list[list[Sequence[Value]]] = []
         for row in rows:
@@ -413,33 +417,35 @@ class _Text:
 
     def fetch(self, given: str) -> str:
         """The statement for one set of values, a list in JSON."""
-        return self._taking_from(given)
+        return self._taking_from(given, str(self._words))
 
     def run(self, given: str) -> str:
         """The statement for rows of values, a list of lists in JSON."""
-        sql, rows = self._taking_from("given.value"), f"jsonb_array_elements({given}) AS given"
+        rows = "jsonb_array_elements(:rows) AS given"
         if isinstance(self._construct, Insert):
-            place, instead = r" VALUES \((.*)\)(?= ON CONFLICT|$)", rf" SELECT \1 FROM {rows}"  # noqa: S608 -- values are bound
+            place, instead = r" VALUES \((.*?)\)", rf" SELECT \1 FROM {rows}"  # noqa: S608
         else:
             word = "FROM" if isinstance(self._construct, Update) else "USING"
             place, instead = r"\s+WHERE ", f" {word} {rows} WHERE "
-        many, changes = re.subn(place, instead, sql, count=1)
+        many, changes = re.subn(place, instead, str(self._words), count=1)
         if not changes:
             raise LookupError(f"{self!r} cannot be run for many rows at once")
-        return many
+        return self._taking_from("given.value", many).replace(":rows", given)
 
-    def _taking_from(self, given: str) -> str:
-        """The statement with its parameters taken from a list in JSON."""
+    def _taking_from(self, given: str, words: str) -> str:
+        """The statement in these words with its parameters taken from a list in JSON."""
 
         def taken(place: re.Match[str]) -> str:
             name = self._words.positiontup[int(place[1]) - 1]
             kind = self._words.binds[name].type
             if name in self._constants:
                 return str(self._words.render_literal_value(self._constants[name], kind))
-            text, type = f"{given}->>{self._order.index(name)}", kind.compile(_dialect)
-            return f"decode({text}, 'base64')" if type == "BYTEA" else f"({text})::{type}"
+            value = f"{given}->>{self._order.index(name)}"
+            if isinstance(kind, LargeBinary):
+                return f"decode({value}, 'base64')"
+            return f"({value})::{kind.compile(_dialect)}"
 
-        return re.sub(r"\$(\d+)", taken, str(self._words))
+        return re.sub(r"\$(\d+)", taken, words)
 
 
 def _json(value: Any) -> str:

@@ -36,7 +36,7 @@ import penstock.db
 from penstock.config import Settings, StoreSettings
 from penstock.db import migrate, postgres
 from penstock.db.journal import grant, ping, verify
-from penstock.db.ledger import CLOSE_HOLDS, SAVE_LOT, WRITE_HOLD, Once
+from penstock.db.ledger import CLOSE_HOLDS, KEEP_ANSWER, SAVE_LOT, WRITE_HOLD, Once
 from penstock.db.postgres import PostgresStore, _Text
 from penstock.db.program import Program, Statement, fetch, run
 from penstock.db.records import KeptAnswer
@@ -201,18 +201,24 @@ async def test_the_server_takes_every_statement_for_one_row_and_for_many(databas
     assert len(prepared) > 40
 
 
-def test_many_rows_are_one_statement_unless_two_mean_the_same_row() -> None:
+def test_many_rows_are_one_statement_unless_two_mean_the_same_row_or_they_are_too_large() -> None:
     assert len(_Text(SAVE_LOT).rounds([(n, 0, f"lot_{n}") for n in range(500)])) == 1
     first, second = ("a", "lot_1", 0, 1, 1, "o", 0, 0, 0, ""), ("a", "lot_1", 1, 2, 2, "o", 0, 0, 0, "")
     other = ("b", "lot_1", 0, 3, 3, "o", 0, 0, 0, "")
     assert _Text(WRITE_HOLD).rounds([first, second, other]) == [[first, other], [second]]
+    answers = [("done", 200, "[]", b"x", f"r{n}") for n in range(postgres.BLOBS + 1)]
+    assert [len(each) for each in _Text(KEEP_ANSWER).rounds(answers)] == [postgres.BLOBS, 1]
 
 
 async def test_values_of_every_type_come_back_as_they_went_in(pg: Any) -> None:
     once, kept = Once("k", "d"), KeptAnswer(200, '[["ü", "\\n"]]', bytes(range(256)))
     await pg.commit(admission("a", need(10), once=once))
-    await pg.commit(settlement("a", need(0), 7, kept=kept, once=True))
+    settled = settlement("a", need(0), 7, kept=kept, once=True)
+    settled.record.model, settled.record.total_us = "'\"\\ü\n\x01\u2028😀", 2**63 - 1
+    await pg.commit(settled)
     assert (await pg.commit(admission("b", need(10), once=once))).kept == kept
+    (record,) = await rows(pg, usage_records)
+    assert (record["model"], record["total_us"]) == (settled.record.model, settled.record.total_us)
 
 
 async def test_usage_is_filtered_and_added_up(pg: Any) -> None:
@@ -251,7 +257,7 @@ async def test_an_operation_that_cannot_be_written_does_not_take_its_group_down(
     assert await pg.read(verify()) == []
 
 
-@pytest.mark.parametrize("impossible", [2**63, "text"])
+@pytest.mark.parametrize("impossible", [2**63, -(2**70), "text"])
 async def test_a_value_that_no_column_can_hold_is_not_taken_for_an_outage(pg: Any, impossible: Any) -> None:
     with pytest.raises(asyncpg.DataError):
         await pg.write(run(BALANCE, impossible, "lot_1"))
