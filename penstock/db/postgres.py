@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from secrets import randbits
 from typing import Any, Generic, TypeVar
@@ -106,7 +106,7 @@ class PostgresStore(GroupedStore):
     async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
         pool = self._reading if within_s <= READ_S else self._reading_long
         kind = _Kind("REPEATABLE READ", "", within_s, within_s, within_s)
-        return await self._transact(partial(_connected, pool), kind, program)
+        return await self._transact(partial(_connected, pool), kind, _Work(program).begun())
 
     async def close(self) -> None:
         await self._groups.close()
@@ -118,14 +118,13 @@ class PostgresStore(GroupedStore):
                 pool.terminate()
 
     async def _commit(self, program: Program[T]) -> T:
-        return await self._transact(self._writing.connected, self._group, program)
+        return await self._transact(self._writing.connected, self._group, _Work(program))
 
     async def _write(self, program: Program[T]) -> T:
-        return await self._transact(self._writing.connected, self._alone, program)
+        return await self._transact(self._writing.connected, self._alone, _Work(program).begun())
 
-    async def _transact(self, connected: Connected, kind: _Kind, program: Program[T]) -> T:
-        """A program as one transaction; one that asks nothing needs none."""
-        work = _Work(program)
+    async def _transact(self, connected: Connected, kind: _Kind, work: _Work[T]) -> T:
+        """A program as one transaction; one that has begun and asks nothing needs none."""
         until_s = asyncio.get_running_loop().time() + kind.bound_s
         try:
             for attempt in range(ATTEMPTS):
@@ -148,9 +147,9 @@ class PostgresStore(GroupedStore):
             try:
                 async with asyncio.timeout_at(until_s):
                     await connection.execute(kind.begin)
-                    session = _Session(connection, self._texts, kind.silence_s)
+                    session = _Session(connection, self._texts, kind.patience_s)
                     await work.carry_on(session)
-                    number = await session.transaction() if kind.writes else None
+                    number = await session.transaction() if kind.gate else None
             except BaseException as error:
                 await _roll_back(connection, error)
                 raise
@@ -194,36 +193,39 @@ class PostgresStore(GroupedStore):
         return error if isinstance(error, StoreUnavailable) else StoreUnavailable()
 
 
+@dataclass(frozen=True)
 class _Kind:
-    """A kind of transaction: how it begins, and its limits in seconds. Without a gate it is for reading.
+    """A kind of transaction: how it begins, and its limits in seconds. Without a gate it is for reading."""
 
-    It begins, and waits at the gate if there is one, in one round trip. A client that falls silent loses its
-    transaction, or its locks would keep everybody waiting.
-    """
-
-    __slots__ = ("begin", "bound_s", "silence_s", "writes")
-
-    def __init__(
-        self, isolation: str, gate: str, bound_s: float, statement_s: float = STATEMENT_S, silence_s: float = SILENCE_S
-    ) -> None:
-        limits = {
-            "statement_timeout": statement_s,
-            "lock_timeout": statement_s,
-            "idle_in_transaction_session_timeout": SILENCE_S,
-        }
-        words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
-        words += f"; SELECT {gate}" if gate else ""
-        self.begin = f"BEGIN ISOLATION LEVEL {isolation}; SET LOCAL synchronous_commit = on{words}"
-        self.bound_s = bound_s
-        self.silence_s = silence_s if silence_s < bound_s else None  # the bound itself says so in time
-        self.writes = bool(gate)
-
-    def __repr__(self) -> str:
-        return f"_Kind({self.begin!r}, {self.bound_s} s)"
+    isolation: str
+    gate: str
+    bound_s: float
+    statement_s: float = STATEMENT_S
+    silence_s: float = SILENCE_S
 
     @property
     def name(self) -> str:
-        return "writing" if self.writes else "reading"
+        return "writing" if self.gate else "reading"
+
+    @cached_property
+    def begin(self) -> str:
+        """Begin, and wait at the gate if there is one, in one round trip.
+
+        A client that falls silent loses its transaction, or its locks would keep everybody waiting.
+        """
+        limits = {
+            "statement_timeout": self.statement_s,
+            "lock_timeout": self.statement_s,
+            "idle_in_transaction_session_timeout": SILENCE_S,
+        }
+        words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
+        words += f"; SELECT {self.gate}" if self.gate else ""
+        return f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}"
+
+    @cached_property
+    def patience_s(self) -> float | None:
+        """How long a statement may be silent; None where the bound of the whole is no longer."""
+        return self.silence_s if self.silence_s < self.bound_s else None
 
 
 class _Work(Generic[T]):
@@ -237,18 +239,26 @@ class _Work(Generic[T]):
         self._program = program
         self._told: list[tuple[Query, list[Any]]] = []
         self._asks: Query | None = None
+        self._begun = False
         self.value: T
-        self._tell(None)
 
     def __repr__(self) -> str:
         return f"_Work({len(self._told)} queries answered, done={self.done})"
 
     @property
     def done(self) -> bool:
-        return not self._told and self._asks is None
+        return self._begun and not self._told and self._asks is None
+
+    def begun(self) -> _Work[T]:
+        """The same, with its first question known."""
+        if not self._begun:
+            self._begun = True
+            self._tell(None)
+        return self
 
     async def carry_on(self, session: _Session) -> None:
         """Go on to the end. StoreUnavailable when this transaction does not tell what the one before has told."""
+        self.begun()
         for query, rows in self._told:
             if await session.execute(query) != rows:
                 raise StoreUnavailable("The ledger had to begin anew and found something else; nothing was charged.")
@@ -271,13 +281,13 @@ class _Session:
 
     connection: asyncpg.Connection
     texts: _Texts
-    silence_s: float | None
+    patience_s: float | None
     number: str | None = None
 
     async def transaction(self) -> str:
         """The transaction's number."""
         if self.number is None:
-            self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.silence_s))
+            self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.patience_s))
         return self.number
 
     async def execute(self, query: Query) -> list[Any]:
@@ -286,11 +296,11 @@ class _Session:
         text = self.texts.of(query.statement)
         if isinstance(query, Run):
             for rows in text.rounds(query.rows):
-                await self.connection.execute(text.many, _json(rows), timeout=self.silence_s)
+                await self.connection.execute(text.many, _json(rows), timeout=self.patience_s)
             return []
         if query.statement is SEEN_KEYS:
             await self._look_up_alone(query.values[0])
-        found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.silence_s)
+        found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.patience_s)
         return [tuple(row) for row in found]
 
     async def _execute_together(self, queries: Sequence[Fetch | Run]) -> list[list[Row]]:
@@ -301,7 +311,7 @@ class _Session:
         if not queries:
             return []
         values = _json([query.rows if isinstance(query, Run) else query.values for query in queries])
-        number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.silence_s)
+        number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.patience_s)
         self.number = number or self.number
         return [rows or [] for rows in msgspec.json.decode(found)]
 
@@ -315,7 +325,7 @@ class _Session:
             " FROM jsonb_array_elements_text($2::jsonb) AS name ORDER BY id) AS credential",
             LOOK_UP,
             _json(credentials),
-            timeout=self.silence_s,
+            timeout=self.patience_s,
         )
 
 

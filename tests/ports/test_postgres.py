@@ -311,7 +311,7 @@ async def test_a_settlement_sees_the_hold_of_a_group_whose_outcome_was_not_waite
     await pg.commit(admission("a", need(10)))
     unheard = await asyncpg.connect(database)
     async with unheard.transaction():
-        await unheard.execute(pg._group.begin.rpartition("; ")[2])
+        await unheard.execute(f"SELECT {pg._group.gate}")
         await unheard.execute(
             "INSERT INTO holds SELECT 'b', lot_id, position, amount, 0, owner_id, 0, 0, 0, '' FROM holds"
         )
