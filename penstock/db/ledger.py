@@ -187,6 +187,7 @@ SEEN_KEYS = Statement(
     select(
         idempotency.c.credential_id,
         idempotency.c.key,
+        idempotency.c.request_id,
         idempotency.c.body_digest,
         idempotency.c.state,
         idempotency.c.status,
@@ -300,6 +301,7 @@ class _Page:
     closed: dict[str, list[Part]] = field(default_factory=dict)
     seen: dict[str, Row] = field(default_factory=dict)
     remembered: dict[tuple[str, str], Replay] = field(default_factory=dict)
+    onces: dict[str, tuple[str, str]] = field(default_factory=dict)
     rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self) -> Program[None]:
@@ -323,9 +325,10 @@ class _Page:
     def look_up_keys(self, onces: list[tuple[str, str]]) -> Program[None]:
         credentials, keys = sorted({once[0] for once in onces}), sorted({once[1] for once in onces})
         for row in (yield from fetch(SEEN_KEYS, credentials, keys, self.books.now_ms)):
-            credential, key, digest, state, status, headers, body = row
+            credential, key, request, digest, state, status, headers, body = row
             kept = None if state == "running" else KeptAnswer(status, headers, body)
             self.remembered[credential, key] = Replay(digest, kept)
+            self.onces[request] = credential, key
 
     def admit(self, asked: Admission) -> Outcome:
         before = self.remembered.get((asked.need.keys[0], asked.once.key)) if asked.once else None
@@ -383,7 +386,12 @@ class _Page:
         self.rows[REMEMBER_KEY].append((credential, once.key, asked.request_id, once.body_digest, "running", until_ms))
 
     def _keep(self, request: str, kept: KeptAnswer | None) -> None:
-        """Keep a good answer for the next 24 hours; forget a failed request, so that it may be tried again."""
+        """Keep a good answer for the next 24 hours; forget a failed request, so that it may be tried again: the next
+        try may be in this very group."""
+        if once := self.onces.pop(request, None):
+            before = self.remembered.pop(once)
+            if kept:
+                self.remembered[once] = Replay(before.body_digest, kept)
         if kept:
             state = "too_large" if kept.body is None else "done"
             self.rows[KEEP_ANSWER].append((state, kept.status, kept.headers, kept.body, request))
