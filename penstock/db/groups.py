@@ -2,8 +2,9 @@
 
 Operations of the ledger that arrive while a group is being written wait, and then go together
 (`ledger.commit_group`), so the price of making a hold durable is shared by all of them. Nothing waits for a timer: a
-group is whatever came meanwhile, and what the event loop brings for as long as each of its turns brings more. Programs
-of the management side take their turn after the operations they came with, each in a transaction of its own.
+group is whatever came meanwhile, what the event loop brings for as long as each of its turns brings more, and what
+comes while its transaction is begun: those whom the group before has told come back then. Programs of the management
+side take their turn after the operations they came with, each in a transaction of its own.
 
 When the engine does not take a group, callers who wait are told (StoreUnavailable), and settlements stay queued: they
 are tried until they are written. Until then nothing else is begun: with each attempt that fails, all who wait are told.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from itertools import takewhile
 from types import GeneratorType
 from typing import Any, TypeVar, cast
 
@@ -46,6 +48,7 @@ Transact = Callable[[Program[Any]], Awaitable[Any]]
 
 class Groups:
     """The queue before a store's writer. `commit` runs a group's program, `write` any other, each as one transaction.
+    A group's program is not to be started before its transaction is begun.
 
     Both raise StoreUnavailable when nothing was written for want of a database, any other error when the program is
     at fault.
@@ -171,9 +174,10 @@ class Groups:
                 future.set_exception(OutcomeUnknown())
 
     async def _carry_out(self, jobs: list[Job]) -> list[Result]:
-        operations = [job for job in jobs if type(job[0]) is not GeneratorType]
+        operations = [job for job in jobs if _is_operation(job)]
+        programs = len(operations) < len(jobs)
         results = await self._commit_together(operations) if operations else []
-        if len(operations) == len(jobs):
+        if not programs:
             return results
         for job in jobs:
             if isinstance(job[0], GeneratorType):  # it must not overtake settlements that are still to be written
@@ -181,19 +185,28 @@ class Groups:
                 results.append((job, None, down) if down else await self._write_alone(job, job[0]))
         return results
 
-    async def _commit_together(self, jobs: list[Job]) -> list[Result]:
-        operations = cast(list[Operation], [job[0] for job in jobs])
+    async def _commit_together(self, jobs: list[Job], *, alone: bool = False) -> list[Result]:
         try:
-            outcomes: list[Outcome] = await self._commit(commit_group(operations, self._clock.now_ms()))
+            outcomes: list[Outcome] = await self._commit(self._group(jobs, alone=alone))
         except StoreUnavailable as error:
             return [(job, None, error) for job in jobs]
         except Exception as error:
             if len(jobs) > 1:
-                return [result for job in jobs for result in await self._commit_together([job])]
-            failed = operations[0]  # named, not shown: it may hold a kept answer
+                return [result for job in jobs for result in await self._commit_together([job], alone=True)]
+            failed = jobs[0][0]  # named, not shown: it may hold a kept answer
             _logger.exception("%s %s failed", type(failed).__name__, getattr(failed, "request_id", ""))
             return [(jobs[0], None, error)]
         return [(job, outcome, None) for job, outcome in zip(jobs, outcomes, strict=True)]
+
+    def _group(self, jobs: list[Job], *, alone: bool) -> Program[list[Outcome]]:
+        """The program of these jobs, and of those that have come until it is begun."""
+        if not (alone or self._owing):
+            more = [*takewhile(_is_operation, self._waiting)][: GROUP_LIMIT - len(jobs)]
+            del self._waiting[: len(more)]
+            self._under_way += more
+            jobs += more
+        operations = cast(list[Operation], [job[0] for job in jobs])
+        return (yield from commit_group(operations, self._clock.now_ms()))
 
     async def _write_alone(self, job: Job, program: Program[Any]) -> Result:
         try:
@@ -242,6 +255,10 @@ class GroupedStore:
 def _nothing() -> Program[None]:
     """A program that asks nothing: waiting for it is waiting for everything before it."""
     yield from ()
+
+
+def _is_operation(job: Job) -> bool:
+    return type(job[0]) is not GeneratorType
 
 
 def _deliver(results: list[Result]) -> list[Job]:

@@ -17,15 +17,16 @@ written down.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import bindparam, delete, literal_column, null, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Run, Statement, Together, any_of, each_of, fetch, run
+from penstock.db.program import Fetch, Program, Row, Run, Statement, Together, any_of, each_of, fetch, run
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
 from penstock.money.books import Books, Granted, Key, Lot, Need, Part, Refusal, Refused, Settled
@@ -187,6 +188,7 @@ SEEN_KEYS = Statement(
     select(
         idempotency.c.credential_id,
         idempotency.c.key,
+        idempotency.c.request_id,
         idempotency.c.body_digest,
         idempotency.c.state,
         idempotency.c.status,
@@ -250,33 +252,31 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
 
 
 def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
-    """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order.
-
-    Holds come last: one that an earlier transaction is still about to write, whose outcome its process could not wait
-    for, is seen by its settlement, because both need the same keys.
-    """
+    """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order."""
     page = _Page(Books(now_ms))
     needs = [operation.need for operation in operations]
     onces = [(each.need.keys[0], each.once.key) for each in operations if isinstance(each, Admission) and each.once]
-    closing = [each.request_id for each in operations if isinstance(each, Settlement)]
+    closing = list(dict.fromkeys([each.request_id for each in operations if isinstance(each, Settlement)]))
     extending = [each.request_id for each in operations if isinstance(each, Extension)]
     if onces:
         yield from page.look_up_keys(onces)
-    keys = {need.keys for need in needs}
-    yield from load_books(page.books, {key for each in keys for key in each}, {need.account for need in needs})
+    keys = sorted({key for each in {need.keys for need in needs} for key in each})
+    accounts = sorted({need.account for need in needs})
+    queries = [Fetch(LOAD_KEYS, (keys,)), Fetch(LOAD_LOTS, (accounts,))]
     if closing:
-        yield from page.close_holds(list(dict.fromkeys(closing)))
+        queries.append(Fetch(CLOSE_HOLDS, (closing,)))
     if extending:
-        page.open = {row[0] for row in (yield from fetch(OPEN_HOLDS, extending))}
+        queries.append(Fetch(OPEN_HOLDS, (extending,)))
+    found: list[list[Row]] = yield Together(queries)
+    for row in found[0]:
+        page.books.keys[row[0]] = Key(row[0], row[1] is not None, *row[2:])
+    for row in found[1]:
+        page.books.add(Lot(*row))
+    if closing:
+        yield from page.close_holds(closing, found[2])
+    if extending:
+        page.open = {row[0] for row in found[-1]}.difference(closing)
     return page
-
-
-def load_books(books: Books, keys: Iterable[str], accounts: Iterable[str]) -> Program[None]:
-    """Enter the rows of these keys, and the lots with money of these accounts, in `books`."""
-    for row in (yield from fetch(LOAD_KEYS, sorted(keys))):
-        books.keys[row[0]] = Key(row[0], row[1] is not None, *row[2:])
-    for row in (yield from fetch(LOAD_LOTS, sorted(accounts))):
-        books.add(Lot(*row))
 
 
 def forget_answers(now_ms: int) -> Program[None]:
@@ -302,6 +302,7 @@ class _Page:
     closed: dict[str, list[Part]] = field(default_factory=dict)
     seen: dict[str, Row] = field(default_factory=dict)
     remembered: dict[tuple[str, str], Replay] = field(default_factory=dict)
+    onces: dict[str, tuple[str, str]] = field(default_factory=dict)
     rows: dict[Statement, list[tuple[Any, ...]]] = field(default_factory=lambda: defaultdict(list))
 
     def write(self) -> Program[None]:
@@ -313,9 +314,8 @@ class _Page:
             if statement in self.rows:
                 yield Run(statement, self.rows[statement])
 
-    def close_holds(self, requests: list[str]) -> Program[None]:
-        rows = yield from fetch(CLOSE_HOLDS, requests)
-        for request, _, lot, amount, value in sorted(map(tuple, rows)):
+    def close_holds(self, requests: list[str], rows: list[Row]) -> Program[None]:
+        for request, _, lot, amount, value in sorted(rows, key=itemgetter(0, 1)):
             self.closed.setdefault(request, []).append(Part(lot, amount, value))
         if len(self.closed) == len(requests):
             return
@@ -326,9 +326,10 @@ class _Page:
     def look_up_keys(self, onces: list[tuple[str, str]]) -> Program[None]:
         credentials, keys = sorted({once[0] for once in onces}), sorted({once[1] for once in onces})
         for row in (yield from fetch(SEEN_KEYS, credentials, keys, self.books.now_ms)):
-            credential, key, digest, state, status, headers, body = row
+            credential, key, request, digest, state, status, headers, body = row
             kept = None if state == "running" else KeptAnswer(status, headers, body)
             self.remembered[credential, key] = Replay(digest, kept)
+            self.onces[request] = credential, key
 
     def admit(self, asked: Admission) -> Outcome:
         before = self.remembered.get((asked.need.keys[0], asked.once.key)) if asked.once else None
@@ -386,7 +387,12 @@ class _Page:
         self.rows[REMEMBER_KEY].append((credential, once.key, asked.request_id, once.body_digest, "running", until_ms))
 
     def _keep(self, request: str, kept: KeptAnswer | None) -> None:
-        """Keep a good answer for the next 24 hours; forget a failed request, so that it may be tried again."""
+        """Keep a good answer for the next 24 hours; forget a failed request, so that it may be tried again: the next
+        try may be in this very group."""
+        if once := self.onces.pop(request, None):
+            before = self.remembered.pop(once)
+            if kept:
+                self.remembered[once] = Replay(before.body_digest, kept)
         if kept:
             state = "too_large" if kept.body is None else "done"
             self.rows[KEEP_ANSWER].append((state, kept.status, kept.headers, kept.body, request))

@@ -1,13 +1,15 @@
 """The store on PostgreSQL, for many processes and hosts: the same programs and the same groups, on asyncpg.
 
-Each process has one connection that writes, so its groups follow each other. Groups of several processes run side by
-side and meet at row locks, which all take in one order: idempotency keys, credentials, lots. A program of the other
-kind (management, recovery) may lock whatever it likes, for it is alone with the database, as it is on SQLite: groups
-share an advisory lock, and such a program has it to itself. Everything a transaction needs of its session is said in
-the transaction (`SET LOCAL`), so a pooler such as pgbouncer may stand between.
+Each process has one connection that writes, so its groups follow each other. (One whose outcome the process could not
+wait for may still be about to write; the next waits for it at an advisory lock of the process.) Groups of several
+processes run side by side and meet at row locks, which all take in one order: idempotency keys, credentials, lots. A
+program of the other kind (management, recovery) may lock whatever it likes, for it is alone with the database, as it is
+on SQLite: groups share an advisory lock, and such a program has it to itself. Everything a transaction needs of its
+session is said in the transaction (`SET LOCAL`), so a pooler such as pgbouncer may stand between.
 
-A row is never a round trip. A statement that writes many rows gets them as one array a column: `INSERT … VALUES`
-becomes `INSERT … SELECT … FROM unnest(…)`, derived from the same construct (`_Text`).
+A row is never a round trip. A statement that writes many rows gets them as one list in JSON: `INSERT … VALUES` becomes
+`INSERT … SELECT … FROM jsonb_array_elements(…)`, derived from the same construct (`_Text`). Several statements go as
+one where the program allows (`Together`). So a group is four round trips: begin, load, write, commit.
 
 "Nothing was written" is only said when it is so. When a connection breaks during COMMIT, the server is asked what
 became of the transaction by its number; only if it stays silent for `DOUBT_S` does the message say that it is unknown.
@@ -21,13 +23,17 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
+from operator import itemgetter
+from secrets import randbits
 from typing import Any, Generic, TypeVar
 
 import asyncpg
-from sqlalchemy import BindParameter, Delete, Insert, Update
+import msgspec
+from sqlalchemy import BindParameter, Delete, Insert, LargeBinary, Update
 from sqlalchemy.dialects.postgresql import dialect as postgres_dialect
 from sqlalchemy.dialects.sqlite.dml import OnConflictDoNothing, OnConflictDoUpdate
 from sqlalchemy.engine.interfaces import BindTyping
@@ -39,13 +45,14 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
-from penstock.db.program import Program, Query, Row, Run, Statement, Together, Value
+from penstock.db.program import Fetch, Program, Query, Row, Run, Statement, Together, Value
 from penstock.db.store import READ_S
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
 T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
+LOOK_UP, TURN = 1, 2  # and these, each with a number: of a credential, of a process
 NUMBER = "pg_current_xact_id()::text"  # of a transaction: by it the server knows later what became of it
 READERS = 4  # connections for look-ups
 LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
@@ -57,6 +64,7 @@ SILENCE_S = 5.0  # what we give the server for one statement, and for a COMMIT
 DOUBT_S = 4.0  # how long the server is asked what became of a commit
 DOUBT_PAUSE_S = 0.05
 ATTEMPTS = 3  # at a transaction that PostgreSQL has undone to resolve a conflict
+BLOBS = 64  # rows with bytes a statement: a kept answer has up to a megabyte, and PostgreSQL takes 256 in one list
 TEXTS = 512  # prepared statements a connection keeps: more than there are
 
 # Classes of SQLSTATE that say the program is at fault: values and constraints. Whatever else the server says (it goes
@@ -65,6 +73,14 @@ AT_FAULT = ("22", "23")
 LOST = ("08", "57P", "25006")  # of these, the ones that are about the connection or the whole server
 UNDONE = (asyncpg.TransactionRollbackError, asyncpg.InvalidCachedStatementError)  # and may be done again
 
+Connected = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+
+_HOW = {
+    "timeout": CONNECT_S,
+    "statement_cache_size": TEXTS,
+    "max_cached_statement_lifetime": 0,
+    "server_settings": {"application_name": "penstock"},
+}
 _logger = logging.getLogger("penstock.store")
 _dialect = postgres_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _dialect.bind_typing = BindTyping.NONE  # the server knows what type each place is; the driver asks it
@@ -75,12 +91,13 @@ class PostgresStore(GroupedStore):
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         super().__init__(server_name(url))
-        self._texts: dict[Statement, _Text] = {}
-        self._writing = _pool(url, 1)
+        self._texts = _Texts()
+        self._writing = _Line(url)
         self._reading = _pool(url, READERS)
         self._reading_long = _pool(url, LONG_READERS)
-        self._group = _Kind("READ COMMITTED", "pg_advisory_xact_lock_shared", GROUP_S)
-        self._alone = _Kind("READ COMMITTED", "pg_advisory_xact_lock", WRITE_S)
+        turn = f"pg_advisory_xact_lock({TURN}, {randbits(31)})"
+        self._group = _Kind("READ COMMITTED", f"{turn}, pg_advisory_xact_lock_shared({GATE})", GROUP_S)
+        self._alone = _Kind("READ COMMITTED", f"pg_advisory_xact_lock({GATE})", WRITE_S)
         self._groups = Groups(clock, commit=self._commit, write=self._write)
 
     def __repr__(self) -> str:
@@ -88,34 +105,31 @@ class PostgresStore(GroupedStore):
 
     async def read(self, program: Program[T], *, within_s: float = READ_S) -> T:
         pool = self._reading if within_s <= READ_S else self._reading_long
-        return await self._transact(pool, _Kind("REPEATABLE READ", "", within_s, within_s, within_s), program)
-
-    @property
-    def _pools(self) -> tuple[asyncpg.Pool, ...]:
-        return self._writing, self._reading, self._reading_long
+        kind = _Kind("REPEATABLE READ", "", within_s, within_s, within_s)
+        return await self._transact(partial(_connected, pool), kind, _Work(program).begun())
 
     async def close(self) -> None:
         await self._groups.close()
-        for pool in self._pools:
+        await self._writing.close()
+        for pool in (self._reading, self._reading_long):
             try:
                 await asyncio.wait_for((await pool).close(), CONNECT_S)
             except TimeoutError:
                 pool.terminate()
 
     async def _commit(self, program: Program[T]) -> T:
-        return await self._transact(self._writing, self._group, program)
+        return await self._transact(self._writing.connected, self._group, _Work(program))
 
     async def _write(self, program: Program[T]) -> T:
-        return await self._transact(self._writing, self._alone, program)
+        return await self._transact(self._writing.connected, self._alone, _Work(program).begun())
 
-    async def _transact(self, pool: asyncpg.Pool, kind: _Kind, program: Program[T]) -> T:
-        """A program as one transaction; one that asks nothing needs none."""
-        work = _Work(program)
+    async def _transact(self, connected: Connected, kind: _Kind, work: _Work[T]) -> T:
+        """A program as one transaction; one that has begun and asks nothing needs none."""
         until_s = asyncio.get_running_loop().time() + kind.bound_s
         try:
             for attempt in range(ATTEMPTS):
                 try:
-                    await self._attempt(pool, kind, work, until_s)
+                    await self._attempt(connected, kind, work, until_s)
                 except UNDONE:
                     if attempt == ATTEMPTS - 1:
                         raise
@@ -126,14 +140,14 @@ class PostgresStore(GroupedStore):
         self._note(kind.name, None)
         return work.value
 
-    async def _attempt(self, pool: asyncpg.Pool, kind: _Kind, work: _Work[Any], until_s: float) -> None:
+    async def _attempt(self, connected: Connected, kind: _Kind, work: _Work[Any], until_s: float) -> None:
         if work.done:
             return
-        async with _connected(pool) as connection:
+        async with connected() as connection:
             try:
                 async with asyncio.timeout_at(until_s):
-                    await kind.begin(connection)
-                    session = _Session(connection, self._texts, kind.silence_s)
+                    await connection.execute(kind.begin)
+                    session = _Session(connection, self._texts, kind.patience_s)
                     await work.carry_on(session)
                     number = await session.transaction() if kind.gate else None
             except BaseException as error:
@@ -148,16 +162,16 @@ class PostgresStore(GroupedStore):
             except Exception as error:
                 _logger.warning("asking what became of transaction %s: %s", number, error)
                 _terminate(connection)
-        await self._resolve(pool, number)
+        await self._resolve(connected, number)
 
-    async def _resolve(self, pool: asyncpg.Pool, number: str) -> None:
+    async def _resolve(self, connected: Connected, number: str) -> None:
         """Find out whether the transaction of that number was committed. StoreUnavailable when it was not."""
         state = None
         with suppress(TimeoutError):
             async with asyncio.timeout(DOUBT_S):
                 while state not in ("committed", "aborted"):
                     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, StoreUnavailable):
-                        async with _connected(pool) as connection:
+                        async with connected() as connection:
                             state = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
                     if state not in ("committed", "aborted"):
                         await asyncio.sleep(DOUBT_PAUSE_S)
@@ -172,13 +186,14 @@ class PostgresStore(GroupedStore):
             return error
         cause = error.__cause__ or error
         if _is_loss(cause):
-            for pool in self._pools:
+            self._writing.expire()
+            for pool in (self._reading, self._reading_long):
                 await pool.expire_connections()  # before the next use they are made anew
         self._note(kind.name, f"{type(cause).__name__}: {cause}")
         return error if isinstance(error, StoreUnavailable) else StoreUnavailable()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Kind:
     """A kind of transaction: how it begins, and its limits in seconds. Without a gate it is for reading."""
 
@@ -192,7 +207,8 @@ class _Kind:
     def name(self) -> str:
         return "writing" if self.gate else "reading"
 
-    async def begin(self, connection: asyncpg.Connection) -> None:
+    @cached_property
+    def begin(self) -> str:
         """Begin, and wait at the gate if there is one, in one round trip.
 
         A client that falls silent loses its transaction, or its locks would keep everybody waiting.
@@ -203,8 +219,13 @@ class _Kind:
             "idle_in_transaction_session_timeout": SILENCE_S,
         }
         words = "".join(f"; SET LOCAL {name} = {limit * 1000:.0f}" for name, limit in limits.items())
-        words += f"; SELECT {self.gate}({GATE})" if self.gate else ""
-        await connection.execute(f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}")
+        words += f"; SELECT {self.gate}" if self.gate else ""
+        return f"BEGIN ISOLATION LEVEL {self.isolation}; SET LOCAL synchronous_commit = on{words}"
+
+    @cached_property
+    def patience_s(self) -> float | None:
+        """How long a statement may be silent; None where the bound of the whole is no longer."""
+        return self.silence_s if self.silence_s < self.bound_s else None
 
 
 class _Work(Generic[T]):
@@ -216,20 +237,28 @@ class _Work(Generic[T]):
 
     def __init__(self, program: Program[T]) -> None:
         self._program = program
-        self._told: list[tuple[Query, list[Row]]] = []
+        self._told: list[tuple[Query, list[Any]]] = []
         self._asks: Query | None = None
+        self._begun = False
         self.value: T
-        self._tell(None)
 
     def __repr__(self) -> str:
         return f"_Work({len(self._told)} queries answered, done={self.done})"
 
     @property
     def done(self) -> bool:
-        return not self._told and self._asks is None
+        return self._begun and not self._told and self._asks is None
+
+    def begun(self) -> _Work[T]:
+        """The same, with its first question known."""
+        if not self._begun:
+            self._begun = True
+            self._tell(None)
+        return self
 
     async def carry_on(self, session: _Session) -> None:
         """Go on to the end. StoreUnavailable when this transaction does not tell what the one before has told."""
+        self.begun()
         for query, rows in self._told:
             if await session.execute(query) != rows:
                 raise StoreUnavailable("The ledger had to begin anew and found something else; nothing was charged.")
@@ -251,51 +280,40 @@ class _Session:
     what writes together brings it along."""
 
     connection: asyncpg.Connection
-    texts: dict[Statement, _Text]
-    silence_s: float
+    texts: _Texts
+    patience_s: float | None
     number: str | None = None
 
     async def transaction(self) -> str:
         """The transaction's number."""
         if self.number is None:
-            self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.silence_s))
+            self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.patience_s))
         return self.number
 
-    async def execute(self, query: Query) -> list[Row]:
+    async def execute(self, query: Query) -> list[Any]:
         if isinstance(query, Together):
-            await self._run_together(query.runs)
-            return []
-        text = self._text(query.statement)
+            return await self._execute_together(query.queries)
+        text = self.texts.of(query.statement)
         if isinstance(query, Run):
-            for columns in text.columns(query.rows):
-                await self.connection.execute(text.many, *columns, timeout=self.silence_s)
+            for rows in text.rounds(query.rows):
+                await self.connection.execute(text.many, _json(rows), timeout=self.patience_s)
             return []
         if query.statement is SEEN_KEYS:
             await self._look_up_alone(query.values[0])
-        found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.silence_s)
+        found = await self.connection.fetch(text.sql, *text.arrange(query.values), timeout=self.patience_s)
         return [tuple(row) for row in found]
 
-    def _text(self, statement: Statement) -> _Text:
-        text = self.texts.get(statement)
-        if text is None:
-            text = self.texts[statement] = _Text(statement)
-        return text
-
-    async def _run_together(self, runs: Sequence[Run]) -> None:
-        """Runs as parts of one statement, but for those that need several, because their rows mean the same row."""
-        parts: list[str] = []
-        values: list[tuple[Any, ...]] = []
-        for run in runs:
-            text = self._text(run.statement)
-            first, *others = text.columns(run.rows)
-            if others:
-                await self.execute(run)
-                continue
-            parts.append(f"part{len(parts)} AS ({text.shifted(len(values))})")
-            values += first
-        if parts:
-            sql = f"WITH {', '.join(parts)} SELECT {NUMBER}"
-            self.number = str(await self.connection.fetchval(sql, *values, timeout=self.silence_s))
+    async def _execute_together(self, queries: Sequence[Fetch | Run]) -> list[list[Row]]:
+        """As one statement, unless one of them needs several, because its rows mean the same row."""
+        for query in queries:
+            if isinstance(query, Run) and len(self.texts.of(query.statement).rounds(query.rows)) > 1:
+                return [await self.execute(each) for each in queries]
+        if not queries:
+            return []
+        values = _json([query.rows if isinstance(query, Run) else query.values for query in queries])
+        number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.patience_s)
+        self.number = number or self.number
+        return [rows or [] for rows in msgspec.json.decode(found)]
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.
@@ -303,68 +321,145 @@ class _Session:
         Rows cannot be locked that are not there yet. In the order of what is locked, as everything is.
         """
         await self.connection.execute(
-            "SELECT pg_advisory_xact_lock(1, id) FROM"
-            " (SELECT DISTINCT hashtext(name) AS id FROM unnest($1::text[]) AS name ORDER BY id) AS credential",
-            credentials,
-            timeout=self.silence_s,
+            "SELECT pg_advisory_xact_lock($1, id) FROM (SELECT DISTINCT hashtext(name) AS id"
+            " FROM jsonb_array_elements_text($2::jsonb) AS name ORDER BY id) AS credential",
+            LOOK_UP,
+            _json(credentials),
+            timeout=self.patience_s,
         )
 
 
-class _Text:
-    """A statement in PostgreSQL's words: `sql` for one set of values; `many` for rows, given as an array a column."""
+class _Texts:
+    """The statements in PostgreSQL's words, put into them once: each for itself, and those that go together."""
 
-    __slots__ = ("_arrays", "_constants", "_identity", "_names", "_order", "_places", "many", "sql")
+    def __init__(self) -> None:
+        self._alone: dict[Statement, _Text] = {}
+        self._together: dict[tuple[Statement, ...], str] = {}
+
+    def __repr__(self) -> str:
+        return f"_Texts({len(self._alone)}, {len(self._together)} together)"
+
+    def of(self, statement: Statement) -> _Text:
+        text = self._alone.get(statement)
+        if text is None:
+            text = self._alone[statement] = _Text(statement)
+        return text
+
+    def together(self, queries: Sequence[Fetch | Run]) -> str:
+        """Several as one statement, each a part of it, with all their values in one list. Its only row tells the
+        transaction's number, if anything is run, and what was fetched, as JSON. Parts that fetch are gone through in
+        their order."""
+        statements = tuple([query.statement for query in queries])
+        sql = self._together.get(statements)
+        if sql is None:
+            parts, found, number = [], [], "NULL"
+            for place, query in enumerate(queries):
+                text, given = self.of(query.statement), f"($1::jsonb->{place})"
+                if isinstance(query, Run):
+                    parts.append(f"part{place} AS ({text.run(given)})")
+                    found.append("NULL")
+                    number = NUMBER
+                else:
+                    columns = ", ".join([f"c{n}" for n in range(text.width)])
+                    parts.append(f"part{place}({columns}) AS ({text.fetch(given)})")
+                    found.append(f"(SELECT json_agg(json_build_array({columns})) FROM part{place})")  # noqa: S608
+            sql = f"WITH {', '.join(parts)} SELECT {number}, json_build_array({', '.join(found)})"
+            self._together[statements] = sql
+        return sql
+
+
+class _Text:
+    """A statement in PostgreSQL's words: `sql` for one set of values; `many` for rows, given as a list of lists.
+
+    Values that come in a list are taken out of it by the server: to encode one text costs next to nothing, to encode
+    each value by itself more than all the rest.
+    """
+
+    __slots__ = ("_blobs", "_constants", "_construct", "_identity", "_order", "_places", "_words", "many", "sql")
 
     def __init__(self, statement: Statement) -> None:
-        self.sql, self._names, self._constants = statement.text(_dialect)
+        construct: Any = statement.construct
+        self.sql, names, self._constants = statement.text(_dialect)
+        self._construct = construct
         self._order = statement.order
-        self._places = [self._order.index(name) if name in self._order else name for name in self._names]
+        self._places = [self._order.index(name) if name in self._order else name for name in names]
+        self._words: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(
+            dialect=_dialect
+        )
+        self._blobs = any(isinstance(each.type, LargeBinary) for each in self._words.binds.values())
         self.many = ""
-        self._identity: list[int] = []
-        if isinstance(statement.construct, Insert | Update | Delete) and self._names:
-            self.many = self._for_many(statement.construct)
-            self._identity = [self._order.index(name) for name in _identity(statement.construct, self._order)]
+        self._identity: Callable[[Any], Any] | None = None
+        if isinstance(construct, Insert | Update | Delete) and names:
+            self.many = self.run("$1::jsonb")
+            identity = [self._order.index(name) for name in _identity(construct, self._order)]
+            self._identity = itemgetter(*identity) if identity else None
 
     def __repr__(self) -> str:
         return f"_Text({self.sql!r})"
 
     def arrange(self, values: Sequence[Value]) -> list[Any]:
-        """The values as `sql` wants them."""
-        return [values[place] if isinstance(place, int) else self._constants[place] for place in self._places]
+        """The values as `sql` wants them. A list is JSON to PostgreSQL."""
+        found = [values[place] if isinstance(place, int) else self._constants[place] for place in self._places]
+        return [_json(value) if isinstance(value, list) else value for value in found]
 
-    def columns(self, rows: Sequence[Sequence[Value]]) -> Iterable[list[tuple[Any, ...]]]:
-        """The rows as `many` wants them. More than one set when rows mean the same row, which then is written as often
-        as they say, in their order: one statement can touch a row but once."""
-        seen: Counter[tuple[Value, ...]] = Counter()
-        rounds: list[list[list[Any]]] = []
-        for number, row in enumerate(rows):
-            same = tuple(row[place] for place in self._identity) if self._identity else (number,)
+    def rounds(self, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Sequence[Value]]]:
+        """The rows as `many` wants them. More than one set when they are too large together, or when rows mean the same
+        row, which then is written as often as they say, in their order: one statement can touch a row but once."""
+        if self._blobs and len(rows) > BLOBS:
+            return [each for at in range(0, len(rows), BLOBS) for each in self.rounds(rows[at : at + BLOBS])]
+        identity = self._identity
+        if identity is None or len(set(map(identity, rows))) == len(rows):
+            return [rows]
+        seen: Counter[Any] = Counter()
+        rounds: list[list[Sequence[Value]]] = []
+        for row in rows:
+            same = identity(row)
             if seen[same] == len(rounds):
                 rounds.append([])
-            rounds[seen[same]].append(self.arrange(row))
+            rounds[seen[same]].append(row)
             seen[same] += 1
-        return [list(zip(*each, strict=True)) for each in rounds]
+        return rounds
 
-    def shifted(self, by: int) -> str:
-        """`many`, for values that stand behind `by` others."""
-        return re.sub(r"\$(\d+)", lambda place: f"${int(place[1]) + by}", self.many)
+    @property
+    def width(self) -> int:
+        """How many columns come back."""
+        return len(self._construct.exported_columns)
 
-    def _for_many(self, construct: Insert | Update | Delete) -> str:
-        """The same statement with its parameters taken from arrays."""
-        single: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(dialect=_dialect)
-        types = [single.binds[name].type.compile(_dialect) for name in self._names]
-        arrays = ", ".join(f"${number}::{type}[]" for number, type in enumerate(types, 1))
-        given = f"unnest({arrays}) AS given({', '.join(f'p{number}' for number in range(1, len(types) + 1))})"
-        sql = re.sub(r"\$(\d+)", r"given.p\1", str(single))
-        if isinstance(construct, Insert):
-            place, instead = r" VALUES \((.*?)\)", rf" SELECT \1 FROM {given}"  # noqa: S608 -- values are bound
+    def fetch(self, given: str) -> str:
+        """The statement for one set of values, a list in JSON."""
+        return self._taking_from(given, str(self._words))
+
+    def run(self, given: str) -> str:
+        """The statement for rows of values, a list of lists in JSON."""
+        rows = "jsonb_array_elements(:rows) AS given"
+        if isinstance(self._construct, Insert):
+            place, instead = r" VALUES \((.*?)\)", rf" SELECT \1 FROM {rows}"  # noqa: S608
         else:
-            word = "FROM" if isinstance(construct, Update) else "USING"
-            place, instead = r"\s+WHERE ", f" {word} {given} WHERE "
-        many, changes = re.subn(place, instead, sql, count=1)
+            word = "FROM" if isinstance(self._construct, Update) else "USING"
+            place, instead = r"\s+WHERE ", f" {word} {rows} WHERE "
+        many, changes = re.subn(place, instead, str(self._words), count=1)
         if not changes:
             raise LookupError(f"{self!r} cannot be run for many rows at once")
-        return many
+        return self._taking_from("given.value", many).replace(":rows", given)
+
+    def _taking_from(self, given: str, words: str) -> str:
+        """The statement in these words with its parameters taken from a list in JSON."""
+
+        def taken(place: re.Match[str]) -> str:
+            name = self._words.positiontup[int(place[1]) - 1]
+            kind = self._words.binds[name].type
+            if name in self._constants:
+                return str(self._words.render_literal_value(self._constants[name], kind))
+            value = f"{given}->>{self._order.index(name)}"
+            if isinstance(kind, LargeBinary):
+                return f"decode({value}, 'base64')"
+            return f"({value})::{kind.compile(_dialect)}"
+
+        return re.sub(r"\$(\d+)", taken, words)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _identity(construct: Insert | Update | Delete, order: Sequence[str]) -> list[str]:
@@ -384,6 +479,53 @@ def _on_conflict(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
     return str(getattr(compiler, f"visit_{element.__visit_name__}")(element, **kw))
 
 
+class _Line:
+    """A connection for one user, kept from one transaction to the next and made anew when it was lost. A pool would
+    cost a group as much as its statements do."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: asyncpg.Connection | None = None
+        self._expired = False
+
+    def __repr__(self) -> str:
+        return f"_Line(connected={self._connection is not None})"
+
+    def connected(self) -> _Line:
+        return self
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        connection = self._connection
+        if connection is None or self._expired or connection.is_closed():
+            connection = await self._connect()
+        return connection
+
+    async def __aexit__(self, *_: object) -> None:
+        """It stays open."""
+
+    def expire(self) -> None:
+        """Have it made anew before its next use."""
+        self._expired = True
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            try:
+                await self._connection.close(timeout=CONNECT_S)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                _terminate(self._connection)
+
+    async def _connect(self) -> asyncpg.Connection:
+        """StoreUnavailable when there is no server, whatever the reason: nothing was asked yet."""
+        if self._connection is not None:
+            _terminate(self._connection)
+        try:
+            self._connection = await asyncpg.connect(self._url, **_HOW)
+        except Exception as error:
+            raise StoreUnavailable from error
+        self._expired = False
+        return self._connection
+
+
 def _pool(url: str, size: int) -> asyncpg.Pool:
     """Connections that are made when they are needed, and again when they were lost."""
     return asyncpg.create_pool(
@@ -392,10 +534,7 @@ def _pool(url: str, size: int) -> asyncpg.Pool:
         max_size=size,
         max_queries=2**62,  # a connection does not wear out
         reset=_keep_as_it_is,
-        timeout=CONNECT_S,
-        statement_cache_size=TEXTS,
-        max_cached_statement_lifetime=0,
-        server_settings={"application_name": "penstock"},
+        **_HOW,
     )
 
 

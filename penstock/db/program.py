@@ -1,7 +1,7 @@
 """Programs: what to ask the database, apart from how it is asked.
 
 A `Program` is a generator. It yields `Fetch` (rows come back), `Run` (rows are written, nothing comes back) or several
-runs `Together`, decides, and returns a result. It does no I/O, so the same text runs in a thread on SQLite and on a
+of these `Together`, decides, and returns a result. It does no I/O, so the same text runs in a thread on SQLite and on a
 connection of PostgreSQL, and can be tested by feeding it rows. Parameters are int, str, bytes, None, or a list of str
 for `any_of`; no type of ours ever meets a driver's idea of it.
 """
@@ -65,21 +65,24 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Runs on different tables, whose order does not matter: one round trip where a round trip counts."""
+    """Queries on different tables, of which none needs what another writes: one round trip where a round trip counts.
 
-    runs: Sequence[Run]
+    What they find comes back in a list for each. No bytes and no sums among it: it may be told as JSON.
+    """
+
+    queries: Sequence[Fetch | Run]
 
 
 Query = Fetch | Run | Together
-Program = Generator[Query, list[Row], T]
+Program = Generator[Query, list[Any], T]
 
 
-def fetch(statement: Statement, *values: Value) -> Generator[Fetch, list[Row], list[Row]]:
+def fetch(statement: Statement, *values: Value) -> Generator[Fetch, list[Any], list[Row]]:
     """`rows = yield from fetch(SELECT_KEYS, account_id)`: the values in the statement's order."""
     return (yield Fetch(statement, values))
 
 
-def run(statement: Statement, *values: Value) -> Generator[Run, list[Row], None]:
+def run(statement: Statement, *values: Value) -> Generator[Run, list[Any], None]:
     """`yield from run(INSERT_ACCOUNT, id, name)`: one row."""
     yield Run(statement, (values,))
 
@@ -121,4 +124,4 @@ def _any_of_sqlite(element: any_of, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(each_of, "postgresql")
 def _any_of_postgresql(element: any_of, compiler: SQLCompiler, **kw: Any) -> str:
     column, values = compiler.process(element.column, **kw), compiler.process(element.parameter, **kw)
-    return f"{column} = ANY({values}::text[])"
+    return f"{column} = ANY(ARRAY(SELECT jsonb_array_elements_text({values}::jsonb)))"

@@ -255,9 +255,7 @@ class _Connection:
 
     def _execute(self, query: Query) -> list[Row]:
         if isinstance(query, Together):
-            for run in query.runs:
-                self._execute(run)
-            return []
+            return [self._execute(each) for each in query.queries]
         text = self._texts.get(query.statement)
         if text is None:
             text = self._texts[query.statement] = _Text(query.statement)

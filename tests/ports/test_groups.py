@@ -85,6 +85,22 @@ async def test_what_comes_turn_by_turn_of_the_event_loop_is_written_together(eng
     assert engine.transactions == 1
 
 
+async def test_what_comes_while_a_transaction_is_begun_goes_with_it_but_passes_no_program(
+    engine: Engine, queue: Groups
+) -> None:
+    engine.answering.clear()
+    first = queue.submit(admission("a", need(10)))
+    await engine.begun.wait()
+    second, program, third = (
+        queue.submit(each) for each in (admission("b", need(10)), lot("lot_2", 5), admission("c", need(10)))
+    )
+    engine.answering.set()
+    assert [granted(each) for each in await asyncio.gather(first, second)] == [10, 10]
+    assert (program.done(), third.done()) == (False, False)
+    assert (await program, granted(await third)) == (True, 10)
+    assert engine.transactions == 3
+
+
 async def test_whoever_waits_for_an_engine_that_does_not_answer_is_told_in_time(engine: Engine, queue: Groups) -> None:
     """What has been begun is in doubt, what has not been is not."""
     engine.answering.clear()

@@ -252,6 +252,20 @@ async def test_an_answer_too_large_to_keep_is_known_to_have_been_given(store: Sq
     assert await store.commit(admission("b", need(10), once=ONCE)) == Replay("digest", KeptAnswer(200, "[]", None))
 
 
+@pytest.mark.parametrize("kept", [ANSWER, None])
+async def test_a_request_that_ends_in_a_group_has_ended_for_the_next_try_in_it(
+    store: SqliteStore, kept: KeptAnswer | None
+) -> None:
+    await store.write(lot("lot_1", 1_000))
+    await store.commit(admission("a", need(10), once=ONCE))
+    again, _ = await commit(
+        store, admission("b", need(10), once=ONCE), settlement("a", need(0), 7, kept=kept, once=True)
+    )
+    assert again == (Replay("digest", kept) if kept else Granted((Part("lot_1", 10, 10),), 10))
+    if kept is None:
+        assert await store.commit(admission("c", need(10), once=ONCE)) == Replay("digest", None)
+
+
 async def test_idempotency_keys_are_private_to_a_credential(store: SqliteStore) -> None:
     await store.write(lot("lot_1", 1_000))
     await store.write(insert_credential(key("other")))

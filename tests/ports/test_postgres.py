@@ -36,7 +36,7 @@ import penstock.db
 from penstock.config import Settings, StoreSettings
 from penstock.db import migrate, postgres
 from penstock.db.journal import grant, ping, verify
-from penstock.db.ledger import CLOSE_HOLDS, SAVE_LOT, WRITE_HOLD, Once
+from penstock.db.ledger import CLOSE_HOLDS, KEEP_ANSWER, SAVE_LOT, WRITE_HOLD, Once
 from penstock.db.postgres import PostgresStore, _Text
 from penstock.db.program import Program, Statement, fetch, run
 from penstock.db.records import KeptAnswer
@@ -201,19 +201,24 @@ async def test_the_server_takes_every_statement_for_one_row_and_for_many(databas
     assert len(prepared) > 40
 
 
-def test_many_rows_are_one_statement_unless_two_mean_the_same_row() -> None:
-    assert len(list(_Text(SAVE_LOT).columns([(n, 0, f"lot_{n}") for n in range(500)]))) == 1
+def test_many_rows_are_one_statement_unless_two_mean_the_same_row_or_they_are_too_large() -> None:
+    assert len(_Text(SAVE_LOT).rounds([(n, 0, f"lot_{n}") for n in range(500)])) == 1
     first, second = ("a", "lot_1", 0, 1, 1, "o", 0, 0, 0, ""), ("a", "lot_1", 1, 2, 2, "o", 0, 0, 0, "")
     other = ("b", "lot_1", 0, 3, 3, "o", 0, 0, 0, "")
-    rounds = [list(zip(*columns, strict=True)) for columns in _Text(WRITE_HOLD).columns([first, second, other])]
-    assert rounds == [[first, other], [second]]
+    assert _Text(WRITE_HOLD).rounds([first, second, other]) == [[first, other], [second]]
+    answers = [("done", 200, "[]", b"x", f"r{n}") for n in range(postgres.BLOBS + 1)]
+    assert [len(each) for each in _Text(KEEP_ANSWER).rounds(answers)] == [postgres.BLOBS, 1]
 
 
 async def test_values_of_every_type_come_back_as_they_went_in(pg: Any) -> None:
     once, kept = Once("k", "d"), KeptAnswer(200, '[["ü", "\\n"]]', bytes(range(256)))
     await pg.commit(admission("a", need(10), once=once))
-    await pg.commit(settlement("a", need(0), 7, kept=kept, once=True))
+    settled = settlement("a", need(0), 7, kept=kept, once=True)
+    settled.record.model, settled.record.total_us = "'\"\\ü\n\x01\u2028😀", 2**63 - 1
+    await pg.commit(settled)
     assert (await pg.commit(admission("b", need(10), once=once))).kept == kept
+    (record,) = await rows(pg, usage_records)
+    assert (record["model"], record["total_us"]) == (settled.record.model, settled.record.total_us)
 
 
 async def test_usage_is_filtered_and_added_up(pg: Any) -> None:
@@ -252,7 +257,7 @@ async def test_an_operation_that_cannot_be_written_does_not_take_its_group_down(
     assert await pg.read(verify()) == []
 
 
-@pytest.mark.parametrize("impossible", [2**63, "text"])
+@pytest.mark.parametrize("impossible", [2**63, -(2**70), "text"])
 async def test_a_value_that_no_column_can_hold_is_not_taken_for_an_outage(pg: Any, impossible: Any) -> None:
     with pytest.raises(asyncpg.DataError):
         await pg.write(run(BALANCE, impossible, "lot_1"))
@@ -286,6 +291,37 @@ async def test_one_idempotency_key_at_two_hosts_at_once_is_admitted_at_one(pg: A
             outcomes = await asyncio.gather(*(store.commit(each) for store, each in asked))
             assert sum(isinstance(outcome, Granted) for outcome in outcomes) == 1
     assert sum(row["held"] for row in await rows(pg, lots)) == 25
+
+
+async def test_keys_are_locked_before_lots_though_both_are_asked_for_at_once(pg: Any, database: str) -> None:
+    """So no two groups wait for each other."""
+    first, second = await asyncpg.connect(database), await asyncpg.connect(database)
+    async with first.transaction(), second.transaction():
+        await first.execute("SELECT FROM credentials FOR UPDATE")
+        asked = asyncio.ensure_future(pg.commit(admission("a", need(1))))
+        while not await ask(database, WAITING):
+            pass
+        assert await second.fetch("SELECT id FROM lots FOR UPDATE NOWAIT")
+    await asyncio.gather(first.close(), second.close())
+    assert granted(await asked) == 1
+
+
+async def test_a_settlement_sees_the_hold_of_a_group_whose_outcome_was_not_waited_for(pg: Any, database: str) -> None:
+    """The group is a transaction of its process, as ever; only nobody hears of it any more."""
+    await pg.commit(admission("a", need(10)))
+    unheard = await asyncpg.connect(database)
+    async with unheard.transaction():
+        await unheard.execute(f"SELECT {pg._group.gate}")
+        await unheard.execute(
+            "INSERT INTO holds SELECT 'b', lot_id, position, amount, 0, owner_id, 0, 0, 0, '' FROM holds"
+        )
+        await unheard.execute("UPDATE lots SET held = 20")
+        settled = pg.post(settlement("b", need(0), 7))
+        while not await ask(database, WAITING):
+            pass
+    await unheard.close()
+    assert await settled == Settled((Part("lot_1", 7),), 7, 0)
+    assert [row["request_id"] for row in await rows(pg, holds)] == ["a"]
 
 
 def take_one() -> Program[None]:
