@@ -233,15 +233,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(wishes=st.lists(asks | extends | settles, min_size=1, max_size=6))
     def commit(self, wishes: list[Ask | Extend | Settle]) -> None:
-        """One group. Settlements come first in it, and idempotency keys are looked up before anything happens."""
+        """One group. Settlements come first in it, and what they end has ended for the others."""
         pairs = [(wish, made) for wish in wishes if (made := self.operation(wish))]
         last = {
             made.request_id: made for wish, made in pairs if isinstance(wish, Extend)
         }  # a hold extends once at a time
         pairs = [(wish, made) for wish, made in pairs if not isinstance(wish, Extend) or last[made.request_id] is made]
         outcomes = self.runner.run(self.submit([made for _, made in pairs]))
-        answers = {place: kept for place, kept in self.model.answers.items() if kept[3] > self.clock.now}
         kept: dict[str, KeptAnswer | None] = {}
+        answers: dict[Any, Any] = {}
         for settling in (True, False):
             for (wish, made), outcome in zip(pairs, outcomes, strict=True):
                 if isinstance(wish, Settle) is settling:
@@ -249,8 +249,10 @@ class LedgerMachine(RuleBasedStateMachine):
                         wish,
                         outcome,
                     )
-        for id, answer in kept.items():
-            self.model.keep(id, answer)
+            for id, answer in kept.items():
+                self.model.keep(id, answer)
+            kept.clear()
+            answers = {place: known for place, known in self.model.answers.items() if known[3] > self.clock.now}
 
     async def submit(self, operations: list[Admission | Extension | Settlement]) -> list[Outcome]:
         return list(await asyncio.gather(*(self.store.commit(each) for each in operations)))
