@@ -184,7 +184,7 @@ def misbehave(upstream: ScriptedUpstream, leak: str) -> list[bool]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 async def contents(office: Office, table: Table) -> bytes:
