@@ -7,8 +7,8 @@
     ending   how a call can end                            departure  what if the caller leaves
     tools    what connected workers offer the account      toolloop   an answer in rounds, because the model calls them
 
-The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, wait until what
-they cost is written down: whoever has a complete answer has been charged for it, whatever dies next.
+The answer's bytes pass through. The last of them, a plain answer as a whole or a stream's terminator, go out when what
+they cost is written down where it outlives the process: whoever has a complete answer has been charged for it.
 """
 
 from __future__ import annotations
