@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from contextlib import suppress
+from errno import ENOSPC
 from mmap import mmap
 from struct import Struct as Layout
 from zlib import crc32
@@ -51,7 +52,8 @@ class Slips:
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
         file = os.open(self._path(self._owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(file, bytes(SLOTS * SLOT_BYTES))
+            if os.write(file, bytes(SLOTS * SLOT_BYTES)) < SLOTS * SLOT_BYTES:
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
             os.fsync(file)
             self._slots = mmap(file, SLOTS * SLOT_BYTES)
         finally:

@@ -67,6 +67,17 @@ def test_where_no_file_can_be_made_nothing_is_left(tmp_path: Path) -> None:
     assert left(slips) == {}
 
 
+def test_where_there_is_no_room_for_all_of_it_nothing_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5000]))
+    slips = Slips(str(tmp_path / "slips"), OWNER)
+    with pytest.raises(OSError, match="No space left"):
+        slips.open()
+    assert slips.leave(settlement("a", need(100), 30)) is None
+
+
 @pytest.mark.parametrize("at", [0, 4, 8, 100])
 def test_a_slip_that_is_not_whole_is_none(slips: Slips, at: int) -> None:
     slips.leave(settlement("a", need(100), 30))
