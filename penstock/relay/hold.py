@@ -5,7 +5,7 @@ checked and the money is set aside in one durable step, before a byte goes upstr
 whichever way the block is left: answer, upstream failure, a break in mid-stream, the caller gone, the process told to
 stop. There is no other place that settles, and nothing to forget: leaving only *posts* the settlement to the store,
 which is a plain function call, so a cancelled task settles as surely as a finished one and the store's writer, not
-the connection, carries it through. The last bytes of an answer wait until a killed process cannot undo that (`written`).
+the connection, carries it through. The last bytes of an answer wait until a kill cannot undo that (`written`).
 
 What a hold covers. A call that answers in one piece holds its whole bound: input and output limit at the dearest
 price of the plan. If that does not fit, the output limit is lowered until it does (the work fits the money, never the
