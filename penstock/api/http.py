@@ -205,7 +205,9 @@ class Exchange:
         if self.gone:
             return
         head = self._begun() if self._head is not None else b""
-        self._write(head, b"%x\r\n%b\r\n" % (len(data), data) if self._chunked and data else data)
+        if self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._write(head, data)
 
     def _begun(self) -> bytes:
         """The head of a body that comes in pieces."""

@@ -34,19 +34,15 @@ class Splitter:
 
     def feed(self, piece: bytes) -> bytes:
         """The events that `piece` completes, in a row; `UpstreamFailed` when one grows beyond 8 MiB."""
-        if self._pending or _is_irregular(piece):
-            return self._search(piece)
+        if self._pending or b"\r" in piece or b"\n\n\n" in piece:
+            return self._search(piece)  # otherwise it is clear at a glance where the last one ends
+        if piece.endswith(b"\n\n"):
+            return piece
         last = piece.rfind(b"\n\n")
         end = 0 if last < 0 else last + 2
-        if end == len(piece):
-            return piece
         self._pending += piece[end:]
         self._check()
         return piece[:end]
-
-    def is_whole(self, piece: bytes) -> bool:
-        """Whether `feed` would give this piece back as it is, and remember nothing."""
-        return not self._pending and piece.endswith(b"\n\n") and not _is_irregular(piece)
 
     def rest(self) -> bytes:
         """What came after the last whole event, at the end of the stream; empty when the stream ended well."""
@@ -85,11 +81,6 @@ def event_end(block: bytes, start: int) -> int:
     """Where the event of a block that begins at `start` ends."""
     terminator = _TERMINATOR.search(block, start)
     return terminator.end() if terminator else len(block)
-
-
-def _is_irregular(block: bytes) -> bool:
-    """Whether lines end otherwise than in LF, or empty ones make it unclear at a glance where an event ends."""
-    return b"\r" in block or b"\n\n\n" in block
 
 
 def data(event: bytes) -> bytes | None:

@@ -129,6 +129,7 @@ class Hold:
         self.upstream_s = 0.0  # time spent waiting for upstreams to begin
         self.output_limit = _output_limit(wish, plan)
         self.covered_output = 0  # tokens that the hold pays for besides the input
+        self.runs_low_at = 0  # tokens of output beyond which a stream should have it extended ahead
         self.ending = Ending.ANSWER
         self.status = 200
         self._settling: asyncio.Future[Any] | None = None
@@ -216,9 +217,11 @@ class Hold:
         if self._plan.tariff.serves_last_call:
             within = self._plan.tariff.output_within
             self.covered_output = max(self._choices, self.covered_output, within(self._amount, self._input_estimate))
+            self.runs_low_at = self.covered_output - self._slice // 2
 
     def _count_covered(self) -> None:
         self.covered_output = self._plan.tariff.output_within(self._amount - self._further, self.input_bound)
+        self.runs_low_at = self.covered_output - self._slice // 2
 
     def _bound(self, output: int) -> int:
         """The most that the call costs with so many tokens of output."""
@@ -330,7 +333,7 @@ class Hold:
 
     def extend_ahead(self) -> None:
         """Begin to extend when less than half a slice is left, so that the stream need not wait for the store."""
-        if self.covered_output - self.meter.output >= self._slice // 2 or self._extending or self._exhausted:
+        if self.meter.output <= self.runs_low_at or self._extending or self._exhausted:
             return
         if self.output_limit is None or self.covered_output < self.output_limit * self._choices:
             self._extend()
@@ -376,6 +379,7 @@ class Hold:
         if isinstance(outcome, Granted):
             self._add(outcome)
             self._slice = self._next_slice()
+            self.runs_low_at = self.covered_output - self._slice // 2
         else:
             self._exhausted = True
 

@@ -67,6 +67,10 @@ class LiveStream:
         except asyncio.CancelledError:
             if self._hold.caller_gone:
                 raise
+            if self._step is not None and self._step.done:  # its end had come, and was about to be seen to
+                self._count(self._step)
+                self._end()
+                return self._stream.terminator()
             return self._broken(ShuttingDown(), Ending.SHUTDOWN, ShuttingDown.status)
         return self._stream.terminator()
 
@@ -122,7 +126,8 @@ class LiveStream:
             out.append(step.out)
         self._start = start
         self._flush()
-        hold.extend_ahead()
+        if meter.output > hold.runs_low_at:
+            hold.extend_ahead()
         return self._reply.ready
 
     async def _attend(self, answer: Answer) -> bool:
@@ -179,12 +184,14 @@ class LiveStream:
 
     def _flush(self) -> None:
         """Send what is paid."""
-        if self._out:
-            self._send(b"".join(self._out))
-            self._out.clear()
+        out = self._out
+        if out:
+            self._send(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
 
     def _broken(self, error: PenstockError, ending: Ending, status: int) -> bytes:
         self._hold.ending, self._hold.status = ending, status
+        self._flush()  # what is counted is sent, whatever comes between
         event = self._stream.error_event(
             type="upstream_error" if isinstance(error, UpstreamError) else "internal_error",
             code=error.kind,
