@@ -2,8 +2,7 @@
 
     every   chore of each process
     0.25 s  write buffered log lines and sort what was measured, the event loop's lag too
-    1 s     keep quiet streams alive with a comment; notice when the clock
-            of the machine jumps
+    1 s     keep quiet streams alive with a comment; notice when the clock of the machine jumps
     1 s     check the health of providers whose turn it is
     5 s     renew this process's lease and note how far its calls have come; look at the leases of the others
     1 s     look after who has dialled in, here and elsewhere
@@ -109,7 +108,7 @@ class Upkeep:
         await self._common(self._bury_dead)()
         if self._store.slips is not None:
             known = {owner.id for owner in await self._store.read(recovery.all_owners())}
-            _open(self._store.slips, known, now_ms)
+            _open_slips(self._store.slips, known, now_ms)
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self.chores]
 
     async def stop(self) -> None:
@@ -200,12 +199,11 @@ class Upkeep:
 
     async def _bury(self, owner: Owner) -> int:
         """Settle what a dead process left open; how many calls that were."""
-        now_ms, lease, slips = self._clock.now_ms(), owner.lease_until_ms, self._store.slips
-        if slips is None:
-            return await self._store.write(recovery.bury(owner.id, now_ms, lease_until_ms=lease))
-        left = slips.left_by(owner.id)
-        settled = await self._store.write(recovery.bury(owner.id, now_ms, lease_until_ms=lease, slips=left))
-        if is_gone(owner, host_identity()):  # one that only fell silent may leave more
+        now_ms, slips = self._clock.now_ms(), self._store.slips
+        left = recovery.NO_SLIPS if slips is None else slips.left_by(owner.id)
+        burial = recovery.bury(owner.id, now_ms, lease_until_ms=owner.lease_until_ms, slips=left)
+        settled = await self._store.write(burial)
+        if slips is not None and is_gone(owner, host_identity()):  # one that only fell silent may leave more
             slips.drop(owner.id)
         return settled
 
@@ -232,7 +230,7 @@ class Upkeep:
             pass
 
 
-def _open(slips: Slips, known: set[str], now_ms: int) -> None:
+def _open_slips(slips: Slips, known: set[str], now_ms: int) -> None:
     slips.tidy(known, now_ms / 1000)
     try:
         slips.open()

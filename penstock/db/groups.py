@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from itertools import takewhile
 from types import GeneratorType
@@ -40,7 +41,7 @@ CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery sett
 
 _logger = logging.getLogger("penstock.store")
 
-# Work, who waits for it, whether it is tried until it is written, and since when it has waited.
+# Work, who waits for it, whether it is tried until it is written, and since when he has waited, if anybody does.
 Job = tuple[Operation | Program[Any], asyncio.Future[Any], bool, float]
 Result = tuple[Job, Any, BaseException | None]
 Transact = Callable[[Program[Any]], Awaitable[Any]]
@@ -82,17 +83,20 @@ class Groups:
         if self._closing:
             decision.set_exception(StoreUnavailable("Penstock is shutting down; nothing was charged."))
         else:
-            self._queue(work, decision, until_written=False)
+            self._queue(work, decision, until_written=False, since_s=self._loop.time())
         return decision
 
-    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        """Queue a settlement, to be tried until it is written. Its future resolves by then, or after `WRITE_S`."""
+    def post(self, settlement: Settlement, *, awaited: bool = True) -> asyncio.Future[Any]:
+        """Queue a settlement, to be tried until it is written, which is when its future resolves; one that is `awaited`
+        does so after `WRITE_S` at the latest."""
         future = self._loop.create_future()
-        self._queue(settlement, future, until_written=True)
+        self._queue(settlement, future, until_written=True, since_s=self._loop.time() if awaited else math.inf)
         return future
 
-    def _queue(self, work: Operation | Program[Any], future: asyncio.Future[Any], *, until_written: bool) -> None:
-        self._waiting.append((work, future, until_written, self._loop.time()))
+    def _queue(
+        self, work: Operation | Program[Any], future: asyncio.Future[Any], *, until_written: bool, since_s: float
+    ) -> None:
+        self._waiting.append((work, future, until_written, since_s))
         if not self._work.is_set():
             self._work.set()
 

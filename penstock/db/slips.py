@@ -62,9 +62,11 @@ class Slips:
 
     def leave(self, settlement: Settlement) -> int | None:
         """Note a settlement; its slot, until it is `written`. None when it could not be noted."""
+        if not self._free or self._slots is None:
+            return None
         slip = _encode(settlement)
         size = len(slip)
-        if size > _MOST or not self._free or self._slots is None:
+        if size > _MOST:
             return None
         slot = self._free.pop()
         self._slots[slot : slot + _HEAD.size + size] = _HEAD.pack(size, crc32(slip)) + slip

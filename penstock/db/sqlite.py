@@ -77,8 +77,8 @@ class SqliteStore(GroupedStore):
         return await self._noted("reading", self._read(self.path, program, within_s))
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        written = super().post(settlement)
         slot = None if self.slips is None else self.slips.leave(settlement)
+        written = self._groups.post(settlement, awaited=slot is None)
         if self.slips is None or slot is None:
             return written
         written.add_done_callback(partial(self.slips.written, slot))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from penstock.app import open_gateway
+from penstock.config import StoreSettings
+from penstock.db import groups
 from penstock.db.journal import verify
 from penstock.db.ledger import Settlement
 from penstock.db.records import KeptAnswer
@@ -17,6 +25,7 @@ from penstock.db.schema import holds, lots, usage_records
 from penstock.db.slips import FORGOTTEN_S, SLOT_BYTES, SLOTS, Slips
 from penstock.db.sqlite import SqliteStore
 from tests.ledger import NOON_MS, OWNER, HandClock, admission, furnish, lot, make_tables, need, rows, settlement
+from tests.stories.gateway import settings_for
 
 
 @pytest.fixture
@@ -115,23 +124,37 @@ def test_old_files_of_nobody_are_dropped(slips: Slips, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "slips") == ["own_known"]
 
 
-async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_review(slips: Slips, tmp_path: Path) -> None:
-    path = tmp_path / "penstock.db"
-    make_tables(str(path))
-    dying = SqliteStore(str(path), clock=HandClock(), slips=slips)
-    await dying.write(furnish())
-    await dying.write(lot("lot_1", 1_000))
+@pytest.fixture
+async def dying(slips: Slips, tmp_path: Path) -> SqliteStore:
+    """The store of a process that is about to be killed, with 1,000 units in it."""
+    make_tables(str(tmp_path / "penstock.db"))
+    store = SqliteStore(str(tmp_path / "penstock.db"), clock=HandClock(), slips=slips)
+    await store.write(furnish())
+    await store.write(lot("lot_1", 1_000))
+    return store
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nothing can be written meanwhile."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_review(
+    dying: SqliteStore, tmp_path: Path
+) -> None:
     for request in ("told", "cut off"):
         await dying.commit(admission(request, need(200)))
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # nothing can be written; the answer leaves all the same
+    with locked(tmp_path / "penstock.db"):
         posted = dying.post(settlement("told", need(200), 123))
-        assert posted.done()
-        other.execute("ROLLBACK")
+        assert posted.done()  # the answer leaves all the same
         for task in dying._groups._tasks:  # it is killed
             task.cancel()
     survivor = Slips(str(tmp_path / "slips"), "own_other")
-    store = SqliteStore(str(path), clock=HandClock(), slips=survivor)
+    store = SqliteStore(dying.path, clock=HandClock(), slips=survivor)
     try:
         assert await store.write(bury(OWNER, NOON_MS, slips=survivor.left_by(OWNER))) == 2
         found = {row["request_id"]: (row["state"], row["amount"]) for row in await rows(store, usage_records)}
@@ -146,18 +169,39 @@ async def test_what_a_dead_process_had_settled_is_settled_so_and_not_under_revie
         await dying.close()
 
 
-async def test_a_settlement_without_a_slip_is_awaited(slips: Slips, tmp_path: Path) -> None:
-    path = tmp_path / "penstock.db"
-    make_tables(str(path))
-    store = SqliteStore(str(path), clock=HandClock(), slips=slips)
-    await store.write(furnish())
-    await store.write(lot("lot_1", 1_000))
-    await store.commit(admission("a", need(200)))
-    await store.commit(admission("b", need(200)))
+async def test_a_slip_stays_until_its_settlement_is_written_however_long_that_takes(
+    dying: SqliteStore, slips: Slips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "WRITE_S", 0.0)
+    for request in ("a", "b"):
+        await dying.commit(admission(request, need(200)))
+    with locked(tmp_path / "penstock.db"):
+        assert dying.post(settlement("a", need(200), 1)).done()
+        await asyncio.sleep(2 * groups.LOOK_S)  # whoever waited for a settlement has been let go by now
+        assert dying.post(settlement("b", need(200), 2)).done()
+        assert set(left(slips)) == {"a", "b"}
+    await dying.settled()
+    assert {row["request_id"]: row["amount"] for row in await rows(dying, usage_records)} == {"a": 1, "b": 2}
+    await dying.close()
+
+
+async def test_a_settlement_without_a_slip_is_awaited(dying: SqliteStore, tmp_path: Path) -> None:
+    for request in ("a", "b"):
+        await dying.commit(admission(request, need(200)))
     kept = KeptAnswer(200, "[]", bytes(SLOT_BYTES))
-    waiting = store.post(settlement("a", need(200), 1, kept=kept, once=True))
+    waiting = dying.post(settlement("a", need(200), 1, kept=kept, once=True))
     assert not waiting.done()
     await waiting
-    assert store.post(settlement("b", need(200), 1)).done()
-    await store.close()
+    assert dying.post(settlement("b", need(200), 1)).done()
+    await dying.close()
     assert os.listdir(tmp_path / "slips") == []  # everything has been written: nothing is left
+
+
+@pytest.mark.parametrize(("synchronous", "leaves"), [("FULL", True), ("NORMAL", True), ("EXTRA", False)])
+async def test_who_fears_power_cuts_has_answers_wait_for_the_disk(
+    synchronous: Literal["FULL", "NORMAL", "EXTRA"], leaves: bool, tmp_path: Path
+) -> None:
+    settings = settings_for("sqlite://")
+    store = StoreSettings(f"sqlite:///{tmp_path}/penstock.db", synchronous)
+    async with open_gateway(replace(settings, store=store), io.StringIO()):
+        assert (tmp_path / "penstock.db-slips").exists() is leaves
