@@ -16,7 +16,7 @@ INSTRUMENTED = {  # by target; not in `targets.py`, which imports what has to be
     "embeddings_request": ("penstock.dialects",),
     "plain_answer": ("penstock.dialects",),
     "stream": ("penstock.dialects",),
-    "upstream": ("penstock.providers.http1",),
+    "upstream": ("penstock.providers.http1", "penstock.providers.origin"),
     "wire": ("penstock.api",),
     "credential": ("penstock.access", "joserfc"),
     "configuration": ("penstock.config", "penstock.config_file", "penstock.config_tables", "penstock.config_value",

@@ -7,9 +7,8 @@ program of the other kind (management, recovery) may lock whatever it likes, for
 on SQLite: groups share an advisory lock, and such a program has it to itself. Everything a transaction needs of its
 session is said in the transaction (`SET LOCAL`), so a pooler such as pgbouncer may stand between.
 
-A row is never a round trip. A statement that writes many rows gets them as one list in JSON: `INSERT … VALUES` becomes
-`INSERT … SELECT … FROM jsonb_array_elements(…)`, derived from the same construct (`_Text`). Several statements go as
-one where the program allows (`Together`). So a group is four round trips: begin, load, write, commit.
+A row is never a round trip: a statement gets many as one list, and several statements go as one where the program
+allows (`postgres_text.py`). So a group is four round trips: begin, load, write, commit.
 
 "Nothing was written" is only said when it is so. When a connection breaks during COMMIT, the server is asked what
 became of the transaction by its number; only if it stays silent for `DOUBT_S` does the message say that it is unknown.
@@ -21,31 +20,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from operator import itemgetter
 from secrets import randbits
 from typing import Any, Generic, TypeVar
 
 import asyncpg
 import msgspec
-from sqlalchemy import BindParameter, Delete, Insert, LargeBinary, Update
-from sqlalchemy.dialects.postgresql import dialect as postgres_dialect
-from sqlalchemy.dialects.sqlite.dml import OnConflictDoNothing, OnConflictDoUpdate
-from sqlalchemy.engine.interfaces import BindTyping
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.visitors import iterate
 
 from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
-from penstock.db.program import Fetch, Program, Query, Row, Run, Statement, Together, Value
+from penstock.db.postgres_text import NUMBER, Texts, as_json
+from penstock.db.program import Fetch, Program, Query, Row, Run, Together, Value
 from penstock.db.store import READ_S
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
@@ -53,7 +43,6 @@ T = TypeVar("T")
 
 GATE = 0x70656E73746F636B  # "penstock" in ASCII: groups share this advisory lock, other programs have it alone
 LOOK_UP, TURN = 1, 2  # and these, each with a number: of a credential, of a process
-NUMBER = "pg_current_xact_id()::text"  # of a transaction: by it the server knows later what became of it
 READERS = 4  # connections for look-ups
 LONG_READERS = 2  # and for what goes through whole tables, which would keep look-ups of keys waiting
 CONNECT_S = 2.0  # to connect, or to wait for a free connection: bounds how late it is noticed that the server is back
@@ -64,7 +53,6 @@ SILENCE_S = 5.0  # what we give the server for one statement, and for a COMMIT
 DOUBT_S = 4.0  # how long the server is asked what became of a commit
 DOUBT_PAUSE_S = 0.05
 ATTEMPTS = 3  # at a transaction that PostgreSQL has undone to resolve a conflict
-BLOBS = 64  # rows with bytes a statement: a kept answer has up to a megabyte, and PostgreSQL takes 256 in one list
 TEXTS = 512  # prepared statements a connection keeps: more than there are
 
 # Classes of SQLSTATE that say the program is at fault: values and constraints. Whatever else the server says (it goes
@@ -82,8 +70,6 @@ _HOW = {
     "server_settings": {"application_name": "penstock"},
 }
 _logger = logging.getLogger("penstock.store")
-_dialect = postgres_dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
-_dialect.bind_typing = BindTyping.NONE  # the server knows what type each place is; the driver asks it
 
 
 class PostgresStore(GroupedStore):
@@ -91,7 +77,7 @@ class PostgresStore(GroupedStore):
 
     def __init__(self, url: str, *, clock: Clock) -> None:
         super().__init__(server_name(url))
-        self._texts = _Texts()
+        self._texts = Texts()
         self._writing = _Line(url)
         self._reading = _pool(url, READERS)
         self._reading_long = _pool(url, LONG_READERS)
@@ -280,7 +266,7 @@ class _Session:
     what writes together brings it along."""
 
     connection: asyncpg.Connection
-    texts: _Texts
+    texts: Texts
     patience_s: float | None
     number: str | None = None
 
@@ -296,7 +282,7 @@ class _Session:
         text = self.texts.of(query.statement)
         if isinstance(query, Run):
             for rows in text.rounds(query.rows):
-                await self.connection.execute(text.many, _json(rows), timeout=self.patience_s)
+                await self.connection.execute(text.many, as_json(rows), timeout=self.patience_s)
             return []
         if query.statement is SEEN_KEYS:
             await self._look_up_alone(query.values[0])
@@ -310,7 +296,7 @@ class _Session:
                 return [await self.execute(each) for each in queries]
         if not queries:
             return []
-        values = _json([query.rows if isinstance(query, Run) else query.values for query in queries])
+        values = as_json([query.rows if isinstance(query, Run) else query.values for query in queries])
         number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.patience_s)
         self.number = number or self.number
         return [rows or [] for rows in msgspec.json.decode(found)]
@@ -324,159 +310,9 @@ class _Session:
             "SELECT pg_advisory_xact_lock($1, id) FROM (SELECT DISTINCT hashtext(name) AS id"
             " FROM jsonb_array_elements_text($2::jsonb) AS name ORDER BY id) AS credential",
             LOOK_UP,
-            _json(credentials),
+            as_json(credentials),
             timeout=self.patience_s,
         )
-
-
-class _Texts:
-    """The statements in PostgreSQL's words, put into them once: each for itself, and those that go together."""
-
-    def __init__(self) -> None:
-        self._alone: dict[Statement, _Text] = {}
-        self._together: dict[tuple[Statement, ...], str] = {}
-
-    def __repr__(self) -> str:
-        return f"_Texts({len(self._alone)}, {len(self._together)} together)"
-
-    def of(self, statement: Statement) -> _Text:
-        text = self._alone.get(statement)
-        if text is None:
-            text = self._alone[statement] = _Text(statement)
-        return text
-
-    def together(self, queries: Sequence[Fetch | Run]) -> str:
-        """Several as one statement, each a part of it, with all their values in one list. Its only row tells the
-        transaction's number, if anything is run, and what was fetched, as JSON. Parts that fetch are gone through in
-        their order."""
-        statements = tuple([query.statement for query in queries])
-        sql = self._together.get(statements)
-        if sql is None:
-            parts, found, number = [], [], "NULL"
-            for place, query in enumerate(queries):
-                text, given = self.of(query.statement), f"($1::jsonb->{place})"
-                if isinstance(query, Run):
-                    parts.append(f"part{place} AS ({text.run(given)})")
-                    found.append("NULL")
-                    number = NUMBER
-                else:
-                    columns = ", ".join([f"c{n}" for n in range(text.width)])
-                    parts.append(f"part{place}({columns}) AS ({text.fetch(given)})")
-                    found.append(f"(SELECT json_agg(json_build_array({columns})) FROM part{place})")  # noqa: S608
-            sql = f"WITH {', '.join(parts)} SELECT {number}, json_build_array({', '.join(found)})"
-            self._together[statements] = sql
-        return sql
-
-
-class _Text:
-    """A statement in PostgreSQL's words: `sql` for one set of values; `many` for rows, given as a list of lists.
-
-    Values that come in a list are taken out of it by the server: to encode one text costs next to nothing, to encode
-    each value by itself more than all the rest.
-    """
-
-    __slots__ = ("_blobs", "_constants", "_construct", "_identity", "_order", "_places", "_words", "many", "sql")
-
-    def __init__(self, statement: Statement) -> None:
-        construct: Any = statement.construct
-        self.sql, names, self._constants = statement.text(_dialect)
-        self._construct = construct
-        self._order = statement.order
-        self._places = [self._order.index(name) if name in self._order else name for name in names]
-        self._words: Any = (construct.inline() if isinstance(construct, Insert) else construct).compile(
-            dialect=_dialect
-        )
-        self._blobs = any(isinstance(each.type, LargeBinary) for each in self._words.binds.values())
-        self.many = ""
-        self._identity: Callable[[Any], Any] | None = None
-        if isinstance(construct, Insert | Update | Delete) and names:
-            self.many = self.run("$1::jsonb")
-            identity = [self._order.index(name) for name in _identity(construct, self._order)]
-            self._identity = itemgetter(*identity) if identity else None
-
-    def __repr__(self) -> str:
-        return f"_Text({self.sql!r})"
-
-    def arrange(self, values: Sequence[Value]) -> list[Any]:
-        """The values as `sql` wants them. A list is JSON to PostgreSQL."""
-        found = [values[place] if isinstance(place, int) else self._constants[place] for place in self._places]
-        return [_json(value) if isinstance(value, list) else value for value in found]
-
-    def rounds(self, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Sequence[Value]]]:
-        """The rows as `many` wants them. More than one set when they are too large together, or when rows mean the same
-        row, which then is written as often as they say, in their order: one statement can touch a row but once."""
-        if self._blobs and len(rows) > BLOBS:
-            return [each for at in range(0, len(rows), BLOBS) for each in self.rounds(rows[at : at + BLOBS])]
-        identity = self._identity
-        if identity is None or len(set(map(identity, rows))) == len(rows):
-            return [rows]
-        seen: Counter[Any] = Counter()
-        rounds: list[list[Sequence[Value]]] = []
-        for row in rows:
-            same = identity(row)
-            if seen[same] == len(rounds):
-                rounds.append([])
-            rounds[seen[same]].append(row)
-            seen[same] += 1
-        return rounds
-
-    @property
-    def width(self) -> int:
-        """How many columns come back."""
-        return len(self._construct.exported_columns)
-
-    def fetch(self, given: str) -> str:
-        """The statement for one set of values, a list in JSON."""
-        return self._taking_from(given, str(self._words))
-
-    def run(self, given: str) -> str:
-        """The statement for rows of values, a list of lists in JSON."""
-        rows = "jsonb_array_elements(:rows) AS given"
-        if isinstance(self._construct, Insert):
-            place, instead = r" VALUES \((.*?)\)", rf" SELECT \1 FROM {rows}"  # noqa: S608
-        else:
-            word = "FROM" if isinstance(self._construct, Update) else "USING"
-            place, instead = r"\s+WHERE ", f" {word} {rows} WHERE "
-        many, changes = re.subn(place, instead, str(self._words), count=1)
-        if not changes:
-            raise LookupError(f"{self!r} cannot be run for many rows at once")
-        return self._taking_from("given.value", many).replace(":rows", given)
-
-    def _taking_from(self, given: str, words: str) -> str:
-        """The statement in these words with its parameters taken from a list in JSON."""
-
-        def taken(place: re.Match[str]) -> str:
-            name = self._words.positiontup[int(place[1]) - 1]
-            kind = self._words.binds[name].type
-            if name in self._constants:
-                return str(self._words.render_literal_value(self._constants[name], kind))
-            value = f"{given}->>{self._order.index(name)}"
-            if isinstance(kind, LargeBinary):
-                return f"decode({value}, 'base64')"
-            return f"({value})::{kind.compile(_dialect)}"
-
-        return re.sub(r"\$(\d+)", taken, words)
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _identity(construct: Insert | Update | Delete, order: Sequence[str]) -> list[str]:
-    """The parameters that say which row is meant; none when every row is a new one."""
-    if isinstance(construct, Insert):
-        key = [column.name for column in construct.table.primary_key.columns]  # type: ignore[attr-defined]
-        return key if set(key) <= set(order) else []
-    found = {each.key for each in iterate(construct.whereclause) if isinstance(each, BindParameter)}
-    return [name for name in order if name in found]
-
-
-@compiles(OnConflictDoUpdate, "postgresql")
-@compiles(OnConflictDoNothing, "postgresql")
-def _on_conflict(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
-    """The clause is the same on both engines; PostgreSQL could name a constraint as well, which ours never do."""
-    element.constraint_target = None
-    return str(getattr(compiler, f"visit_{element.__visit_name__}")(element, **kw))
 
 
 class _Line:

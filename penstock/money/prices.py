@@ -71,7 +71,7 @@ class Price:
             )
         if tokens.reasoning:
             micro += min(tokens.reasoning, tokens.output) * (self.reasoning - self.output)
-        return self.per_request - (-micro // MEGA)
+        return self.per_request - (-micro // MEGA)  # rounded up
 
 
 def dearest(prices: list[Price]) -> Price:
@@ -145,7 +145,7 @@ class UsdTariff:
 
     def bound(self, input_tokens: int, output_tokens: int) -> int:
         micro = input_tokens * self.input_rate + output_tokens * self.output_rate
-        return self.price.per_request - (-micro // MEGA)
+        return self.price.per_request - (-micro // MEGA)  # rounded up
 
     def output_within(self, amount: int, input_tokens: int) -> int:
         left = (amount - self.price.per_request) * MEGA - input_tokens * self.input_rate

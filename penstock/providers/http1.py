@@ -17,25 +17,19 @@ answer to the next question could not be trusted to be its answer.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 import ssl
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
-from urllib.parse import unquote, urlsplit
 
-import certifi
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
 from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Timeouts
-
-Headers = Sequence[tuple[bytes, bytes]]
+from penstock.providers.origin import PATH, Headers, Origin, Proxy, authorities, header_lines, proxy_of, site_of
 
 _MAX_HEAD_BYTES = 65_536  # four times what common servers send at most; also bounds trailers and chunk extensions
 _MAX_UNREAD_BYTES = 65_536  # a reader this far behind makes the upstream wait
@@ -50,31 +44,6 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
-_PATH = re.compile(r"[!-~]*")
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_OURS = frozenset(
-    b"host content-length transfer-encoding connection accept-encoding te trailer upgrade expect keep-alive "
-    b"proxy-connection".split()
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a client sends its requests, and within which limits.
-
-    `base_url` is `http://…`, `https://…` or `http+unix://%2Fpath%2Fof%2Fsocket/…`; `unix_path` names a socket to use
-    instead of the URL's host and port. `headers` go with every request. `ca_file` (PEM) is trusted besides the usual
-    authorities. `proxy_url` is `http://[user:password@]host[:port]`.
-    """
-
-    base_url: str
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    max_connections: int = 512
-    proxy_url: str | None = field(default=None, repr=False)
-    ca_file: str | None = None
-    headers: tuple[tuple[bytes, bytes], ...] = field(default=(), repr=False)
-    unix_path: str | None = None
 
 
 class Client:
@@ -103,11 +72,11 @@ class Client:
     def __init__(self, origin: Origin) -> None:
         self.known = _Known(b"", 0, 0, _NO_HEADERS)  # how the last answer began
         self._origin = origin
-        self._site = _site(origin)
-        self._proxy = _proxy(origin.proxy_url) if origin.proxy_url else None
+        self._site = site_of(origin)
+        self._proxy = proxy_of(origin.proxy_url) if origin.proxy_url else None
         if self._proxy and self._site.unix_path:
             raise ValueError("a Unix socket is not reached through a proxy")
-        self._tls = _trust(origin.ca_file) if self._site.tls else None
+        self._tls = authorities(origin.ca_file) if self._site.tls else None
         self._starts, self._after_path = self._head_parts()
         limits = origin.timeouts
         shortest = min(limits.connect_s, limits.first_byte_s, limits.idle_s, limits.total_s)
@@ -194,11 +163,11 @@ class Client:
         start = self._starts.get(method)
         if start is None:
             raise ValueError("the method is not one this client knows")
-        if not _PATH.fullmatch(path):
+        if not PATH.fullmatch(path):
             raise ValueError("a path is made of visible ASCII characters")
         head = start + path.lstrip("/").encode() + self._after_path
         if headers:
-            head += _lines(headers)
+            head += header_lines(headers)
         if body or method not in _WITHOUT_BODY:
             return head + b"content-length: %d\r\n\r\n" % len(body)
         return head + b"\r\n"
@@ -212,7 +181,7 @@ class Client:
             fixed = (*self._proxy.headers, *fixed)
         starts = {method: f"{method} {absolute}{site.prefix}".encode() for method in _METHODS}
         after = f" HTTP/1.1\r\nhost: {site.authority}\r\naccept-encoding: identity\r\n".encode()
-        return starts, after + _lines(fixed)
+        return starts, after + header_lines(fixed)
 
     # The pool. A slot is the right to have a connection open; it is taken before connecting and comes back when the
     # connection is lost. Whoever waits is served in order: a free connection or a free slot is handed over directly.
@@ -306,11 +275,13 @@ class Client:
         host, port = (self._proxy.host, self._proxy.port) if self._proxy else (site.host, site.port)
         return (await loop.create_connection(new, host, port, ssl=self._tls, server_hostname=name))[1]
 
-    async def _tunnel(self, loop: asyncio.AbstractEventLoop, proxy: _Proxy, tls: ssl.SSLContext) -> _Connection:
+    async def _tunnel(self, loop: asyncio.AbstractEventLoop, proxy: Proxy, tls: ssl.SSLContext) -> _Connection:
         target = f"{self._site.bracketed}:{self._site.port}".encode()
         transport, tunnel = await loop.create_connection(partial(_Tunnel, loop), proxy.host, proxy.port)
         try:
-            transport.write(b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (target, target, _lines(proxy.headers)))
+            transport.write(
+                b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (target, target, header_lines(proxy.headers))
+            )
             await tunnel.opened
             connection = _Connection(self, loop)
             secured = await loop.start_tls(transport, connection, tls, server_hostname=self._site.host)
@@ -769,97 +740,6 @@ class _Tunnel(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
             self.opened.set_exception(exc or ConnectionResetError("the proxy hung up"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """A base URL, taken apart. `prefix` is its path and ends in a slash."""
-
-    tls: bool
-    host: str
-    port: int
-    prefix: str
-    unix_path: str | None
-
-    @property
-    def bracketed(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-    @property
-    def authority(self) -> str:
-        return self.bracketed if self.port == (443 if self.tls else 80) else f"{self.bracketed}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Proxy:
-    host: str
-    port: int
-    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
-
-
-def _site(origin: Origin) -> _Site:
-    url = urlsplit(origin.base_url)
-    if url.scheme not in {"http", "https", "http+unix"}:
-        raise ValueError("base_url must start with http://, https:// or http+unix://")
-    if "@" in url.netloc or url.query or url.fragment:
-        raise ValueError("base_url must not contain a user, a query or a fragment")
-    if not url.netloc or not _PATH.fullmatch(url.path):
-        raise ValueError("base_url must name a host, and a path of visible ASCII characters")
-    prefix = url.path.rstrip("/") + "/"
-    if url.scheme == "http+unix":
-        return _Site(False, "localhost", 80, prefix, origin.unix_path or unquote(url.netloc))
-    tls = url.scheme == "https"
-    host, port = _host_and_port(origin.base_url, "base_url", default=443 if tls else 80)
-    return _Site(tls, host, port, prefix, origin.unix_path)
-
-
-def _proxy(proxy_url: str) -> _Proxy:
-    url = urlsplit(proxy_url)
-    if url.scheme != "http" or url.path not in {"", "/"} or url.query or url.fragment:
-        raise ValueError("proxy_url must be http://[user:password@]host[:port]")
-    host, port = _host_and_port(proxy_url, "proxy_url", default=80)
-    if url.username is None:
-        return _Proxy(host, port, ())
-    credentials = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
-    return _Proxy(host, port, ((b"proxy-authorization", b"Basic " + b64encode(credentials)),))
-
-
-def _host_and_port(address: str, what: str, *, default: int) -> tuple[str, int]:
-    url = urlsplit(address)
-    try:
-        host, port = (url.hostname or "").encode("idna").decode(), url.port
-    except ValueError:
-        raise ValueError(f"{what} has no valid host and port") from None
-    if not host or not _PATH.fullmatch(host):
-        raise ValueError(f"{what} has no valid host and port")
-    return host, default if port is None else port
-
-
-def _lines(headers: Headers) -> bytes:
-    """Header lines. ValueError for what would not stay a header or would change where the request ends."""
-    for name, value in headers:
-        if not _NAME.fullmatch(name):
-            raise ValueError("a header name has characters that no header name has")
-        if name.lower() in _OURS:
-            raise ValueError(f"the header {name.decode()} belongs to the connection")
-        if _CONTROL.search(value):
-            raise ValueError(f"the value of the header {name.decode()} has control characters")
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
-
-
-def _trust(ca_file: str | None) -> ssl.SSLContext:
-    """The system's authorities (`SSL_CERT_FILE` is honoured), certifi's where the system has none, and `ca_file`'s."""
-    context = ssl.create_default_context()
-    store = ssl.get_default_verify_paths()
-    if not store.cafile and not (store.capath and os.listdir(store.capath)):
-        context.load_verify_locations(certifi.where())
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as error:
-            raise ValueError("ca_file cannot be read as PEM certificates") from error
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _why_unreachable(error: OSError) -> str:

@@ -15,7 +15,8 @@ from penstock import __version__
 from penstock.config import ProviderSettings
 from penstock.errors import ConfigError, UpstreamFailed
 from penstock.ports import Answer, Call, OnCancel, Timeouts
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
+from penstock.providers.origin import Origin
 
 LARGEST_LIST = 16 * 1024 * 1024  # bytes: the longest list of models there is takes a few
 NO_LIST = frozenset({404, 405, 501})

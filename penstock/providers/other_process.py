@@ -13,7 +13,8 @@ from penstock.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.messages import JOB_S
 from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
+from penstock.providers.origin import Origin
 
 CONNECT_S = 1.0  # it is near
 LONGEST_S = JOB_S + 10.0  # each job has limits of its own, which the process that has the peer keeps

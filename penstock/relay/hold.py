@@ -146,7 +146,7 @@ class Hold:
         """Admit the request. AuthInvalid, RateLimited, PaymentRequired, WrongState (idempotency), StoreUnavailable."""
         holds = self._holds
         outcome = await self._ask(self._need)
-        if not isinstance(outcome, Granted) and _is_held(outcome):
+        if _is_held(outcome):
             outcome = await self._ask_again()
         holds.observe.admitted(holds.monotonic() - self._started_s)
         if isinstance(outcome, Granted):

@@ -106,10 +106,10 @@ class Calls:
 class Buckets:
     """A histogram of seconds. `bounds` are the upper ends of its buckets, rising.
 
-    `observe(seconds)` puts one more on a heap, and `sort` puts all that is there into the buckets at once.
+    `observe(seconds)` only notes them, and `sort` puts all that was noted into the buckets at once.
     """
 
-    __slots__ = ("_bounds", "_counts", "_heap", "_help", "_name", "_sum_s", "observe")
+    __slots__ = ("_bounds", "_counts", "_help", "_name", "_noted", "_sum_s", "observe")
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -117,22 +117,22 @@ class Buckets:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum_s = 0.0
-        self._heap: list[float] = []
-        self.observe = self._heap.append
+        self._noted: list[float] = []
+        self.observe = self._noted.append
 
     def __repr__(self) -> str:
-        return f"Buckets({self._name}, {sum(self._counts) + len(self._heap)} observed)"
+        return f"Buckets({self._name}, {sum(self._counts) + len(self._noted)} observed)"
 
     def sort(self) -> None:
         """Put what has been observed into the buckets."""
-        heap, below = self._heap, 0
-        heap.sort()
-        self._sum_s += sum(heap)
+        noted, below = self._noted, 0
+        noted.sort()
+        self._sum_s += sum(noted)
         for place, bound in enumerate((*self._bounds, math.inf)):
-            within = bisect_right(heap, bound)
+            within = bisect_right(noted, bound)
             self._counts[place] += within - below
             below = within
-        heap.clear()
+        noted.clear()
 
     def collect(self) -> Figures:
         """How many took at most as long as each bound, all of them, and their sum."""

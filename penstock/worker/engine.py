@@ -28,8 +28,9 @@ import msgspec
 from penstock.errors import ConfigError, UpstreamError, UpstreamFailed
 from penstock.hub.messages import JOB_S, ModelOffer, Offer
 from penstock.ports import Answer, Call, Timeouts
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
 from penstock.providers.llamacpp import LlamaCppEngine
+from penstock.providers.origin import Origin
 
 SLOTS = 4  # of an engine that does not say
 BATCHING_SLOTS = 32  # of vLLM, which batches what comes: enough to keep a GPU busy, few enough to stay quick

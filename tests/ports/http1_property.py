@@ -12,7 +12,8 @@ import h11
 
 from penstock.errors import UpstreamError
 from penstock.ports import Timeouts
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
+from penstock.providers.origin import Origin
 from tests.ports.test_http1_script import Wire, serving, turns
 
 LIMITS = Timeouts(connect_s=2, first_byte_s=2, idle_s=2, total_s=2)

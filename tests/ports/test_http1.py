@@ -14,7 +14,8 @@ import uvloop
 from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Answer, Timeouts
 from penstock.providers import http1
-from penstock.providers.http1 import Client, Origin, Response
+from penstock.providers.http1 import Client, Response
+from penstock.providers.origin import Headers, Origin
 from tests.ports.test_http1_script import OK, STREAM, Server, Wire, answering, serving, turns, until
 
 CLOSE = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
@@ -33,7 +34,7 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
 
 @asynccontextmanager
 async def calling(
-    server: Server, *, timeouts: Timeouts | None = None, max_connections: int = 8, headers: http1.Headers = ()
+    server: Server, *, timeouts: Timeouts | None = None, max_connections: int = 8, headers: Headers = ()
 ) -> AsyncIterator[Client]:
     origin = Origin(server.url, timeouts or Timeouts(), max_connections, headers=tuple(headers))
     client = Client(origin)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import UpstreamError
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
+from penstock.providers.origin import Origin
 from tests.ports.http1_property import LIMITS, Heard, upstream_says
 from tests.ports.test_http1_script import OK, STREAM, Wire, serving, turns
 

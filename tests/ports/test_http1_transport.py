@@ -24,7 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from penstock.errors import UpstreamFailed, UpstreamUnavailable
 from penstock.ports import Timeouts
-from penstock.providers.http1 import Client, Origin
+from penstock.providers.http1 import Client
+from penstock.providers.origin import Origin
 from tests.ports.test_http1_script import OK, STREAM, Script, Server, Wire, answering, serving, turns, until
 
 MIB = 1_048_576

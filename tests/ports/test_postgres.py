@@ -37,7 +37,9 @@ from penstock.config import Settings, StoreSettings
 from penstock.db import migrate, postgres
 from penstock.db.journal import grant, ping, verify
 from penstock.db.ledger import CLOSE_HOLDS, KEEP_ANSWER, SAVE_LOT, WRITE_HOLD, Once
-from penstock.db.postgres import PostgresStore, _Text
+from penstock.db.postgres import PostgresStore
+from penstock.db.postgres_text import BLOBS
+from penstock.db.postgres_text import Text as Words
 from penstock.db.program import Program, Statement, fetch, run
 from penstock.db.records import KeptAnswer
 from penstock.db.schema import credentials, holds, lots, metadata, prices, transfers, usage_records
@@ -191,7 +193,7 @@ async def test_the_server_takes_every_statement_for_one_row_and_for_many(databas
     connection = await asyncpg.connect(database)
     prepared = []
     for name, statement in statements():
-        text = _Text(statement)
+        text = Words(statement)
         await connection.prepare(text.sql)
         if text.many and statement is not CLOSE_HOLDS:
             await connection.prepare(text.many)
@@ -202,12 +204,12 @@ async def test_the_server_takes_every_statement_for_one_row_and_for_many(databas
 
 
 def test_many_rows_are_one_statement_unless_two_mean_the_same_row_or_they_are_too_large() -> None:
-    assert len(_Text(SAVE_LOT).rounds([(n, 0, f"lot_{n}") for n in range(500)])) == 1
+    assert len(Words(SAVE_LOT).rounds([(n, 0, f"lot_{n}") for n in range(500)])) == 1
     first, second = ("a", "lot_1", 0, 1, 1, "o", 0, 0, 0, ""), ("a", "lot_1", 1, 2, 2, "o", 0, 0, 0, "")
     other = ("b", "lot_1", 0, 3, 3, "o", 0, 0, 0, "")
-    assert _Text(WRITE_HOLD).rounds([first, second, other]) == [[first, other], [second]]
-    answers = [("done", 200, "[]", b"x", f"r{n}") for n in range(postgres.BLOBS + 1)]
-    assert [len(each) for each in _Text(KEEP_ANSWER).rounds(answers)] == [postgres.BLOBS, 1]
+    assert Words(WRITE_HOLD).rounds([first, second, other]) == [[first, other], [second]]
+    answers = [("done", 200, "[]", b"x", f"r{n}") for n in range(BLOBS + 1)]
+    assert [len(each) for each in Words(KEEP_ANSWER).rounds(answers)] == [BLOBS, 1]
 
 
 async def test_values_of_every_type_come_back_as_they_went_in(pg: Any) -> None:
