@@ -1,11 +1,14 @@
-"""Fixtures of the store: in memory, on a file and on PostgreSQL, with an account, a key and a serving process in it."""
+"""The event loops of the tests, and fixtures of the store: in memory, on a file and on PostgreSQL, with an account, a
+key and a serving process in it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
@@ -17,6 +20,14 @@ ABOUT_SQLITE_ERRORS = (
     "test_an_operation_that_cannot_be_written_does_not_take_its_group_down",
     "test_a_program_that_fails_leaves_nothing_behind_and_the_next_one_works",
 )
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """asyncio's own loop; what is marked `each_loop` runs on uvloop's as well."""
+    own = {"asyncio": asyncio.new_event_loop}
+    return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("each_loop") else own
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 
 from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Answer, Timeouts
@@ -22,14 +21,7 @@ CLOSE = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
 HASTY = Timeouts(connect_s=0.1, first_byte_s=0.1, idle_s=0.1, total_s=0.4)
 MIB = 1_048_576
 
-# The hook that replaces this fixture works for a whole folder only.
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+pytestmark = pytest.mark.each_loop
 
 
 @asynccontextmanager

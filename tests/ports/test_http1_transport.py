@@ -30,14 +30,7 @@ from tests.ports.test_http1_script import OK, STREAM, Script, Server, Wire, answ
 
 MIB = 1_048_576
 
-# The hook that replaces this fixture works for a whole folder only.
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy.")
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+pytestmark = pytest.mark.each_loop
 
 
 @asynccontextmanager
