@@ -88,9 +88,15 @@ def certificate(
     built = built.not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     built = built.add_extension(identifier, critical=False)
-    return built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False).sign(
-        issuer_key, hashes.SHA256()
-    )
+    built = built.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    return built.add_extension(_usage(signs=subject == issuer), critical=True).sign(issuer_key, hashes.SHA256())
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    """Strict verification (Python 3.13) wants an authority to say that it signs certificates."""
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign")
+    none = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(digital_signature=True, key_cert_sign=signs, **none)
 
 
 # TLS.
