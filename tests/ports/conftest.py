@@ -22,9 +22,7 @@ ABOUT_SQLITE_ERRORS = (
 )
 
 
-def pytest_asyncio_loop_factories(
-    config: pytest.Config, item: pytest.Item
-) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """asyncio's own loop; what is marked `each_loop` runs on uvloop's as well."""
     own = {"asyncio": asyncio.new_event_loop}
     return own | {"uvloop": uvloop.new_event_loop} if item.get_closest_marker("each_loop") else own
