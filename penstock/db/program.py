@@ -19,6 +19,8 @@ from sqlalchemy.sql.base import Executable
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import Boolean, Text
 
+EACH = "/* each of */ "  # before the place on SQLite that is made as many as there are values
+
 T = TypeVar("T")
 Value = int | str | bytes | None | list[str]
 Row = Sequence[Any]
@@ -103,15 +105,15 @@ class any_of(ColumnElement[bool]):  # noqa: N801 -- reads as a function in state
 
 
 class each_of(any_of):  # noqa: N801
-    """The same, for a statement without a limit whose rows may come value by value: faster where a statement costs no
-    round trip. Once in a statement, and each value once in the list."""
+    """The same, for a statement without a limit or an order of all its rows, which may come in several goes: faster
+    where a statement costs no round trip. Once in a statement, and each value once in the list."""
 
     inherit_cache = False
 
 
 @compiles(each_of, "sqlite")
 def _each_of_sqlite(element: each_of, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{compiler.process(element.column, **kw)} = {compiler.process(element.parameter, **kw)}"
+    return f"{compiler.process(element.column, **kw)} IN ({EACH}{compiler.process(element.parameter, **kw)})"
 
 
 @compiles(any_of, "sqlite")

@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -32,7 +32,7 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import Settlement
 from penstock.db.migrate import create_in_memory
-from penstock.db.program import Fetch, Program, Query, Row, Statement, Together, Value, each_of
+from penstock.db.program import EACH, Fetch, Program, Query, Row, Statement, Together, Value, each_of
 from penstock.db.slips import Slips
 from penstock.db.store import READ_S
 from penstock.errors import StoreUnavailable
@@ -42,6 +42,7 @@ T = TypeVar("T")
 BUSY_MS = 5_000  # how long another process may keep the write lock before the store counts as unavailable
 BUSY_PAUSE_S = 0.001  # between looks whether it has let go
 CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer fsyncs of the main file than the default 1,000
+WIDTHS = (1, 8, 64, 512)  # of lists of values in a statement; a shorter list is filled up with its last value
 
 AT_FAULT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
 
@@ -290,53 +291,60 @@ def _is_busy(error: sqlite3.OperationalError) -> bool:
 class _Text:
     """A statement in SQLite's words, and how its values are laid out for the driver."""
 
-    __slots__ = ("_constants", "_delete", "_each", "_places", "sql")
+    __slots__ = ("_constants", "_delete", "_each", "_places", "_wide", "sql")
 
     def __init__(self, statement: Statement) -> None:
         construct: Any = statement.construct
         order = statement.order
-        self._delete = ""
+        self._delete: _Text | None = None
         if (
             isinstance(construct, Delete) and construct._returning and construct.whereclause is not None
         ):  # as one statement it is twice as dear
-            self._delete = Statement(delete(construct.table).where(construct.whereclause), *order).text(_dialect)[0]
+            self._delete = _Text(Statement(delete(construct.table).where(construct.whereclause), *order))
             statement = Statement(select(*construct._returning).where(construct.whereclause), *order)
         self.sql, names, self._constants = statement.text(_dialect)
         places = [order.index(name) if name in order else name for name in names]
         self._places = None if places == list(range(len(order))) else places
         each = [found.parameter.key for found in iterate(construct) if isinstance(found, each_of)]
-        self._each = order.index(each[0]) if each else None
+        self._each = (order.index(each[0]), names.index(each[0])) if each else None
+        self._wide: dict[int, str] = {}
 
     def __repr__(self) -> str:
         return f"_Text({self.sql!r})"
 
     def fetch(self, driver: sqlite3.Connection, values: Sequence[Value]) -> list[Row]:
-        """The rows, value by value where the statement allows that."""
-        if self._each is None:
-            return driver.execute(self.sql, self._arrange(_plain(values))).fetchall()
-        each: Any = values[self._each]
-        sets: list[Sequence[Any]] = (
-            [(value,) for value in each]
-            if self._places is None and len(values) == 1
-            else self._one_by_one(values, each)
-        )
+        """The rows; for a list to find each value of, in as few goes as its length allows."""
         rows: list[Row] = []
-        for one in sets:
-            rows += driver.execute(self.sql, one).fetchall()
-        if self._delete:
-            driver.executemany(self._delete, sets)
+        for sql, arranged in self._goes(values):
+            rows += driver.execute(sql, arranged).fetchall()
+        if self._delete is not None:
+            for sql, arranged in self._delete._goes(values):
+                driver.execute(sql, arranged)
         return rows
+
+    def _goes(self, values: Sequence[Value]) -> Iterator[tuple[str, Sequence[Any]]]:
+        """SQL and its values, go by go."""
+        if self._each is None:
+            yield self.sql, self._arrange(_plain(values))
+            return
+        given, place = self._each
+        each: Any = values[given]
+        arranged = self._arrange(_plain(values))
+        before, after = arranged[:place], arranged[place + 1 :]
+        for start in range(0, len(each), WIDTHS[-1]):
+            some = each[start : start + WIDTHS[-1]]
+            width = next(width for width in WIDTHS if width >= len(some))
+            yield self._of_width(width), [*before, *some, *[some[-1]] * (width - len(some)), *after]
+
+    def _of_width(self, width: int) -> str:
+        """The SQL for so many values. They come in few widths, so that the driver can keep what it has prepared."""
+        sql = self._wide.get(width)
+        if sql is None:
+            sql = self._wide[width] = self.sql.replace(f"{EACH}?", ", ".join("?" * width))
+        return sql
 
     def arrange_all(self, rows: Sequence[Sequence[Value]]) -> Sequence[Sequence[Any]]:
         return rows if self._places is None else [self._arrange(row) for row in rows]
-
-    def _one_by_one(self, values: Sequence[Value], each: list[str]) -> list[Sequence[Any]]:
-        plain = list(_plain(values))
-        sets: list[Sequence[Any]] = []
-        for value in each:
-            plain[cast(int, self._each)] = value
-            sets.append(tuple(self._arrange(plain)))
-        return sets
 
     def _arrange(self, row: Sequence[Any]) -> Sequence[Any]:
         if self._places is None:

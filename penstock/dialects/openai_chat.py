@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
+from penstock.dialects.alike import LEAST_WINDOW, Alike, put_together
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
     TokenUsage,
@@ -33,7 +34,6 @@ DONE = b"data: [DONE]\n\n"
 _DATA_AT = len(b"data:")  # where an event's JSON begins, usually; the blank and the line ends around it are JSON's own
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 MOST_CHOICES = 128  # OpenAI's own limit for `n`
-LEAST_WINDOW = 2_048  # bytes in which a run of text events is looked for at first: a dozen of them
 TEMPLATE_BYTES = 16  # four tokens a message: its role, and the marks where it begins and ends
 # Names under which a field we read reaches an upstream that knows more of them: llama.cpp puts `n_predict` above
 # `max_tokens` and `n_cmpl` above `n`, others have `max_new_tokens`, and vLLM made `best_of` answers of which it counted
@@ -242,6 +242,7 @@ _TEXT_TAIL = (
     rb'"choices":\[\{"index":0,"delta":\{"content":"%b"\}(?:,"logprobs":null)?,"finish_reason":null\}\](?:,"usage":null)?'
     rb'(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
 )
+_VARIES = b'"obfuscation":'
 _TEXT = re.compile(_TEXT_TAIL % rb'([^"\\\x00-\x1f]*)')
 _TEXT_EVENTS = re.compile(b"(?:%b)+" % (_TEXT_TAIL % rb'[^"\\\x00-\x1f]*'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
@@ -316,6 +317,7 @@ class ChatStream:
     """
 
     __slots__ = (
+        "_alike",
         "_ended",
         "_head",
         "_id_prefix",
@@ -333,6 +335,7 @@ class ChatStream:
         self._include_usage = include_usage
         self._head = b"\n"  # no event begins like this, so the first one is taken apart
         self._swapped_head = b""
+        self._alike = Alike()
         self._window = LEAST_WINDOW
         self._open: set[int] = set()
         self._ended: set[int] = set()
@@ -348,6 +351,8 @@ class ChatStream:
 
     def feed(self, event: bytes) -> Step:
         """Read one raw event, terminator included. Never raises: what is not understood passes, counted by size."""
+        if event == DONE:
+            return Step(b"", done=True)
         if not event.startswith(b"data:"):
             return self._unusual(event)
         try:
@@ -368,9 +373,19 @@ class ChatStream:
         first = _TEXT.match(block, start + len(head))
         if first is None:
             return b"", 0, start
-        if first.end() == len(block):  # most events come alone
-            self._open.add(0)
-            return self._swapped_head + block[start + len(head) :], estimate_deltas((first[1],)), len(block)
+        self._open.add(0)
+        text_end, end = first.end(1), first.end()
+        if end == len(block):  # most events come alone
+            return self._swapped_head + block[start + len(head) :], estimate_deltas((first[1],)), end
+        if _VARIES in block[text_end:end]:
+            return self._varied_run(block, start)
+        texts, last = self._alike.texts(block, start, first)
+        lead, tail = self._swapped_head + block[start + len(head) : first.start(1)], block[text_end:end]
+        return put_together(lead, texts, tail), estimate_deltas(texts), last
+
+    def _varied_run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
+        """`run`, of events that have something else in them that differs."""
+        head = self._head
         # Only so far as the last run went: looking through the rest for each event that is no run takes time squared.
         stop = start + self._window
         stop = block.rfind(b"\n\n", start, stop) + 2 if stop < len(block) else len(block)
@@ -384,7 +399,6 @@ class ChatStream:
         count, size = len(texts), plain.end()
         if len(b"".join(tails[:count])) != size:  # an event without a head among them
             return b"", 0, start
-        self._open.add(0)
         # No text in here holds a quotation mark, so what looks like the head of an event is one.
         out = self._swapped_head + self._swapped_head.join(tails[:count])
         end = start + size + count * len(head)

@@ -70,9 +70,9 @@ class LiveStream:
             if self._step is not None and self._step.done:  # its end had come, and was about to be seen to
                 self._count(self._step)
                 self._end()
-                return self._stream.terminator()
+                return self._last()
             return self._broken(ShuttingDown(), Ending.SHUTDOWN, ShuttingDown.status)
-        return self._stream.terminator()
+        return self._last()
 
     def keep_alive(self, quiet_s: float) -> None:
         """Look whether something has been sent. Send a comment when nothing has for so long, to a caller who reads."""
@@ -180,7 +180,12 @@ class LiveStream:
     def _end(self) -> None:
         if self._include_usage and not self._usage_sent:
             self._out.append(self._stream.usage_chunk(self._hold.meter.tokens()))
-        self._flush()
+
+    def _last(self) -> bytes:
+        """What came together with the end leaves together with it."""
+        self._out.append(self._stream.terminator())
+        self._leaves()
+        return b"".join(self._out)
 
     def _flush(self) -> None:
         """Send what is paid."""
@@ -202,11 +207,14 @@ class LiveStream:
 
     def _send(self, data: bytes) -> None:
         if data:
-            if self._first:
-                self._first = False
-                self._hold.first_byte()
+            self._leaves()
             self._reply.send(data)
             self._sent = True
+
+    def _leaves(self) -> None:
+        if self._first:
+            self._first = False
+            self._hold.first_byte()
 
     async def _slow_reader(self) -> None:
         """Wait for a caller that is slow to read; not for ever. What it has not taken yet holds back the upstream."""

@@ -88,7 +88,7 @@ async def test_what_is_counted_when_it_is_told_to_stop_has_been_sent(
     more = event("two") + (event("three") if words == 3 else b"") + after
     begun = Begun(stream, event("one"), none(), sse.Splitter())
     last = await live.relay(begun, cast(Any, Stopped(more)))
-    assert reply.sent.count(b'"content"') == hold.meter.output == words
+    assert (reply.sent + last).count(b'"content"') == hold.meter.output == words
     assert hold.ending is ending
     assert last.endswith(DONE)
     assert (b"shutting_down" in last) is (ending is Ending.SHUTDOWN)
