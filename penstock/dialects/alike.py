@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-LEAST_WINDOW = 2_048  # bytes looked through at first: a dozen events
+FIRST_WINDOW = 16_384  # bytes looked through at first: an answer that has come as a whole
+LEAST_WINDOW = 2_048  # and behind events that stood alone: a dozen events
 _GROWTH = 8
 _NOT_PLAIN = bytes([*range(0x20), *b'"\\'])  # what JSON escapes: a text without it is as long as it looks
 
@@ -26,7 +27,7 @@ class Alike:
     __slots__ = ("_window",)
 
     def __init__(self) -> None:
-        self._window = LEAST_WINDOW
+        self._window = FIRST_WINDOW
 
     def __repr__(self) -> str:
         return f"Alike(window={self._window})"

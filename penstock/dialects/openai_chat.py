@@ -490,16 +490,15 @@ class ChatStream:
         fields = json_fields.split(event[data_at:])
         renamed = renamed_answer(fields, self._model, self._id_prefix)
         self._remember(renamed)
-        rendered = json_fields.join(renamed)
         repeats_to = max(event.find(b'"choices"', data_at), data_at)
-        beginning = _swapped(event[data_at:repeats_to], fields, renamed)
-        if beginning:
-            swapped = event[:data_at] + beginning + event[repeats_to:]
-            # A nested field of the same name and value may come first; then the two differ, and the rendering is right.
-            if json_fields.split(swapped[data_at:]) == json_fields.split(rendered):
-                self._head, self._swapped_head = event[:repeats_to], event[:data_at] + beginning
+        old = event[data_at:repeats_to]
+        new = _swapped(old, fields, renamed)
+        if new:
+            swapped = event[:data_at] + new + event[repeats_to:]
+            if _is_flat(old) or json_fields.split(swapped[data_at:]) == json_fields.split(json_fields.join(renamed)):
+                self._head, self._swapped_head = event[:repeats_to], event[:data_at] + new
                 return swapped
-        return event[:data_at] + rendered + b"\n\n"
+        return event[:data_at] + json_fields.join(renamed) + b"\n\n"
 
     def _swap_known(self, event: bytes) -> bytes:
         """The event with our model and id when it begins like the one before; empty when it does not."""
@@ -521,6 +520,12 @@ def error_event(*, type: str, code: str | None, message: str, param: str | None)
 
 def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json_fields.join(value) + b"\n\n"
+
+
+def _is_flat(beginning: bytes) -> bool:
+    """Whether what looks like a field of an event in its beginning is one. A nested field, or a text that quotes one,
+    could have the same name and value, and come first."""
+    return beginning.count(b"{") == 1 and b"\\" not in beginning
 
 
 def _swapped(beginning: bytes, fields: Fields, renamed: dict[str, Any]) -> bytes:

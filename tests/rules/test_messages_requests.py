@@ -161,6 +161,10 @@ def test_unknown_fields_reach_the_upstream_as_they_came(extra: dict[str, Any]) -
         "n",
         "n_cmpl",
         "best_of",
+        "max_tokens_to_sample",
+        "max_completion_tokens",
+        "max_new_tokens",
+        "n_predict",
     }
     extra = {name: value for name, value in extra.items() if name.casefold() not in ours}
     assert upstream(peek(body(**extra))) == json.loads(body(**extra)) | {"model": "up"}

@@ -35,8 +35,7 @@ HEADERS_OF_AN_ANSWER = {
     "date", "content-type", "content-length", "x-penstock-route", "server-timing", "x-penstock-cost", "x-request-id",
 }  # fmt: skip
 HEADERS_OF_A_STREAM = {
-    "date", "content-type", "transfer-encoding", "x-penstock-route", "server-timing", "x-request-id", "cache-control",
-    "x-accel-buffering",
+    "date", "content-type", "x-penstock-route", "server-timing", "x-request-id", "cache-control", "x-accel-buffering",
 }  # fmt: skip
 HEADERS_OF_A_REFUSAL = {"date", "content-type", "content-length", "x-request-id"}
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -106,7 +105,9 @@ async def test_no_header_of_an_upstream_reaches_the_caller(gateway: Running, ups
         assert answer.headers["content-type"] == "application/json"
     upstream.script(Raw(DELTA % (b"m", b"") + LAST, content_type="text/event-stream", headers=noisy))
     answer = await gateway.chat(ROUTER, ada, stream=True)
-    assert set(answer.headers) == HEADERS_OF_A_STREAM
+    framing = {"content-length", "transfer-encoding"}  # by whether all of it had come
+    assert len(framing & set(answer.headers)) == 1
+    assert set(answer.headers) - framing == HEADERS_OF_A_STREAM
 
 
 async def test_a_cookie_is_not_kept(gateway: Running, upstream: ScriptedUpstream) -> None:
