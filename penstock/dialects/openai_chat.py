@@ -50,6 +50,7 @@ _MEANT = json_fields.Meant(
 _NOTHING: frozenset[str] = frozenset()
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
+_LABELS = (("id", b'"id":'), ("model", b'"model":'))  # of what is replaced in a stream's events
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
 
@@ -505,12 +506,13 @@ class ChatStream:
         return self._swapped_head + event[len(self._head) :] if event.startswith(self._head) else b""
 
     def _remember(self, renamed: dict[str, Any]) -> None:
-        for name in self._identity:
+        identity = self._identity
+        for name in identity:
             value = renamed.get(name)
-            if isinstance(value, Raw):
+            if type(value) is Raw:
                 value = json_fields.plain(value)  # an upstream's word for it may be no text, and ours has to be
-            if value not in (None, ""):
-                self._identity[name] = value
+            if value is not None and value != "":
+                identity[name] = value
 
 
 def error_event(*, type: str, code: str | None, message: str, param: str | None) -> bytes:
@@ -530,15 +532,17 @@ def _is_flat(beginning: bytes) -> bool:
 
 def _swapped(beginning: bytes, fields: Fields, renamed: dict[str, Any]) -> bytes:
     """The beginning of an event's JSON with the first of each renamed field replaced; empty when one is missing."""
-    for name in ("id", "model"):
-        if renamed.get(name) is fields.get(name):
+    for name, label in _LABELS:
+        value = renamed.get(name)
+        if value is fields.get(name):
             continue
         old = bytes(fields.get(name, b""))
-        label = next(
-            (label for label in (f'"{name}":'.encode(), f'"{name}": '.encode()) if label + old in beginning), None
-        )
+        at = beginning.find(label + old)
+        if at < 0:
+            label += b" "
+            at = beginning.find(label + old)
         # A number could be the beginning of a longer one; a string ends where it ends.
-        if label is None or not old.startswith(b'"'):
+        if at < 0 or not old.startswith(b'"'):
             return b""
-        beginning = beginning.replace(label + old, label + json_fields.join(renamed[name]), 1)
+        beginning = beginning[:at] + label + json_fields.join(value) + beginning[at + len(label) + len(old) :]
     return beginning
