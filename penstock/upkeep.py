@@ -40,6 +40,7 @@ from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 
+START_TRIES = 3  # at a store that does not answer, each as long as a look-up may take
 JUMP_S = 1.0  # that a clock which is set right does not move in a second
 
 _logger = logging.getLogger("penstock.upkeep")
@@ -105,11 +106,28 @@ class Upkeep:
         now_ms = self._clock.now_ms()
         me = Owner(self._owner, host_identity(), os.getpid(), now_ms + LEASE_MS)
         await self._store.write(recovery.register(me, now_ms))
-        await self._common(self._bury_dead)()
+        await self._settle_at_first()
         if self._store.slips is not None:
             known = {owner.id for owner in await self._store.read(recovery.all_owners())}
             _open_slips(self._store.slips, known, now_ms)
         self._tasks = [asyncio.create_task(self._repeat(chore), name=chore.name) for chore in self.chores]
+
+    async def _settle_at_first(self) -> None:
+        """Settle what predecessors left. A database that is slow to answer is asked again; then it is left to the
+        chore."""
+        for _ in range(START_TRIES):
+            try:
+                await self._common(self._bury_dead)()
+            except StoreUnavailable:
+                self._forget_sightings()
+                _logger.warning("the store does not answer yet; what dead processes left is not settled")
+            else:
+                return
+
+    def _forget_sightings(self) -> None:
+        """While the store was away nobody could be seen alive."""
+        self._owners_seen.forget()
+        self._duty_seen.forget()
 
     async def stop(self) -> None:
         """End the chores, settle what is still open, and leave."""
@@ -131,8 +149,7 @@ class Upkeep:
             try:
                 await chore.do()
             except StoreUnavailable:
-                self._owners_seen.forget()
-                self._duty_seen.forget()
+                self._forget_sightings()
                 _logger.warning("%s: the store is not there", chore.name)
             except Exception:
                 _logger.exception("%s failed", chore.name)

@@ -50,7 +50,7 @@ _MEANT = json_fields.Meant(
 _NOTHING: frozenset[str] = frozenset()
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
-_LABELS = (("id", b'"id":'), ("model", b'"model":'))  # of what is replaced in a stream's events
+_LABELS = (("id", (b'"id":', b'"id": ')), ("model", (b'"model":', b'"model": ')))  # of what is replaced in events
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
 
@@ -532,17 +532,18 @@ def _is_flat(beginning: bytes) -> bool:
 
 def _swapped(beginning: bytes, fields: Fields, renamed: dict[str, Any]) -> bytes:
     """The beginning of an event's JSON with the first of each renamed field replaced; empty when one is missing."""
-    for name, label in _LABELS:
+    for name, labels in _LABELS:
         value = renamed.get(name)
         if value is fields.get(name):
             continue
         old = bytes(fields.get(name, b""))
-        at = beginning.find(label + old)
-        if at < 0:
-            label += b" "
+        for label in labels:
             at = beginning.find(label + old)
+            if at >= 0:
+                break
         # A number could be the beginning of a longer one; a string ends where it ends.
         if at < 0 or not old.startswith(b'"'):
             return b""
-        beginning = beginning[:at] + label + json_fields.join(value) + beginning[at + len(label) + len(old) :]
+        at += len(label)
+        beginning = beginning[:at] + json_fields.join(value) + beginning[at + len(old) :]
     return beginning

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,8 +18,10 @@ import pytest
 from penstock.access import Access
 from penstock.app import open_office
 from penstock.config import Settings
+from penstock.db.program import Program
 from penstock.db.recovery import UPKEEP, Lease, Owner, all_owners, lease_named, register, renew, take_lease
 from penstock.db.store import Store
+from penstock.errors import StoreUnavailable
 from penstock.hub.hub import Hub
 from penstock.log import Redactor, RequestLog
 from penstock.operations.actor import LOCAL
@@ -31,7 +34,7 @@ from penstock.relay.hold import Holds
 from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.relay.tools import Tools
-from penstock.upkeep import Upkeep, host_identity
+from penstock.upkeep import START_TRIES, Upkeep, host_identity
 from tests.ledger import HandClock
 from tests.stories.caller import calling, eventually
 from tests.stories.gateway import ROUTER, running
@@ -176,6 +179,33 @@ async def test_a_process_that_ends_in_order_leaves_them_to_whoever_looks_next(se
             await first.aclose()
             await look_for_the_dead(second.gateway.upkeep)
             assert (await on_duty_at(second.gateway.office.store)).holder != before.holder
+
+
+@pytest.mark.parametrize("failures", [START_TRIES - 1, START_TRIES])
+async def test_a_process_starts_on_a_store_that_does_not_answer_at_first(
+    looker: Looker, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    store, look_up, left = looker.store, looker.store.read, [StoreUnavailable()] * failures
+
+    async def read(program: Program[Any], **how: Any) -> Any:
+        if left:
+            program.close()
+            raise left.pop()
+        return await look_up(program, **how)
+
+    now_ms = int(looker.clock.seconds * 1000)
+    dead = Owner("own_dead", host_identity(), unused_pid(), now_ms)
+    await store.write(register(dead, now_ms))
+    monkeypatch.setattr(store, "read", read)
+    await looker.upkeep.start()
+    try:
+        assert not left
+        still_there = failures == START_TRIES  # it has settled at its last try, or has left it to the chore
+        assert (dead.id in {owner.id for owner in await look_up(all_owners())}) is still_there
+        await look_for_the_dead(looker.upkeep)
+        assert dead.id not in {owner.id for owner in await look_up(all_owners())}
+    finally:
+        await looker.upkeep.stop()
 
 
 async def on_duty_at(store: Store) -> Lease:
