@@ -17,10 +17,21 @@ from msgspec import structs
 from penstock.db import sqlite
 from penstock.db.credentials import insert_credential, revoke
 from penstock.db.journal import GRACE_MS, expire_lots, grant, verify
-from penstock.db.ledger import Once, Operation, Outcome, Replay, forget_answers
+from penstock.db.ledger import (
+    CLOSE_HOLDS,
+    OPEN_HOLDS,
+    WRITE_HOLD,
+    Once,
+    Operation,
+    Outcome,
+    Replay,
+    forget_answers,
+)
+from penstock.db.program import Program, Row, Run, fetch
 from penstock.db.records import KeptAnswer
 from penstock.db.schema import credentials, holds, idempotency, lots, transfers, usage_records
 from penstock.db.sqlite import SqliteStore
+from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
 from penstock.money.books import Granted, Part, Refusal, Refused, Settled
 from tests.ledger import (
@@ -62,6 +73,21 @@ def why(outcome: Outcome) -> Refusal:
 
 
 # The life of a hold.
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 65, 513, 1_030])
+async def test_as_many_holds_as_are_named_are_closed_and_no_other(store: Store, count: int) -> None:
+    written = [(f"req_{n:04}", "lot_1", 0, n, n, "own_1", 0, 0, NOON_MS, "") for n in range(count + 1)]
+    requests = [row[0] for row in written]
+
+    def close_all_but_the_first() -> Program[tuple[list[Row], list[Row]]]:
+        yield Run(WRITE_HOLD, written)
+        closed = yield from fetch(CLOSE_HOLDS, requests[1:])
+        return closed, (yield from fetch(OPEN_HOLDS, requests))
+
+    closed, left = await store.write(close_all_but_the_first())
+    assert sorted(map(tuple, closed)) == [(id, 0, "lot_1", n, n) for n, id in enumerate(requests) if n]
+    assert [*map(tuple, left)] == [(requests[0],)]
 
 
 async def test_a_hold_is_set_aside_extended_and_settled(store: SqliteStore) -> None:
