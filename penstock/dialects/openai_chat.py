@@ -496,7 +496,9 @@ class ChatStream:
         new = _swapped(old, fields, renamed)
         if new:
             swapped = event[:data_at] + new + event[repeats_to:]
-            if _is_flat(old) or json_fields.split(swapped[data_at:]) == json_fields.split(json_fields.join(renamed)):
+            if _is_plain_to_see(event, old) or (
+                json_fields.split(swapped[data_at:]) == json_fields.split(json_fields.join(renamed))
+            ):
                 self._head, self._swapped_head = event[:repeats_to], event[:data_at] + new
                 return swapped
         return event[:data_at] + json_fields.join(renamed) + b"\n\n"
@@ -524,10 +526,11 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json_fields.join(value) + b"\n\n"
 
 
-def _is_flat(beginning: bytes) -> bool:
-    """Whether what looks like a field of an event in its beginning is one. A nested field, or a text that quotes one,
-    could have the same name and value, and come first."""
-    return beginning.count(b"{") == 1 and b"\\" not in beginning
+def _is_plain_to_see(event: bytes, beginning: bytes) -> bool:
+    """Whether what looks like the id and the model in an event's beginning are those of the event: nothing is nested
+    there, nothing quoted, and neither name comes again. The other way to know is to read the event."""
+    once = event.count(b'"id"') == event.count(b'"model"') == 1
+    return once and b"\\" not in event and beginning.count(b"{") == 1
 
 
 def _swapped(beginning: bytes, fields: Fields, renamed: dict[str, Any]) -> bytes:

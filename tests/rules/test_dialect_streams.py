@@ -371,6 +371,25 @@ def compact(value: Any) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"id":"a","model":"theirs","model":"theirs","choices":[]}',
+        b'{"id":"a","model":"theirs","choices":[],"model":"theirs"}',
+        b'{"x":{"model":"theirs"},"id":"a","model":"theirs","choices":[]}',
+        b'{"id":"a","model":"theirs","choices":[],"mo\\u0064el":"theirs"}',
+        b'{"user":"\\"model\\":\\"theirs\\"","id":"a","model":"theirs","choices":[]}',
+    ],
+)
+def test_a_name_that_stands_twice_is_swapped_where_it_counts(event: bytes) -> None:
+    reader = stream(id_prefix="cmpl-")
+    for _ in range(2):
+        told = load(
+            reader.feed(b"data: " + event.replace(b"[]", b'[{"index":0,"delta":{"content":"a"}}]') + b"\n\n").out
+        )
+        assert (told["model"], told["id"]) == ("mine", "cmpl-a")
+
+
 TEXTS = st.text('ab "\\é\n,{}', max_size=24)
 CHUNKS = st.one_of(
     st.builds(lambda text: chunk({"content": text}), TEXTS),
