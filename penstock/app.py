@@ -18,7 +18,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import msgspec
 import uvloop
@@ -44,7 +43,7 @@ from penstock.db.store import Store
 from penstock.errors import ConfigError
 from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
-from penstock.log import Redactor, RequestLog, configure
+from penstock.log import Outlet, Redactor, RequestLog, Stream, configure
 from penstock.operations.office import Office
 from penstock.ports import Provider
 from penstock.providers.anthropic import Anthropic
@@ -143,7 +142,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, log_stream: IO[str], redact: Redactor | None = None
+    settings: Settings, log_stream: Stream, redact: Redactor | None = None
 ) -> AsyncIterator[Gateway]:
     """A gateway, ready to serve; when it closes, everything posted is settled."""
     redact = redact or _redactor(settings)
@@ -222,7 +221,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
     With a `post`, do what its supervisor says as well.
     """
     redact = _redactor(settings)
-    configure(sys.stderr, redact)
+    configure(Outlet(sys.stderr.fileno()), redact)
     _spare_the_collector()
     _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -245,7 +244,10 @@ async def _serve_alone(
 ) -> None:
     for warning in settings.warnings:
         _logger.warning("%s", warning)
-    async with open_gateway(settings, sys.stdout, redact) as gateway, serving(gateway.door, settings.server) as server:
+    async with (
+        open_gateway(settings, Outlet(sys.stdout.fileno()), redact) as gateway,
+        serving(gateway.door, settings.server) as server,
+    ):
         _listen_to_signals(gateway, reload)
         _show_connections(gateway.observer, server, "1")
         _logger.info("serving at %s on %s and httptools", server.url, type(asyncio.get_running_loop()).__module__)
@@ -257,7 +259,7 @@ async def _serve_supervised(
     settings: Settings, redact: Redactor, reload: Callable[[], Settings], announce: Announce, post: Post
 ) -> None:
     async with (
-        open_gateway(settings, sys.stdout, redact) as gateway,
+        open_gateway(settings, Outlet(sys.stdout.fileno()), redact) as gateway,
         serving(gateway.door, settings.server, post.listener) as server,
     ):
         _listen_to_signals(gateway, reload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,8 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
+import pytest
 
 from tests.engines import SECRETS, is_postgres
 
@@ -19,14 +22,14 @@ START_S = 20  # a bound for a crowded machine; it takes well under one
 
 
 @contextmanager
-def serving(store_url: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`penstock serve` on a free port with this database."""
+def serving(store_url: str, *words: str, stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+    """`penstock serve` on a free port with this database. Its request log goes to `stdout`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
     if is_postgres(store_url):
         environment |= SECRETS
     words = ("serve", "--port", "0", "--database-url", store_url, *words)
     process = subprocess.Popen(
-        [sys.executable, "-m", "penstock", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+        [sys.executable, "-m", "penstock", *words], stdout=stdout, stderr=subprocess.PIPE, env=environment
     )
     try:
         yield process
@@ -68,3 +71,26 @@ def test_a_sample_account_comes_with_a_command_that_works(store_url: str) -> Non
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=START_S)
         assert process.returncode == 0
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_request_log_that_nobody_reads_holds_up_nobody(tmp_path: Path, reads: bool) -> None:
+    reading, writing = os.pipe()
+    with serving(f"sqlite:///{tmp_path}/penstock.db", stdout=writing) as process:
+        os.close(writing)
+        (url,) = re.findall(r"serves at (\S+)", told(process, rb"serves at .*\n").decode())
+        path = f"/api/openai/{'x' * 150}"
+        with httpx2.Client(base_url=url, timeout=START_S) as client:
+            assert {client.get(path).status_code for _ in range(400)} == {404}  # 120 kB of log, for a pipe of 64
+            if not reads:
+                os.close(reading)
+                assert {client.get(path).status_code for _ in range(100)} == {404}
+        log = os.fdopen(reading, "rb") if reads else None
+        process.send_signal(signal.SIGTERM)
+        said = log.read() if log else b""
+        errors = process.communicate(timeout=START_S)[1]
+        assert process.returncode == 0
+        assert b"BrokenPipe" not in errors
+        if log:
+            assert [json.loads(line)["event"] for line in said.splitlines()] == ["refused"] * 400
+            log.close()
