@@ -17,7 +17,7 @@ from penstock.db.accounts import Account, insert_account
 from penstock.db.credentials import NewCredential, insert_credential
 from penstock.db.journal import grant
 from penstock.db.ledger import Admission, Extension, Once, Outcome, Settlement
-from penstock.db.migrate import create_in_memory
+from penstock.db.migrate import create_tables
 from penstock.db.program import Program, Statement, fetch
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.recovery import LEASE_MS, Owner, context_of, register
@@ -51,7 +51,7 @@ def make_tables(path: str) -> None:
     """A new database file with the schema in it."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        create_in_memory(connection)
+        create_tables(connection)
 
 
 def key(

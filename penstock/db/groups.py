@@ -21,12 +21,12 @@ import math
 from collections.abc import Awaitable, Callable
 from itertools import takewhile
 from types import GeneratorType
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from penstock.clock import Clock
 from penstock.db.ledger import Operation, Outcome, Settlement, commit_group
 from penstock.db.program import Program
-from penstock.db.slips import Slips
+from penstock.db.slips import Slip, Slips
 from penstock.db.store import Decision
 from penstock.errors import OutcomeUnknown, StoreUnavailable
 
@@ -41,8 +41,19 @@ CLOSE_S = 10.0  # how long a closing store tries; after that crash recovery sett
 
 _logger = logging.getLogger("penstock.store")
 
+
+class Waiter(Protocol):
+    """Who is told what became of a job: a future, mostly."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
 # Work, who waits for it, whether it is tried until it is written, and since when he has waited, if anybody does.
-Job = tuple[Operation | Program[Any], asyncio.Future[Any], bool, float]
+Job = tuple[Operation | Program[Any], Waiter, bool, float]
 Result = tuple[Job, Any, BaseException | None]
 Transact = Callable[[Program[Any]], Awaitable[Any]]
 
@@ -86,17 +97,18 @@ class Groups:
             self._queue(work, decision, until_written=False, since_s=self._loop.time())
         return decision
 
-    def post(self, settlement: Settlement, *, awaited: bool = True) -> asyncio.Future[Any]:
-        """Queue a settlement, to be tried until it is written, which is when its future resolves; one that is `awaited`
-        does so after `WRITE_S` at the latest."""
+    def post(self, settlement: Settlement) -> asyncio.Future[Any]:
+        """Queue a settlement, to be tried until it is written. Its future resolves then, or after `WRITE_S`."""
         future = self._loop.create_future()
-        self._queue(settlement, future, until_written=True, since_s=self._loop.time() if awaited else math.inf)
+        self._queue(settlement, future, until_written=True, since_s=self._loop.time())
         return future
 
-    def _queue(
-        self, work: Operation | Program[Any], future: asyncio.Future[Any], *, until_written: bool, since_s: float
-    ) -> None:
-        self._waiting.append((work, future, until_written, since_s))
+    def post_slip(self, settlement: Settlement, slip: Slip) -> None:
+        """Queue a settlement that nobody waits for, because it has been noted; when it is written its slip is told."""
+        self._queue(settlement, slip, until_written=True, since_s=math.inf)
+
+    def _queue(self, work: Operation | Program[Any], waiter: Waiter, *, until_written: bool, since_s: float) -> None:
+        self._waiting.append((work, waiter, until_written, since_s))
         if not self._work.is_set():
             self._work.set()
 

@@ -1,8 +1,8 @@
 """Brings a database to the schema this version of Penstock works with.
 
 `upgrade` runs the migrations in `migrations/` with Alembic. Whether there is anything to run is asked on the bare
-driver, so that a start on a database that is up to date does not import Alembic. A database in memory has no past:
-it is made from the schema.
+driver, so that a start on a database that is up to date does not import Alembic, which takes half a second and 10 MB. A
+new SQLite database has no past: it is made from the schema, and a test holds that the migrations come to the same.
 
 On PostgreSQL, Alembic writes the migrations as SQL and asyncpg runs it, in one transaction: a migration may say
 anything there that needs no answer from the database.
@@ -35,6 +35,10 @@ HEAD = "0007"  # the newest migration there is; a test compares
 WAIT_S = 30.0  # for another process that is migrating the same database
 TURN = 0x6D696772617465  # "migrate" in ASCII: the advisory lock of the process whose turn it is
 REVISION = "SELECT version_num FROM alembic_version"
+VERSION_TABLE = (  # where Alembic keeps how far a database is
+    "CREATE TABLE alembic_version "
+    "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+)
 
 
 def upgrade(url: str) -> str | None:
@@ -52,7 +56,8 @@ def upgrade(url: str) -> str | None:
     _refuse_newer(before, str(path))
     try:
         _create(path)
-        _run_migrations(path)
+        if before is not None or not _make(path):
+            run_migrations(path)
     except (OSError, sqlite3.Error) as error:
         raise _unavailable(path, error) from error
     return before
@@ -84,8 +89,8 @@ def is_postgres(url: str) -> bool:
     return url.startswith("postgresql://")
 
 
-def create_in_memory(connection: sqlite3.Connection) -> None:
-    """Make every table of the schema in a new database."""
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make every table of the schema in a new database, with their indexes."""
     from sqlalchemy.dialects.sqlite import dialect  # noqa: PLC0415 -- not needed to ask whether all is up to date
     from sqlalchemy.schema import CreateIndex, CreateTable  # noqa: PLC0415
 
@@ -111,7 +116,21 @@ def _create(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _run_migrations(path: Path) -> None:
+def _make(path: Path) -> bool:
+    """Make what a database without anything in it should have. Whether it was one."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_S)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return False
+        create_tables(connection)
+        connection.execute(VERSION_TABLE)
+        connection.execute("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+        connection.execute("COMMIT")
+    return True
+
+
+def run_migrations(path: Path) -> None:
+    """Bring a SQLite database up to date from wherever it is; from nothing, too."""
     from alembic import command  # noqa: PLC0415 -- slow to import, needed once in a database's life
 
     config = _config()

@@ -35,6 +35,29 @@ _encode = msgpack.Encoder().encode
 _decode = msgpack.Decoder(Settlement).decode
 
 
+class Slip:
+    """A settlement that has been noted. It is told when that is in the database, as a future would be, and its slot is
+    free then; whatever became of it, there is nobody to tell."""
+
+    __slots__ = ("_free", "_slot")
+
+    def __init__(self, free: list[int], slot: int) -> None:
+        self._free = free
+        self._slot = slot
+
+    def __repr__(self) -> str:
+        return f"Slip({self._slot})"
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _: object) -> None:
+        self._free.append(self._slot)
+
+    def set_exception(self, _: BaseException) -> None:
+        raise AssertionError("a settlement is tried until it is written")
+
+
 class Slips:
     """The slips of one process, and those that others have left in the same directory."""
 
@@ -60,8 +83,8 @@ class Slips:
             os.close(file)
         self._free = [slot * SLOT_BYTES for slot in reversed(range(SLOTS))]
 
-    def leave(self, settlement: Settlement) -> int | None:
-        """Note a settlement; its slot, until it is `written`. None when it could not be noted."""
+    def leave(self, settlement: Settlement) -> Slip | None:
+        """Note a settlement. None when it could not be noted."""
         if not self._free or self._slots is None:
             return None
         slip = _encode(settlement)
@@ -70,11 +93,7 @@ class Slips:
             return None
         slot = self._free.pop()
         self._slots[slot : slot + _HEAD.size + size] = _HEAD.pack(size, crc32(slip)) + slip
-        return slot
-
-    def written(self, slot: int, _: object) -> None:
-        """A slot's settlement is in the database."""
-        self._free.append(slot)
+        return Slip(self._free, slot)
 
     def left_by(self, owner: str) -> dict[str, Settlement]:
         """What a process has left, by request: settled long ago, most of it."""

@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
@@ -31,7 +30,7 @@ from sqlalchemy.sql.visitors import iterate
 from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import Settlement
-from penstock.db.migrate import create_in_memory
+from penstock.db.migrate import create_tables
 from penstock.db.program import EACH, Fetch, Program, Query, Row, Statement, Together, Value, each_of
 from penstock.db.slips import Slips
 from penstock.db.store import READ_S
@@ -64,7 +63,7 @@ class SqliteStore(GroupedStore):
         self._writer = _Connection(path, synchronous)
         self._reader = self._writer if path is None else _Connection(path, synchronous, busy_s=READ_S)
         if path is None:
-            create_in_memory(self._writer.driver)
+            create_tables(self._writer.driver)
         self._writing = _Worker(self._loop, "penstock-writer")
         self._reading = _Worker(self._loop, "penstock-reader")
         self._groups = Groups(clock, commit=self._commit, write=self._write)
@@ -78,11 +77,10 @@ class SqliteStore(GroupedStore):
         return await self._noted("reading", self._read(self.path, program, within_s))
 
     def post(self, settlement: Settlement) -> asyncio.Future[Any]:
-        slot = None if self.slips is None else self.slips.leave(settlement)
-        written = self._groups.post(settlement, awaited=slot is None)
-        if self.slips is None or slot is None:
-            return written
-        written.add_done_callback(partial(self.slips.written, slot))
+        slip = None if self.slips is None else self.slips.leave(settlement)
+        if slip is None:
+            return self._groups.post(settlement)
+        self._groups.post_slip(settlement, slip)
         return self._left
 
     async def close(self) -> None:

@@ -32,31 +32,39 @@ class Alike:
     def __repr__(self) -> str:
         return f"Alike(window={self._window})"
 
-    def texts(self, block: bytes, start: int, first: re.Match[bytes]) -> tuple[Sequence[bytes], int]:
-        """`(texts, where their events end)` of the event that begins at `start` and those behind it that are like it.
+    def find(self, block: bytes, start: int, first: re.Match[bytes]) -> tuple[Sequence[bytes], Sequence[bytes], int]:
+        """`(texts, fillings, where their events end)` of the event that begins at `start` and those behind it that are
+        like it.
 
-        `first` has matched that event's end, with its empty line, and in its first group its text, which is plain.
+        `first` has matched that event's end, with its empty line, and in its first group its text, which is plain. What
+        is in its second group, if anything is, differs from event to event too. A filling is what begins with the one
+        and ends with the other: a text alone is its own.
         """
-        text_at, text_end = first.span(1)
-        lead, tail = block[start:text_at], block[text_end : first.end()]
+        text_at, end = first.span(1)
+        between = None
+        if first.lastindex == 2:
+            between = block[end : first.start(2)]
+            end = first.end(2)
+        lead, tail = block[start:text_at], block[end : first.end()]
         stop = max(start + self._window, first.end())
-        texts = _guessed(block[start:stop], lead, tail)
-        together = put_together(lead, texts, tail)
-        if not (_plain(b"".join(texts)) and block.startswith(together, start)):
-            texts = _one_by_one(block, start, stop, lead, tail)
-            together = put_together(lead, texts, tail)
+        fillings = _guessed(block[start:stop], lead, tail)
+        together = put_together(lead, fillings, tail)
+        texts = _texts(fillings, between)
+        if texts is None or not block.startswith(together, start):
+            texts, fillings = _one_by_one(block, start, stop, lead, between, tail)
+            together = put_together(lead, fillings, tail)
         end = start + len(together)
         self._window = _GROWTH * self._window if 2 * end > start + stop else LEAST_WINDOW
-        return texts, end
+        return texts, fillings, end
 
 
-def put_together(lead: bytes, texts: Sequence[bytes], tail: bytes) -> bytes:
-    """The events with these texts."""
-    return lead + (tail + lead).join(texts) + tail
+def put_together(lead: bytes, fillings: Sequence[bytes], tail: bytes) -> bytes:
+    """The events with these fillings."""
+    return lead + (tail + lead).join(fillings) + tail
 
 
 def _guessed(window: bytes, lead: bytes, tail: bytes) -> list[bytes]:
-    """What the texts are if all events up to the last one that looks alike are."""
+    """What the fillings are if all events up to the last one that looks alike are."""
     lines = lead.count(b"\n")
     ends = window.split(b"\n")[lines : -1 : lines + 2]  # the last line of each event; a single byte is found fastest
     begins, ends_with = lead[lead.rfind(b"\n") + 1 :], tail[:-2]
@@ -66,18 +74,37 @@ def _guessed(window: bytes, lead: bytes, tail: bytes) -> list[bytes]:
     return [end[before:after] for end in ends]
 
 
-def _one_by_one(block: bytes, start: int, stop: int, lead: bytes, tail: bytes) -> list[bytes]:
-    """The texts up to the first event that is another one."""
-    texts = []
+def _one_by_one(
+    block: bytes, start: int, stop: int, lead: bytes, between: bytes | None, tail: bytes
+) -> tuple[list[bytes], list[bytes]]:
+    """Texts and fillings up to the first event that is another one."""
+    texts: list[bytes] = []
+    fillings: list[bytes] = []
     while block.startswith(lead, start):
-        text_at = start + len(lead)
-        text_end = block.find(tail, text_at, stop)
-        text = block[text_at:text_end]
-        if text_end < 0 or not _plain(text):
+        begin = start + len(lead)
+        end = block.find(tail, begin, stop)
+        filling = [block[begin:end]]
+        text = _texts(filling, between)
+        if end < 0 or text is None:
             break
+        texts += text
+        fillings += filling
+        start = end + len(tail)
+    return texts, fillings
+
+
+def _texts(fillings: list[bytes], between: bytes | None) -> list[bytes] | None:
+    """The texts in them; None when one of them is not what it looks like."""
+    if between is None:
+        return fillings if _plain(b"".join(fillings)) else None
+    texts, rest = [], []
+    for filling in fillings:
+        text, found, other = filling.partition(between)
+        if not found:
+            return None
         texts.append(text)
-        start = text_end + len(tail)
-    return texts
+        rest.append(other)
+    return texts if _plain(b"".join(texts)) and _plain(b"".join(rest)) else None
 
 
 def _plain(text: bytes) -> bool:

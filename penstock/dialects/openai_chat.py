@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
-from penstock.dialects.alike import LEAST_WINDOW, Alike, put_together
+from penstock.dialects.alike import Alike, put_together
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
     TokenUsage,
@@ -238,14 +238,11 @@ class _Chunk(Struct, gc=False):
 
 
 # What follows the head of an event that adds text to the only choice and nothing else, as most servers write it. It has
-# no escapes: so the text is as long as it looks.
-_TEXT_TAIL = (
-    rb'"choices":\[\{"index":0,"delta":\{"content":"%b"\}(?:,"logprobs":null)?,"finish_reason":null\}\](?:,"usage":null)?'
-    rb'(?:,"obfuscation":"[^"\\\x00-\x1f]*")?\}\n\n'
+# no escapes: so the text is as long as it looks. The second group is what OpenAI pads its events with.
+_TEXT = re.compile(
+    rb'"choices":\[\{"index":0,"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
+    rb'(?:,"usage":null)?(?:,"obfuscation":"([^"\\\x00-\x1f]*)")?\}\n\n'
 )
-_VARIES = b'"obfuscation":'
-_TEXT = re.compile(_TEXT_TAIL % rb'([^"\\\x00-\x1f]*)')
-_TEXT_EVENTS = re.compile(b"(?:%b)+" % (_TEXT_TAIL % rb'[^"\\\x00-\x1f]*'))
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
 
@@ -327,7 +324,6 @@ class ChatStream:
         "_model",
         "_open",
         "_swapped_head",
-        "_window",
     )
 
     def __init__(self, *, model: str | None, id_prefix: str | None, include_usage: bool) -> None:
@@ -337,7 +333,6 @@ class ChatStream:
         self._head = b"\n"  # no event begins like this, so the first one is taken apart
         self._swapped_head = b""
         self._alike = Alike()
-        self._window = LEAST_WINDOW
         self._open: set[int] = set()
         self._ended: set[int] = set()
         self._identity: dict[str, Any] = {
@@ -375,37 +370,12 @@ class ChatStream:
         if first is None:
             return b"", 0, start
         self._open.add(0)
-        text_end, end = first.end(1), first.end()
-        if end == len(block):  # most events come alone
-            return self._swapped_head + block[start + len(head) :], estimate_deltas((first[1],)), end
-        if _VARIES in block[text_end:end]:
-            return self._varied_run(block, start)
-        texts, last = self._alike.texts(block, start, first)
-        lead, tail = self._swapped_head + block[start + len(head) : first.start(1)], block[text_end:end]
-        return put_together(lead, texts, tail), estimate_deltas(texts), last
-
-    def _varied_run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
-        """`run`, of events that have something else in them that differs."""
-        head = self._head
-        # Only so far as the last run went: looking through the rest for each event that is no run takes time squared.
-        stop = start + self._window
-        stop = block.rfind(b"\n\n", start, stop) + 2 if stop < len(block) else len(block)
-        self._window = LEAST_WINDOW
-        tails = block[start:stop].split(head)[1:]
-        joined = b"".join(tails)
-        plain = _TEXT_EVENTS.match(joined)
-        if plain is None:
-            return b"", 0, start
-        texts = _TEXT.findall(joined, 0, plain.end())
-        count, size = len(texts), plain.end()
-        if len(b"".join(tails[:count])) != size:  # an event without a head among them
-            return b"", 0, start
-        # No text in here holds a quotation mark, so what looks like the head of an event is one.
-        out = self._swapped_head + self._swapped_head.join(tails[:count])
-        end = start + size + count * len(head)
-        if end == stop:
-            self._window = max(8 * (stop - start), LEAST_WINDOW)
-        return out, estimate_deltas(texts), end
+        after_head = start + len(head)
+        if first.end() == len(block):  # most events come alone
+            return self._swapped_head + block[after_head:], estimate_deltas((first[1],)), first.end()
+        texts, fillings, end = self._alike.find(block, start, first)
+        lead, tail = block[after_head : first.start(1)], block[first.end(first.lastindex or 1) : first.end()]
+        return put_together(self._swapped_head + lead, fillings, tail), estimate_deltas(texts), end
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""

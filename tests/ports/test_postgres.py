@@ -68,6 +68,7 @@ from tests.upstream import Plain, ScriptedUpstream, Stream
 BALANCE = Statement(
     update(lots).where(lots.c.id == bindparam("lot")).values(remaining=bindparam("left")), "left", "lot"
 )
+PARTIAL = {"lots_with_money": " WHERE remaining > 0"}  # which the schema says of SQLite alone
 WAITING = "SELECT 1 FROM pg_locks WHERE NOT granted"
 CATALOGUE = (
     "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
@@ -106,7 +107,7 @@ def test_a_migrated_database_is_what_the_schema_says(server: Server) -> None:
         for table in metadata.sorted_tables:
             server.tell(str(CreateTable(table).compile(dialect=words)), made)
             for index in table.indexes:
-                server.tell(str(CreateIndex(index).compile(dialect=words)), made)
+                server.tell(f"{CreateIndex(index).compile(dialect=words)}{PARTIAL.get(index.name, '')}", made)
         for question in CATALOGUE:
             found = [row for row in server.tell(question, migrated) if "alembic_version" not in str(row)]
             assert found == server.tell(question, made) != []

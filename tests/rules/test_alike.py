@@ -12,7 +12,8 @@ from penstock.dialects.alike import FIRST_WINDOW, Alike, put_together
 
 LEAD, TAIL = b'data: {"text":"', b'"}\n\n'
 TWO_LINES = b'event: text\ndata: {"text":"'
-FIRST = re.compile(rb'(?:event: text\n)?data: \{"text":"([^"\\\x00-\x1f]*)"\}\n\n')
+PADDED = b'","pad":"'
+FIRST = re.compile(rb'(?:event: text\n)?data: \{"text":"([^"\\\x00-\x1f]*)(?:","pad":"([^"\\\x00-\x1f]*))?"\}\n\n')
 OTHERS = [
     b'data: {"text":"a","end":1}\n\n',
     b'data: {"more":1,"text":"a"}\n\n',
@@ -26,6 +27,8 @@ OTHERS = [
     b"\n",
     b'id: 5\ndata: {"text":"a"}\n\n',
     b'data: {"text":"\n\n"}\n\n',
+    b'data: {"text":"a","pad":"b","pad":"c"}\n\n',
+    b'data: {"text":"a","pad":"\\u0020"}\n\n',
 ]
 
 
@@ -33,8 +36,9 @@ def found(block: bytes) -> tuple[list[bytes], int]:
     """Texts and end, and that they come to what they are said to."""
     first = FIRST.match(block)
     assert first is not None
-    texts, end = Alike().texts(block, 0, first)
-    assert put_together(block[: first.start(1)], texts, TAIL) == block[:end]
+    texts, fillings, end = Alike().find(block, 0, first)
+    assert put_together(block[: first.start(1)], fillings, TAIL) == block[:end]
+    assert all(filling.split(PADDED)[0] == text for text, filling in zip(texts, fillings, strict=True))
     return list(texts), end
 
 
@@ -45,22 +49,33 @@ def test_all_of_them_are_found(lead: bytes, texts: list[str]) -> None:
     assert found(block) == ([text.encode() for text in texts], len(block))
 
 
+def test_those_that_are_padded_are_found() -> None:
+    texts = [b"a", b"", "ü".encode(), b"data: "]
+    block = put_together(LEAD, [text + PADDED + b"x" * 7 * place for place, text in enumerate(texts)], TAIL)
+    assert found(block) == (texts, len(block))
+
+
 @pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("padding", [b"", PADDED + b"xyz"])
 @pytest.mark.parametrize("lead", [LEAD, TWO_LINES])
-def test_none_is_found_behind_another_one(lead: bytes, other: bytes) -> None:
-    before, after = put_together(lead, [b"a", b"b"], TAIL), put_together(lead, [b"c", b"d"], TAIL)
+def test_none_is_found_behind_another_one(lead: bytes, padding: bytes, other: bytes) -> None:
+    before, after = (put_together(lead, [each + padding for each in two], TAIL) for two in ([b"a", b"b"], [b"c", b"d"]))
     assert found(before + other + after) == ([b"a", b"b"], len(before))
     assert found(before + other) == ([b"a", b"b"], len(before))
 
 
-EVENTS = st.builds(lambda text: LEAD + text.encode() + TAIL, st.text('ab {}:,"\\\n', max_size=4))
+TEXTS = st.text('ab {}:,"\\\n', max_size=4).map(str.encode)
+EVENTS = st.builds(lambda text: LEAD + text + TAIL, TEXTS)
+PADDED_EVENTS = st.builds(lambda text, pad: LEAD + text + PADDED + pad + TAIL, TEXTS, TEXTS)
 
 
-@given(st.lists(EVENTS | st.sampled_from(OTHERS), max_size=8))
-def test_they_are_those_that_one_after_the_other_would_be(events: list[bytes]) -> None:
-    block = LEAD + TAIL + b"".join(events)
+@given(st.sampled_from([b"", PADDED]), st.lists(EVENTS | PADDED_EVENTS | st.sampled_from(OTHERS), max_size=8))
+def test_they_are_those_that_one_after_the_other_would_be(padding: bytes, events: list[bytes]) -> None:
+    block = LEAD + padding + TAIL + b"".join(events)
     one_by_one, end = [], 0
-    while (event := FIRST.match(block, end)) and block.startswith(LEAD, end):
+    while (
+        (event := FIRST.match(block, end)) and block.startswith(LEAD, end) and (event[2] is not None) == bool(padding)
+    ):
         one_by_one.append(event[1])
         end = event.end()
     assert found(block) == (one_by_one, end)
@@ -77,7 +92,7 @@ def test_those_of_a_long_block_are_found_in_few_goes() -> None:
     while start < len(block):
         first = FIRST.match(block, start)
         assert first is not None
-        texts, start = alike.texts(block, start, first)
+        texts, _, start = alike.find(block, start, first)
         assert set(texts) == {b"abc"}
         goes += 1
     assert goes < 6
@@ -88,5 +103,5 @@ def test_behind_events_that_stand_alone_it_looks_no_farther_than_a_little() -> N
     alike, first = Alike(), FIRST.match(block)
     assert first is not None
     for _ in range(2):
-        assert alike.texts(block, 0, first)[1] == len(LEAD + b"a" + TAIL)
+        assert alike.find(block, 0, first)[2] == len(LEAD + b"a" + TAIL)
     assert "window=2048" in repr(alike)

@@ -26,7 +26,7 @@ SCHEMA = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE '%alembi
 def test_a_migrated_database_is_what_the_schema_says(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/penstock.db"
     assert (migrate.current(url), migrate.is_current(url)) == (None, False)
-    assert migrate.upgrade(url) is None
+    migrate.run_migrations(tmp_path / "penstock.db")
     assert (migrate.current(url), migrate.is_current(url)) == (migrate.HEAD, True)
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -35,11 +35,20 @@ def test_a_migrated_database_is_what_the_schema_says(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_database_in_memory_is_made_like_a_migrated_one(tmp_path: Path) -> None:
-    migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")
-    with closing(sqlite3.connect(tmp_path / "penstock.db")) as migrated, closing(sqlite3.connect(":memory:")) as made:
-        migrate.create_in_memory(made)
-        assert _tables(made) == _tables(migrated)
+def test_a_new_database_is_made_like_a_migrated_one(tmp_path: Path) -> None:
+    migrate.run_migrations(tmp_path / "migrated.db")
+    assert migrate.upgrade(f"sqlite:///{tmp_path}/made.db") is None
+    with (
+        closing(sqlite3.connect(tmp_path / "migrated.db")) as migrated,
+        closing(sqlite3.connect(tmp_path / "made.db")) as made,
+        closing(sqlite3.connect(":memory:")) as in_memory,
+    ):
+        migrate.create_tables(in_memory)
+        assert _tables(in_memory) == _tables(made) == _tables(migrated)
+        stamps = [list(each.execute("SELECT * FROM alembic_version")) for each in (made, migrated)]
+        kept = [list(each.execute("PRAGMA table_info(alembic_version)")) for each in (made, migrated)]
+        assert stamps == [[(migrate.HEAD,)]] * 2
+        assert kept[0] == kept[1]
 
 
 def test_the_newest_migration_is_the_one_that_start_up_looks_for() -> None:
@@ -53,15 +62,31 @@ def test_the_database_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "penstock.db").stat().st_mode) == 0o600
 
 
-def test_a_database_that_is_up_to_date_is_opened_without_the_migration_tool(tmp_path: Path) -> None:
+def test_a_database_is_made_and_opened_without_what_it_does_not_need(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/penstock.db"
-    migrate.upgrade(url)
     script = (
         "import sys; from penstock.db import migrate; "
-        f"print(migrate.upgrade({url!r}), 'alembic' in sys.modules, 'sqlalchemy' in sys.modules)"
+        f"print(migrate.upgrade({url!r}), "
+        "*(each in sys.modules for each in ('alembic', 'sqlalchemy.dialects.postgresql', 'sqlalchemy')))"
     )
+    for before, sqlalchemy in (("None", "True"), (migrate.HEAD, "False")):
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == [before, "False", "False", sqlalchemy]
+
+
+def test_a_serving_process_on_sqlite_does_not_load_what_postgresql_needs() -> None:
+    script = "import sys, penstock.app; print('sqlalchemy.dialects.postgresql' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == [migrate.HEAD, "False", "False"]
+    assert ran.stdout.split() == ["False"]
+
+
+def test_tables_that_are_not_ours_are_not_taken_for_a_database_of_ours(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
+        connection.execute("CREATE TABLE users (name TEXT)")
+    with pytest.raises(Exception, match="users already exists"):
+        migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")
+    with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
+        assert [name for _, name, _ in _tables(connection)] == ["users"]
 
 
 def test_processes_that_migrate_at_once_all_find_a_whole_database(tmp_path: Path) -> None:
