@@ -190,7 +190,7 @@ class Groups:
                 future.set_exception(OutcomeUnknown())
 
     async def _carry_out(self, jobs: list[Job]) -> list[Result]:
-        operations = [job for job in jobs if _is_operation(job)]
+        operations = [job for job in jobs if type(job[0]) is not GeneratorType]
         programs = len(operations) < len(jobs)
         results = await self._commit_together(operations) if operations else []
         if not programs:

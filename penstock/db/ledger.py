@@ -84,7 +84,7 @@ class Extension(Struct, frozen=True, gc=False):
     progress_tokens: int
 
 
-class Settlement(Struct, frozen=True, gc=False):
+class Settlement(Struct, frozen=True, gc=False, array_like=True):
     """Close a hold: collect `owed` units, free the rest, keep the usage record."""
 
     request_id: str
@@ -235,8 +235,11 @@ IDEMPOTENT_WRITES = (REMEMBER_KEY, KEEP_ANSWER, FORGET_KEY)
 
 def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[Outcome]]:
     """Carry out `operations` together; the outcomes, in their order. Settlements go first, for they free money."""
-    page = yield from _open_page(operations, now_ms)
-    settled = iter([page.settle(each) for each in operations if isinstance(each, Settlement)])
+    kinds: dict[type[Operation], list[Any]] = {kind: [] for kind in (Settlement, Admission, Extension, Entry)}
+    for operation in operations:
+        kinds[type(operation)].append(operation)
+    page = yield from _open_page(operations, kinds[Settlement], kinds[Admission], kinds[Extension], now_ms)
+    settled = iter([page.settle(each) for each in kinds[Settlement]])
     outcomes: list[Outcome] = []
     for operation in operations:
         if isinstance(operation, Settlement):
@@ -251,13 +254,19 @@ def commit_group(operations: Sequence[Operation], now_ms: int) -> Program[list[O
     return outcomes
 
 
-def _open_page(operations: Sequence[Operation], now_ms: int) -> Program[_Page]:
+def _open_page(
+    operations: Sequence[Operation],
+    settlements: Sequence[Settlement],
+    admissions: Sequence[Admission],
+    extensions: Sequence[Extension],
+    now_ms: int,
+) -> Program[_Page]:
     """Load and lock what the operations touch: idempotency keys, keys, lots, holds, each in sorted order."""
     page = _Page(Books(now_ms))
     needs = [operation.need for operation in operations]
-    onces = [(each.need.keys[0], each.once.key) for each in operations if isinstance(each, Admission) and each.once]
-    closing = list(dict.fromkeys([each.request_id for each in operations if isinstance(each, Settlement)]))
-    extending = [each.request_id for each in operations if isinstance(each, Extension)]
+    onces = [(each.need.keys[0], each.once.key) for each in admissions if each.once is not None]
+    closing = list(dict.fromkeys([each.request_id for each in settlements]))
+    extending = [each.request_id for each in extensions]
     if onces:
         yield from page.look_up_keys(onces)
     keys = sorted({key for each in {need.keys for need in needs} for key in each})

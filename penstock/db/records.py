@@ -8,7 +8,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 
-class UsageRecord(Struct, gc=False):
+class UsageRecord(Struct, gc=False, array_like=True):
     """One request that held money: who, what, how much, how it ended. Column for column the table `usage_records`.
 
     `amount` (units of `asset`), `cost_nano` (what they are worth) and `uncollected` are filled in by the ledger when
@@ -49,7 +49,7 @@ class UsageRecord(Struct, gc=False):
         return astuple(self)
 
 
-class KeptAnswer(Struct, frozen=True, gc=False):
+class KeptAnswer(Struct, frozen=True, gc=False, array_like=True):
     """The answer to a request with an idempotency key, as it went out. `body` is None when it was too large."""
 
     status: int

@@ -7,8 +7,9 @@ a file is there also when the process is killed, and whoever buries the process 
 One file a process, `<database>-slips/<owner>`: a database file is used from one host, and so is what lies beside it. It
 is mapped into memory, so a slip costs no call of the system, and consists of slots. A slot is used again once its
 settlement is in the database; what is in it until then says nothing that is not so, for a request is settled once. A
-slip is its size, its checksum, and the settlement as MessagePack. One that is too long for a slot, or finds none, is
-not left, and its answer waits for the database.
+slip is its size, its checksum, and the settlement as MessagePack, values without names; the checksum goes over the
+names too, so that a version in which they are others does not take one for another. One that is too long for a slot, or
+finds none, is not left, and its answer waits for the database.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from zlib import crc32
 from msgspec import MsgspecError, msgpack
 
 from penstock.db.ledger import Settlement
+from penstock.db.records import KeptAnswer, UsageRecord
+from penstock.money.books import Need
 
-SLOT_BYTES = 2_048  # the usual slip takes 700
+SLOT_BYTES = 2_048  # the usual slip takes 370
 SLOTS = 512  # settlements on their way to the database at once; a few dozen are usual
 FORGOTTEN_S = 24 * 3600.0  # a process that was taken for dead and is not has entered its name again by then
 
 _HEAD = Layout("<II")  # size and CRC-32 of what follows
 _MOST = SLOT_BYTES - _HEAD.size
+_NAMES = crc32(repr([each.__struct_fields__ for each in (Settlement, Need, UsageRecord, KeptAnswer)]).encode())
 _encode = msgpack.Encoder().encode
 _decode = msgpack.Decoder(Settlement).decode
 
@@ -92,7 +96,7 @@ class Slips:
         if size > _MOST:
             return None
         slot = self._free.pop()
-        self._slots[slot : slot + _HEAD.size + size] = _HEAD.pack(size, crc32(slip)) + slip
+        self._slots[slot : slot + _HEAD.size + size] = _HEAD.pack(size, crc32(slip, _NAMES)) + slip
         return Slip(self._free, slot)
 
     def left_by(self, owner: str) -> dict[str, Settlement]:
@@ -135,7 +139,7 @@ def _read(slots: bytes, at: int) -> Settlement | None:
         return None
     size, checksum = _HEAD.unpack_from(slots, at)
     slip = slots[begin : min(begin + size, at + SLOT_BYTES)]
-    if not size or len(slip) != size or crc32(slip) != checksum:
+    if not size or len(slip) != size or crc32(slip, _NAMES) != checksum:
         return None
     try:
         return _decode(slip)

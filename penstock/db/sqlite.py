@@ -327,7 +327,7 @@ class _Text:
             return
         given, place = self._each
         each: Any = values[given]
-        arranged = self._arrange(_plain(values))
+        arranged = self._arrange(_plain([*values[:given], None, *values[given + 1 :]]))
         before, after = arranged[:place], arranged[place + 1 :]
         for start in range(0, len(each), WIDTHS[-1]):
             some = each[start : start + WIDTHS[-1]]

@@ -24,6 +24,8 @@ class Decision(asyncio.Future[T]):
     """What the store will have decided. It cannot be cancelled: a task that is told to stop while it waits stops when
     the decision is here, so that nothing is granted to nobody."""
 
+    __slots__ = ()
+
     def cancel(self, msg: object = None) -> bool:
         return False
 

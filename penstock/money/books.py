@@ -76,7 +76,7 @@ class Part(Struct, frozen=True, gc=False):
     value: int = 0
 
 
-class Need(Struct, frozen=True, gc=False):
+class Need(Struct, frozen=True, gc=False, array_like=True):
     """Who wants how much of what. `want` is the bound; `least` is the smallest amount that is of any use.
 
     A patient need is not cut down while other calls hold the money that would cover it in full: it is refused with

@@ -35,6 +35,7 @@ _MAX_HEAD_BYTES = 65_536  # four times what common servers send at most; also bo
 _MAX_UNREAD_BYTES = 65_536  # a reader this far behind makes the upstream wait
 _LARGEST_KNOWN = 4_096  # bytes of a head that is remembered
 _SLICE_BYTES = 262_144  # nearly every request fits and goes out in one write; a longer one waits for the network
+_MOST_HEADS = 32  # that are kept
 _KEEP_S = 55.0  # below the 60 s after which common load balancers forget a connection
 _STALE_S = 1.0  # a connection closed while kept says so within a round trip; later the upstream may have done the work
 _SWEEP_S = 0.25
@@ -56,6 +57,7 @@ class Client:
         "_after_path",
         "_all",
         "_closed",
+        "_heads",
         "_idle",
         "_origin",
         "_proxy",
@@ -78,6 +80,7 @@ class Client:
             raise ValueError("a Unix socket is not reached through a proxy")
         self._tls = authorities(origin.ca_file) if self._site.tls else None
         self._starts, self._after_path = self._head_parts()
+        self._heads: dict[tuple[str, str], bytes] = {}
         limits = origin.timeouts
         shortest = min(limits.connect_s, limits.first_byte_s, limits.idle_s, limits.total_s)
         self._sweep_s = min(_SWEEP_S, max(shortest / 4, 0.01))
@@ -160,17 +163,24 @@ class Client:
         return answer
 
     def _head(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
-        start = self._starts.get(method)
-        if start is None:
-            raise ValueError("the method is not one this client knows")
-        if not PATH.fullmatch(path):
-            raise ValueError("a path is made of visible ASCII characters")
-        head = start + path.lstrip("/").encode() + self._after_path
+        head = self._heads.get((method, path)) or self._begin_head(method, path)
         if headers:
             head += header_lines(headers)
         if body or method not in _WITHOUT_BODY:
             return head + b"content-length: %d\r\n\r\n" % len(body)
         return head + b"\r\n"
+
+    def _begin_head(self, method: str, path: str) -> bytes:
+        """What a head begins with, kept for the next one: a client is asked for few paths, again and again."""
+        start = self._starts.get(method)
+        if start is None:
+            raise ValueError("the method is not one this client knows")
+        if not PATH.fullmatch(path):
+            raise ValueError("a path is made of visible ASCII characters")
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        head = self._heads[method, path] = start + path.lstrip("/").encode() + self._after_path
+        return head
 
     def _head_parts(self) -> tuple[dict[str, bytes], bytes]:
         """What every request's head has in common: what stands before the path, by method, and what follows it."""

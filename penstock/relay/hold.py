@@ -96,6 +96,39 @@ class Holds:
 class Hold:
     """One request's money, and its usage record in the making. `output_limit` (tokens a choice) goes upstream."""
 
+    __slots__ = (
+        "_amount",
+        "_asked_s",
+        "_choices",
+        "_departure",
+        "_exhausted",
+        "_extending",
+        "_further",
+        "_holds",
+        "_input_estimate",
+        "_need",
+        "_once",
+        "_parts",
+        "_plan",
+        "_price",
+        "_settling",
+        "_slice",
+        "_started_s",
+        "_streamed",
+        "account",
+        "covered_output",
+        "ending",
+        "input_bound",
+        "keep",
+        "meter",
+        "output_limit",
+        "record",
+        "replayed",
+        "runs_low_at",
+        "status",
+        "upstream_s",
+    )
+
     def __init__(
         self,
         holds: Holds,

@@ -107,7 +107,7 @@ def test_a_migrated_database_is_what_the_schema_says(server: Server) -> None:
         for table in metadata.sorted_tables:
             server.tell(str(CreateTable(table).compile(dialect=words)), made)
             for index in table.indexes:
-                server.tell(f"{CreateIndex(index).compile(dialect=words)}{PARTIAL.get(index.name, '')}", made)
+                server.tell(f"{CreateIndex(index).compile(dialect=words)}{PARTIAL.get(str(index.name), '')}", made)
         for question in CATALOGUE:
             found = [row for row in server.tell(question, migrated) if "alembic_version" not in str(row)]
             assert found == server.tell(question, made) != []

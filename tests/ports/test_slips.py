@@ -98,6 +98,13 @@ def test_a_slip_that_is_not_whole_is_none(slips: Slips, at: int) -> None:
     assert set(left(slips)) == {"b"}
 
 
+def test_a_slip_of_a_version_with_other_fields_is_none(slips: Slips, monkeypatch: pytest.MonkeyPatch) -> None:
+    slips.leave(settlement("a", need(100), 30))
+    monkeypatch.setattr("penstock.db.slips._NAMES", 7)
+    slips.leave(settlement("b", need(100), 30))
+    assert set(left(slips)) == {"b"}
+
+
 def test_a_file_that_is_cut_off_or_nonsense_harms_nobody(slips: Slips) -> None:
     slips.leave(settlement("a", need(100), 30))
     slips.leave(settlement("b", need(100), 30))
