@@ -374,6 +374,8 @@ class ChatStream:
         if first.end() == len(block):  # most events come alone
             return self._swapped_head + block[after_head:], estimate_deltas((first[1],)), first.end()
         texts, fillings, end = self._alike.find(block, start, first)
+        if self._swapped_head == head:
+            return block[start:end], estimate_deltas(texts), end
         lead, tail = block[after_head : first.start(1)], block[first.end(first.lastindex or 1) : first.end()]
         return put_together(self._swapped_head + lead, fillings, tail), estimate_deltas(texts), end
 

@@ -28,6 +28,26 @@ LONGEST_STALL_S = 60.0  # a caller that reads nothing for so long holds money an
 class LiveStream:
     """One stream on its way. `relay` runs it to its end and returns the last bytes, to be sent when all is settled."""
 
+    __slots__ = (
+        "_block",
+        "_clock",
+        "_failure",
+        "_finished",
+        "_first",
+        "_hold",
+        "_include_usage",
+        "_out",
+        "_redact",
+        "_reply",
+        "_sent",
+        "_sent_s",
+        "_split",
+        "_start",
+        "_step",
+        "_stream",
+        "_usage_sent",
+    )
+
     def __init__(
         self,
         stream: Stream,
