@@ -43,7 +43,7 @@ from penstock.db.store import Store
 from penstock.errors import ConfigError
 from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
-from penstock.log import Outlet, Redactor, RequestLog, Stream, configure
+from penstock.log import Redactor, RequestLog, Stream, configure, outlet
 from penstock.operations.office import Office
 from penstock.ports import Provider
 from penstock.providers.anthropic import Anthropic
@@ -221,7 +221,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
     With a `post`, do what its supervisor says as well.
     """
     redact = _redactor(settings)
-    configure(Outlet(sys.stderr.fileno()), redact)
+    configure(outlet(sys.stderr), redact)
     _spare_the_collector()
     _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -245,7 +245,7 @@ async def _serve_alone(
     for warning in settings.warnings:
         _logger.warning("%s", warning)
     async with (
-        open_gateway(settings, Outlet(sys.stdout.fileno()), redact) as gateway,
+        open_gateway(settings, outlet(sys.stdout), redact) as gateway,
         serving(gateway.door, settings.server) as server,
     ):
         _listen_to_signals(gateway, reload)
@@ -259,7 +259,7 @@ async def _serve_supervised(
     settings: Settings, redact: Redactor, reload: Callable[[], Settings], announce: Announce, post: Post
 ) -> None:
     async with (
-        open_gateway(settings, Outlet(sys.stdout.fileno()), redact) as gateway,
+        open_gateway(settings, outlet(sys.stdout), redact) as gateway,
         serving(gateway.door, settings.server, post.listener) as server,
     ):
         _listen_to_signals(gateway, reload)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 FLUSH_S = 0.25
 SHORTEST_SECRET = 6  # characters; shorter ones stand in too many words
@@ -105,6 +105,11 @@ class Outlet:
     def _linger(self) -> None:
         """The last lines of the process."""
         self._offer(time.monotonic() + LINGER_S)
+
+
+def outlet(stream: IO[str] | None) -> Outlet:
+    """The way out where a stream of Python's own leads; nowhere when the process was started without it."""
+    return Outlet(os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno())
 
 
 def _apart(file: int) -> int:

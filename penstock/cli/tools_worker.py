@@ -30,14 +30,14 @@ def tools_worker(
     import sys
 
     from penstock.hub.dialer import RefusedError
-    from penstock.log import Outlet, Redactor, configure
+    from penstock.log import Redactor, configure, outlet
     from penstock.toolbox.settings import load
     from penstock.toolbox.worker import Options, work
 
     secret = worker_key(key, key_file, VARIABLE)
     settings = load(config, os.environ)
     secrets = [secret, *settings.secrets()]
-    configure(Outlet(sys.stderr.fileno()), Redactor(secrets))
+    configure(outlet(sys.stderr), Redactor(secrets))
     try:
         asyncio.run(work(Options(gateway, secret, settings, slots, grace)))
     except RefusedError as error:

@@ -34,11 +34,11 @@ def worker(
     import sys
 
     from penstock.hub.dialer import RefusedError
-    from penstock.log import Outlet, Redactor, configure
+    from penstock.log import Redactor, configure, outlet
     from penstock.worker.worker import Options, work
 
     secret = worker_key(key, key_file, VARIABLE)
-    configure(Outlet(sys.stderr.fileno()), Redactor([secret]))
+    configure(outlet(sys.stderr), Redactor([secret]))
     options = Options(gateway, secret, engine, os.environ.get("PENSTOCK_ENGINE_KEY"), slots, context, grace)
     try:
         asyncio.run(work(options))

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.log import KEPT_MOST, Outlet, RequestLog
+from penstock.log import KEPT_MOST, Outlet, RequestLog, outlet
 
 
 class Pieces(io.StringIO):
@@ -124,3 +124,10 @@ def test_lines_for_a_full_disk_wait_for_room(tmp_path: Any) -> None:
         file.seek(0)
         assert file.read().decode() == numbered(1) + numbered(2) + numbered(3)
     os.close(full)
+
+
+def test_a_process_without_a_stream_logs_to_nobody() -> None:
+    log = RequestLog(outlet(None), msgspec.json.encode)
+    log.write({"event": "call"})
+    log.flush()
+    assert "0 pieces kept, 0 lines dropped" in repr(log._stream)
