@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
@@ -220,6 +221,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
 
     With a `post`, do what its supervisor says as well.
     """
+    _fill_standard_streams()
     redact = _redactor(settings)
     configure(outlet(sys.stderr), redact)
     _spare_the_collector()
@@ -230,6 +232,14 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
         else:
             runner.run(_serve_supervised(settings, redact, reload, announce, post))
     return 0
+
+
+def _fill_standard_streams() -> None:
+    """Open what the process was started without: the next socket would get its number, and the event loop ends itself
+    when it finds one of its own there."""
+    while (file := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(file, True)
+    os.close(file)
 
 
 def _allow_connections() -> None:

@@ -94,3 +94,17 @@ def test_a_request_log_that_nobody_reads_holds_up_nobody(tmp_path: Path, reads: 
         if log:
             assert [json.loads(line)["event"] for line in said.splitlines()] == ["refused"] * 400
             log.close()
+
+
+def test_a_gateway_that_is_started_without_a_standard_output_serves_and_ends_in_order(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/penstock.db"
+    command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-m", "penstock", "serve", "--port", "0"]
+    with subprocess.Popen([*command, "--database-url", url], stderr=subprocess.PIPE) as process:
+        try:
+            (found,) = re.findall(r"serves at (\S+)", told(process, rb"serves at .*\n").decode())
+            assert httpx2.get(f"{found}/api/v1/models").status_code == 401
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=START_S)
+            assert process.returncode == 0
+        finally:
+            process.kill()
