@@ -14,7 +14,7 @@ from collections.abc import Sequence
 FIRST_WINDOW = 16_384  # bytes looked through at first: an answer that has come as a whole
 LEAST_WINDOW = 2_048  # and behind events that stood alone: a dozen events
 _GROWTH = 8
-_NOT_PLAIN = bytes([*range(0x20), *b'"\\'])  # what JSON escapes: a text without it is as long as it looks
+_NOT_PLAIN = bytes([*range(0x20), *b'"\\'])  # what JSON escapes
 
 
 class Alike:
@@ -96,7 +96,7 @@ def _one_by_one(
 def _texts(fillings: list[bytes], between: bytes | None) -> list[bytes] | None:
     """The texts in them; None when one of them is not what it looks like."""
     if between is None:
-        return fillings if _plain(b"".join(fillings)) else None
+        return fillings if is_plain(b"".join(fillings)) else None
     texts, rest = [], []
     for filling in fillings:
         text, found, other = filling.partition(between)
@@ -104,8 +104,9 @@ def _texts(fillings: list[bytes], between: bytes | None) -> list[bytes] | None:
             return None
         texts.append(text)
         rest.append(other)
-    return texts if _plain(b"".join(texts)) and _plain(b"".join(rest)) else None
+    return texts if is_plain(b"".join(texts)) and is_plain(b"".join(rest)) else None
 
 
-def _plain(text: bytes) -> bool:
+def is_plain(text: bytes) -> bool:
+    """Whether a text in JSON is as long as it looks."""
     return len(text.translate(None, _NOT_PLAIN)) == len(text)

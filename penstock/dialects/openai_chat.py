@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
-from penstock.dialects.alike import Alike, put_together
+from penstock.dialects.alike import Alike, is_plain, put_together
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
     TokenUsage,
@@ -243,6 +243,7 @@ _TEXT = re.compile(
     rb'"choices":\[\{"index":0,"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
     rb'(?:,"usage":null)?(?:,"obfuscation":"([^"\\\x00-\x1f]*)")?\}\n\n'
 )
+_SHORT_TEXT = 256  # bytes; a longer one is not worth looking at twice
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
 
@@ -311,12 +312,14 @@ class ChatStream:
 
     Model and id are swapped without taking events apart: events of a stream begin alike up to `"choices"`, so the first
     one is taken apart, the beginning before and after the swap is remembered, and every event with the same beginning
-    gets the other one. An event that begins otherwise is taken apart again.
+    gets the other one. An event that begins otherwise is taken apart again. Of an event that came alone its frame, all
+    but the text, is remembered in the same way.
     """
 
     __slots__ = (
         "_alike",
         "_ended",
+        "_frame",
         "_head",
         "_id_prefix",
         "_identity",
@@ -332,6 +335,7 @@ class ChatStream:
         self._include_usage = include_usage
         self._head = b"\n"  # no event begins like this, so the first one is taken apart
         self._swapped_head = b""
+        self._frame = b"\n", b"\n", b""  # before the text and behind it, and what is sent on before it
         self._alike = Alike()
         self._open: set[int] = set()
         self._ended: set[int] = set()
@@ -363,6 +367,12 @@ class ChatStream:
 
     def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
         """`(what to send on, tokens produced, where they end)` of the plain text events that follow from `start`."""
+        lead, tail, swapped_lead = self._frame
+        text_at, size = start + len(lead), len(block) - start - len(lead) - len(tail)
+        if 0 <= size <= _SHORT_TEXT and block.startswith(lead, start) and block.endswith(tail):
+            text = block[text_at : text_at + size]
+            if is_plain(text):
+                return swapped_lead + text + tail, estimate_delta_tokens(size), len(block)
         head = self._head
         if not block.startswith(head, start):
             return b"", 0, start
@@ -370,14 +380,16 @@ class ChatStream:
         if first is None:
             return b"", 0, start
         self._open.add(0)
-        after_head = start + len(head)
-        if first.end() == len(block):  # most events come alone
-            return self._swapped_head + block[after_head:], estimate_deltas((first[1],)), first.end()
-        texts, fillings, end = self._alike.find(block, start, first)
+        text_at, text_end, end = first.start(1), first.end(first.lastindex or 1), first.end()
+        swapped_lead = self._swapped_head + block[start + len(head) : text_at]
+        if end == len(block):  # most events come alone
+            if first.lastindex == 1:
+                self._frame = block[start:text_at], block[text_end:end], swapped_lead
+            return swapped_lead + block[text_at:], estimate_delta_tokens(first.end(1) - text_at), end
+        texts, fillings, last = self._alike.find(block, start, first)
         if self._swapped_head == head:
-            return block[start:end], estimate_deltas(texts), end
-        lead, tail = block[after_head : first.start(1)], block[first.end(first.lastindex or 1) : first.end()]
-        return put_together(self._swapped_head + lead, fillings, tail), estimate_deltas(texts), end
+            return block[start:last], estimate_deltas(texts), last
+        return put_together(swapped_lead, fillings, block[text_end:end]), estimate_deltas(texts), last
 
     def final_chunk(self, *, finish_reason: str, reason: str) -> bytes:
         """An event that ends every choice still open; `penstock.reason` in it says to machines why we ended it."""

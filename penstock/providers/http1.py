@@ -608,9 +608,10 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as raised:
             error = raised
-        if self._arrived:
-            answer._add(b"".join(self._arrived))
-            self._arrived.clear()
+        arrived = self._arrived
+        if arrived:
+            answer._add(arrived[0] if len(arrived) == 1 else b"".join(arrived))
+            arrived.clear()
             self._bare = 0
         if self._done:
             keep = self._keep and error is None

@@ -204,7 +204,8 @@ class LiveStream:
     def _last(self) -> bytes:
         """What came together with the end leaves together with it."""
         self._out.append(self._stream.terminator())
-        self._leaves()
+        if self._first:
+            self._leaves()
         return b"".join(self._out)
 
     def _flush(self) -> None:
@@ -227,14 +228,14 @@ class LiveStream:
 
     def _send(self, data: bytes) -> None:
         if data:
-            self._leaves()
+            if self._first:
+                self._leaves()
             self._reply.send(data)
             self._sent = True
 
     def _leaves(self) -> None:
-        if self._first:
-            self._first = False
-            self._hold.first_byte()
+        self._first = False
+        self._hold.first_byte()
 
     async def _slow_reader(self) -> None:
         """Wait for a caller that is slow to read; not for ever. What it has not taken yet holds back the upstream."""
