@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import resource
 import signal
 import sys
@@ -44,8 +43,9 @@ from penstock.db.store import Store
 from penstock.errors import ConfigError
 from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
-from penstock.log import Redactor, RequestLog, Stream, configure, outlet
+from penstock.log import Redactor, RequestLog, Stream, configure
 from penstock.operations.office import Office
+from penstock.outlet import fill_standard_streams, outlet
 from penstock.ports import Provider
 from penstock.providers.anthropic import Anthropic
 from penstock.providers.connected_tools import ConnectedTools
@@ -221,7 +221,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
 
     With a `post`, do what its supervisor says as well.
     """
-    _fill_standard_streams()
+    fill_standard_streams()
     redact = _redactor(settings)
     configure(outlet(sys.stderr), redact)
     _spare_the_collector()
@@ -232,14 +232,6 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
         else:
             runner.run(_serve_supervised(settings, redact, reload, announce, post))
     return 0
-
-
-def _fill_standard_streams() -> None:
-    """Open what the process was started without: the next socket would get its number, and the event loop ends itself
-    when it finds one of its own there."""
-    while (file := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(file, True)
-    os.close(file)
 
 
 def _allow_connections() -> None:

@@ -5,31 +5,22 @@ known secrets, and anything that looks like a key, are masked wherever they turn
 and go through `RequestLog`, which writes many at once, because the usual way costs a third of the gateway's
 throughput.
 
-Both leave through an `Outlet`: whoever does not read a log must not hold up what is logged.
+Both leave through an outlet (`outlet.py`): whoever does not read a log must not hold up what is logged.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import os
 import re
-import select
-import stat
-import time
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from select import PIPE_BUF
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 FLUSH_S = 0.25
 SHORTEST_SECRET = 6  # characters; shorter ones stand in too many words
 BUFFERED_MOST = 1_000  # lines; beyond that they are written at once
-KEPT_MOST = 2_000  # pieces of at most `PIPE_BUF` bytes that nobody has read; what comes then is dropped
-LINGER_S = 1.0  # for a slow reader, when the process ends
 
 
 class Stream(Protocol):
@@ -38,92 +29,6 @@ class Stream(Protocol):
     def write(self, text: str, /) -> object: ...
 
     def flush(self) -> None: ...
-
-
-class Outlet:
-    """A stream out of the process that never waits for its reader.
-
-    What a reader does not take is kept and offered again with the next line and at every `flush`, up to `KEPT_MOST`
-    pieces. What comes then is dropped, and how many lines that were is the first thing he gets afterwards. When there
-    is no reader any more nothing is kept.
-    """
-
-    def __init__(self, file: int) -> None:
-        self._file = _apart(file)
-        self._poll = select.poll()
-        self._poll.register(self._file, select.POLLOUT)
-        self._kept: deque[bytes] = deque()
-        self._dropped = 0  # lines
-        atexit.register(self._linger)
-
-    def __repr__(self) -> str:
-        return f"Outlet({self._file}, {len(self._kept)} pieces kept, {self._dropped} lines dropped)"
-
-    def write(self, text: str) -> int:
-        """Whole lines, no more than a pipe takes in one piece, or they may be mixed up with another process's."""
-        if self._kept:
-            self.flush()
-        piece = text.encode()
-        rest = piece if self._kept else self._put(piece)
-        if rest:
-            self._keep(rest)
-        return len(text)
-
-    def flush(self) -> None:
-        """Offer what has been kept."""
-        self._offer(until_s=0)
-        if self._dropped and not self._kept:
-            self._kept.append(_gap(self._dropped))
-            self._dropped = 0
-            self._offer(until_s=0)
-
-    def _keep(self, piece: bytes) -> None:
-        if self._dropped or len(self._kept) >= KEPT_MOST:
-            self._dropped += piece.count(b"\n")
-        else:
-            self._kept.append(piece)
-
-    def _offer(self, until_s: float) -> None:
-        while self._kept:
-            rest = self._put(self._kept[0], max(0.0, until_s - time.monotonic()))
-            if rest:
-                self._kept[0] = rest
-                return
-            self._kept.popleft()
-
-    def _put(self, piece: bytes, within_s: float = 0) -> bytes:
-        """Write what is taken now, or begins to be in that time; the rest."""
-        try:
-            while piece and self._poll.poll(within_s * 1000):
-                piece = piece[os.write(self._file, piece) :]
-        except ConnectionError:  # there is no reader any more
-            return b""
-        except OSError:  # no room in it, or on its disk: there may be later
-            pass
-        return piece
-
-    def _linger(self) -> None:
-        """The last lines of the process."""
-        self._offer(time.monotonic() + LINGER_S)
-
-
-def outlet(stream: IO[str] | None) -> Outlet:
-    """The way out where a stream of Python's own leads; nowhere when the process was started without it."""
-    return Outlet(os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno())
-
-
-def _apart(file: int) -> int:
-    """The same pipe, opened once more so that writing to it does not wait: several processes may look for room in it
-    and find the same. For what is no pipe, or cannot be opened like this, looking has to do."""
-    if stat.S_ISFIFO(os.fstat(file).st_mode):
-        with suppress(OSError):
-            return os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return file
-
-
-def _gap(lines: int) -> bytes:
-    entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": "dropped", "lines": lines}
-    return json.dumps(entry).encode() + b"\n"
 
 
 class Redactor:

@@ -28,7 +28,8 @@ from penstock.config import ServerSettings, Settings
 from penstock.db import migrate
 from penstock.errors import ConfigError
 from penstock.figures import Figures, add_up, lasting
-from penstock.log import Redactor, configure, outlet
+from penstock.log import Redactor, configure
+from penstock.outlet import fill_standard_streams, outlet
 
 START_S = 120.0  # for a worker to serve: it may have to wait for a database that is busy
 STEADY_S = 10.0  # a worker that has served for so long has not died of something that will kill the next one at once
@@ -50,6 +51,7 @@ def supervise(
 
     `command` starts a worker, given its number and the descriptors of its socket and its line.
     """
+    fill_standard_streams()
     configure(outlet(sys.stderr), Redactor())
     _warn(settings)
     migrate.upgrade(settings.store.url)

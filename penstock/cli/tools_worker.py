@@ -30,7 +30,8 @@ def tools_worker(
     import sys
 
     from penstock.hub.dialer import RefusedError
-    from penstock.log import Redactor, configure, outlet
+    from penstock.log import Redactor, configure
+    from penstock.outlet import outlet
     from penstock.toolbox.settings import load
     from penstock.toolbox.worker import Options, work
 

@@ -34,7 +34,8 @@ def worker(
     import sys
 
     from penstock.hub.dialer import RefusedError
-    from penstock.log import Redactor, configure, outlet
+    from penstock.log import Redactor, configure
+    from penstock.outlet import outlet
     from penstock.worker.worker import Options, work
 
     secret = worker_key(key, key_file, VARIABLE)

@@ -243,6 +243,7 @@ _TEXT = re.compile(
     rb'"choices":\[\{"index":0,"delta":\{"content":"([^"\\\x00-\x1f]*)"\}(?:,"logprobs":null)?,"finish_reason":null\}\]'
     rb'(?:,"usage":null)?(?:,"obfuscation":"([^"\\\x00-\x1f]*)")?\}\n\n'
 )
+_NO_FRAME = b"\0", b"\0", b""  # which nothing has that comes: an event ends with the end of a line
 _SHORT_TEXT = 256  # bytes; a longer one is not worth looking at twice
 _CHOICE_LIST = json.Decoder(list[_Choice] | None)
 _CHUNK = json.Decoder(_Chunk)
@@ -335,7 +336,7 @@ class ChatStream:
         self._include_usage = include_usage
         self._head = b"\n"  # no event begins like this, so the first one is taken apart
         self._swapped_head = b""
-        self._frame = b"\n", b"\n", b""  # before the text and behind it, and what is sent on before it
+        self._frame = _NO_FRAME  # before the text and behind it, and what is sent on before it
         self._alike = Alike()
         self._open: set[int] = set()
         self._ended: set[int] = set()
@@ -484,6 +485,7 @@ class ChatStream:
                 json_fields.split(swapped[data_at:]) == json_fields.split(json_fields.join(renamed))
             ):
                 self._head, self._swapped_head = event[:repeats_to], event[:data_at] + new
+                self._frame = _NO_FRAME
                 return swapped
         return event[:data_at] + json_fields.join(renamed) + b"\n\n"
 
