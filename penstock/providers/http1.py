@@ -35,6 +35,7 @@ _MAX_HEAD_BYTES = 65_536  # four times what common servers send at most; also bo
 _MAX_UNREAD_BYTES = 65_536  # a reader this far behind makes the upstream wait
 _LARGEST_KNOWN = 4_096  # bytes of a head that is remembered
 _SLICE_BYTES = 262_144  # nearly every request fits and goes out in one write; a longer one waits for the network
+_LONGEST_END = len(b"\r\n\r\n")  # of line ends: after a head, the last chunk, trailers
 _MOST_HEADS = 32  # that are kept
 _KEEP_S = 55.0  # below the 60 s after which common load balancers forget a connection
 _STALE_S = 1.0  # a connection closed while kept says so within a round trip; later the upstream may have done the work
@@ -609,12 +610,13 @@ class _Connection(asyncio.Protocol):
         except (HttpParserError, HttpParserUpgrade) as raised:
             error = raised
         arrived = self._arrived
+        alone = not self._done or _is_its_end(data, arrived, answer.headers)
         if arrived:
             answer._add(arrived[0] if len(arrived) == 1 else b"".join(arrived))
             arrived.clear()
             self._bare = 0
         if self._done:
-            keep = self._keep and error is None
+            keep = self._keep and alone and error is None
             if whole and keep:
                 self._know(data, answer)
             self._finish(answer, keep=keep)
@@ -764,6 +766,13 @@ def _why_unreachable(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return "The provider's host name could not be resolved."
     return "The provider could not be reached."
+
+
+def _is_its_end(data: bytes, arrived: list[bytes], headers: Mapping[str, str]) -> bool:
+    """Whether the packet in which an answer ends has nothing behind it: line ends there the parser skips in silence."""
+    if arrived and "transfer-encoding" not in headers:
+        return data.endswith(arrived[-1])
+    return len(data) - len(data.rstrip(b"\r\n")) <= _LONGEST_END
 
 
 def _malformed(error: Exception) -> UpstreamFailed:

@@ -171,6 +171,18 @@ async def test_more_than_a_remembered_answer_costs_the_connection(surplus: bytes
         await until(lambda: client.open_connections == 0)
 
 
+@pytest.mark.parametrize("body", [b"2\r\nok\r\n0\r\n\r\n", b"2\r\nok\r\n0\r\nx: y\r\n\r\n", None])
+async def test_line_ends_behind_an_answer_cost_the_connection(body: bytes | None) -> None:
+    empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    answer = empty if body is None else STREAM + body
+    async with serving(answering(answer, answer, answer + b"\r\n")) as server, calling(server) as client:
+        for _ in range(3):
+            assert await ask(client) == (b"" if body is None else b"ok")
+        assert server.accepted == 1
+        await server.gone.wait()
+        await until(lambda: client.open_connections == 0)
+
+
 async def test_a_head_is_not_taken_for_an_answer_that_is_remembered() -> None:
     empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
     async with serving(answering(empty, empty)) as server, calling(server) as client:
