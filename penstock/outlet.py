@@ -124,7 +124,10 @@ def outlet(stream: IO[str] | None) -> Outlet:
     """
     file = os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno()
     found = os.fstat(file)
-    return _outlets.setdefault((found.st_dev, found.st_ino), Outlet(file))
+    place = found.st_dev, found.st_ino
+    if place not in _outlets:
+        _outlets[place] = Outlet(file)
+    return _outlets[place]
 
 
 def fill_standard_streams() -> None:

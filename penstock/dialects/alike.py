@@ -83,9 +83,11 @@ def _one_by_one(
     while block.startswith(lead, start):
         begin = start + len(lead)
         end = block.find(tail, begin, stop)
+        if end < 0:
+            break
         filling = [block[begin:end]]
         text = _texts(filling, between)
-        if end < 0 or text is None:
+        if text is None:
             break
         texts += text
         fillings += filling
