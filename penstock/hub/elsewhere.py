@@ -18,6 +18,8 @@ from penstock.hub.peer import BREATHER_S
 from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
 
+TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
+
 _offer = msgspec.json.Decoder(Offer)
 
 
@@ -74,6 +76,11 @@ class Elsewhere:
     @property
     def shared(self) -> bool:
         return bool(self.row.shared)
+
+    @property
+    def leaving(self) -> bool:
+        """See `Seat.leaving`."""
+        return self.row.draining == TOLD_TO_LEAVE
 
     @property
     def outstanding(self) -> int:

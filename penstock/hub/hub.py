@@ -26,7 +26,7 @@ from penstock.db.recovery import Sightings
 from penstock.db.store import Store
 from penstock.db.workers import WorkerRow, note_workers, workers_elsewhere
 from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, UpstreamUnavailable
-from penstock.hub.elsewhere import Elsewhere, Reach
+from penstock.hub.elsewhere import TOLD_TO_LEAVE, Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
 from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
@@ -39,7 +39,6 @@ MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
 MOST_WAITING = 4096  # jobs without a seat
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
 RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
-TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
 LOOK_S = 0.25  # between looks of jobs that wait, for what happens elsewhere
 SHARE_S = 1.0  # between offers of one peer that are written down at once
 BEAT_S = 5.0  # a third of what makes a row nobody's
@@ -97,7 +96,10 @@ class Hub:
     def here(self, peer: str) -> Peer | None:
         """The peer of that id, when it is connected to this process."""
         found = self._peers.get(peer)
-        return found if found is not None and found.welcome else None
+        if found is None or not found.introduced:
+            return None
+        found.admit()  # who asks for it has read its row, maybe before we hear that it is written
+        return found
 
     def all(self, kind: PeerKind) -> list[Seat]:
         """Everybody of that kind, wherever it is connected."""
@@ -140,8 +142,7 @@ class Hub:
 
     def _departs(self, seat: Seat) -> None:
         """It has left, or a job has found it gone."""
-        told = isinstance(seat, Elsewhere) and seat.row.draining == TOLD_TO_LEAVE
-        self._departed[seat.id] = seat, self._clock.monotonic() + (RETURN_TOLD_S if told else RETURN_S)
+        self._departed[seat.id] = seat, self._clock.monotonic() + (RETURN_TOLD_S if seat.leaving else RETURN_S)
 
     # Giving jobs.
 
@@ -224,6 +225,8 @@ class Hub:
         for waiter in list(self._waiting):
             if not waiter.done():
                 waiter.set_result(None)
+        if self.address is None and peer.introduced:
+            peer.admit()  # nobody else can know of it
         known = self._written.get(peer.id)
         if peer.gone or known is None or known[0].draining != _leaves(peer) or self._offers_anew(peer, *known):
             self.share_soon()
@@ -274,6 +277,8 @@ class Hub:
         if present or gone:
             await self._store.write(note_workers(present, gone))
         self._written |= {row.id: (row, now_s) for row in present}
+        for id in [row.id for row in present if row.id in self._peers]:
+            self._peers[id].admit()
         for id in gone:
             self._written.pop(id, None)
 
@@ -307,7 +312,7 @@ class Hub:
             self._sharing = None
 
     def _row(self, peer: Peer) -> WorkerRow | None:
-        if not peer.welcome or self.address is None:
+        if not peer.introduced or self.address is None:
             return None
         now_ms = self._clock.now_ms()
         known = self._written.get(peer.id)

@@ -52,7 +52,7 @@ class Line(Protocol):
 
 
 class Peer:
-    """One connection. A `Seat` once it has said hello, until it leaves."""
+    """One connection. A `Seat` from when it is admitted until it leaves."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class Peer:
         self.account = account
         self.shared = shared
         self.offer = Offer(slots=0)
-        self.welcome = False  # it has said hello
+        self.introduced = False  # it has said hello
+        self.welcome = False  # and was told that it may have jobs
         self.draining = False  # it has said that it takes no more
         self.leaving = False  # it was told to connect anew: jobs of this process only
         self.gone = False
@@ -143,9 +144,19 @@ class Peer:
 
     # What the hub tells it.
 
+    def admit(self) -> None:
+        """It may have jobs from now on. Who moves here from another process leaves that one when it hears this, so
+        others must know of it by then."""
+        if not self.welcome and not self.gone:
+            self.welcome = True
+            self._line.text(encode(messages.Welcome(self.id)))
+            self._changed(self)
+
     def leave(self) -> None:
         """Have it connect anew, elsewhere; it ends this connection when its jobs here are done."""
-        if not self.leaving and not self.gone:
+        if not self.welcome:
+            self.close(RESTART, "the gateway ends")
+        elif not self.leaving and not self.gone:
             self.leaving = True
             self._line.text(encode(messages.Drain()))
             self._changed(self)
@@ -166,7 +177,7 @@ class Peer:
         """Hang up on a peer that has been silent for too long."""
         if self.gone:
             return
-        if not self.welcome and now_s - self._since_s > HELLO_S:
+        if not self.introduced and now_s - self._since_s > HELLO_S:
             self.close(POLICY, f"no hello within {HELLO_S:.0f} s")
         elif now_s - self._heard_s > DEAD_S:
             self.close(POLICY, f"no heartbeat for {DEAD_S:.0f} s")
@@ -182,7 +193,7 @@ class Peer:
         if isinstance(message, messages.Hello):
             self._greet(message)
             return
-        if not self.welcome:
+        if not self.introduced:
             raise NonsenseError("hello comes first")
         match message:
             case messages.Heartbeat():
@@ -217,13 +228,12 @@ class Peer:
         self._changed(self)
 
     def _greet(self, hello: messages.Hello) -> None:
-        if self.welcome:
+        if self.introduced:
             raise NonsenseError("hello comes once")
         if hello.version != VERSION:
             raise NonsenseError(f"version {VERSION} is spoken here")
         self.offer = hello.offer
-        self.welcome = True
-        self._line.text(encode(messages.Welcome(self.id)))
+        self.introduced = True
         self._changed(self)
 
     def _about_job(

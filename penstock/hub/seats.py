@@ -54,6 +54,11 @@ class Seat(Protocol):
     @property
     def offer(self) -> Offer: ...
     @property
+    def leaving(self) -> bool:
+        """Whether it was told to connect anew."""
+        ...
+
+    @property
     def outstanding(self) -> int:
         """Jobs it has now."""
         ...

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from penstock.db.workers import workers_elsewhere
 from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.hub import Hub
 from penstock.hub.messages import DEAD_S, HEARTBEAT_S, HELLO_S, WINDOW_BYTES, NonsenseError, encode, piece
@@ -275,6 +276,51 @@ async def test_others_know_of_it_until_its_row_stands_still(some: Some, office: 
     await other.refresh()
     assert other.offers("worker") == []
     await other.close()
+
+
+async def test_it_is_welcome_when_others_can_know_of_it(some: Some, office: Office) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=OtherProcesses("secret"))
+    some.hub.address = "127.0.0.1:9"
+    peer, line = some.connect()
+    assert (line.types(), some.hub.seats("worker", "acc_ada")) == ([], [])
+
+    async def welcome() -> bool:
+        return line.types() == ["welcome"]
+
+    await eventually(welcome)
+    await other.refresh()
+    assert [seat.id for seat in other.seats("worker", "acc_ada")] == [peer.id]
+    assert [seat.id for seat in some.hub.seats("worker", "acc_ada")] == [peer.id]
+    await other.close()
+
+
+async def test_who_is_asked_for_by_a_process_that_has_read_its_row_is_welcome(some: Some) -> None:
+    some.hub.address = "127.0.0.1:9"
+    unknown = some.hub.join(Told(), kind="worker", key="key_none", account="acc_ada", shared=False)
+    assert some.hub.here(unknown.id) is None
+    peer, line = some.connect()
+    assert some.hub.here(peer.id) is peer
+    await some.hub.share()
+    assert line.types() == ["welcome"]
+
+
+async def test_who_is_not_welcome_yet_when_the_process_retires_is_hung_up_on(some: Some, office: Office) -> None:
+    some.hub.address = "127.0.0.1:9"
+    peer, line = some.connect()
+    peer.leave()
+    await some.hub.share()
+    assert (line.types(), line.code, peer.gone) == ([], 1012, True)
+    assert await office.store.read(workers_elsewhere("own_there")) == []
+
+
+async def test_a_call_where_a_worker_was_told_to_leave_waits_for_it_to_be_back(some: Some) -> None:
+    peer, _ = some.connect()
+    peer.leave()
+    peer.lost()
+    some.clock.seconds += 4.9
+    assert some.hub.knows(WANTED)
+    some.clock.seconds += 0.2
+    assert not some.hub.knows(WANTED)
 
 
 @pytest.mark.parametrize(("told", "known"), [(True, True), (False, False)], ids=["told to leave", "gone"])
