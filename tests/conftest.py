@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
 
 from penstock.app import open_office
 from penstock.config import Settings
@@ -18,6 +19,7 @@ from penstock.db import migrate
 from penstock.operations.office import Office
 from tests.engines import EACH, SECRETS
 from tests.postgres import ABSENT, Server, find_server
+from tests.together import Together
 
 # No deadline: a slow machine is no counterexample. In CI the same examples every time, elsewhere new ones.
 settings.register_profile("explore", deadline=None, max_examples=100)
@@ -30,6 +32,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     for a choice of few tests, where starting them would take longer than the tests."""
     few = config.option.keyword or config.option.collectonly or config.args_source.name == "ARGS"
     return 0 if few else min(8, 2 * (os.cpu_count() or 1))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+    """Which tests go to which process."""
+    return Together(config, log)
 
 
 @pytest.fixture(params=EACH)

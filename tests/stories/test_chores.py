@@ -41,8 +41,6 @@ from tests.stories.gateway import ROUTER, running
 from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 TAKEN, BURIED = "does the common chores now", "is gone; settled 1 of its calls"
 BOUND_S = 30  # promised; on one host it is the five seconds between two looks
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import pytest
 from sqlalchemy import func, select
 
 from penstock.app import open_office
@@ -19,8 +18,6 @@ from tests.stories.caller import calling, eventually
 from tests.stories.gateway import HELLO, ROUTER, TRUST, plain_client, running
 from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
-
-pytestmark = pytest.mark.xdist_group("faults")
 
 OUTPUT, INPUT = 2_000, 100  # nano-USD a token
 GRANTED = 10**9

@@ -35,7 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),  # of what LangChain parsed itself
     pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema:UserWarning"),
     pytest.mark.filterwarnings("ignore:OpenAI may require a filename:UserWarning"),
-    pytest.mark.xdist_group("langchain"),  # the gateway is started once
 ]
 PROVIDER = """
 [providers.{dialect}]

@@ -27,7 +27,7 @@ from penstock.operations.keys import list_keys
 from tests.stories.gateway import FORWARD, HELLO, ROUTER, Person, Running, plain_client, running
 from tests.stories.process import Process, serving_process, settings_of, verified
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("crowds")]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GATEWAYS = 4
 RATE = 30

@@ -26,7 +26,6 @@ from tests.stories.gateway import FORWARD, HELLO, ROUTER, ROUTER_V1, TRUST, Runn
 
 pytest.importorskip("xllamacpp", reason="the extra [engine] is not installed")
 pytest.importorskip("gguf", reason="the extra [engine] is not installed")
-pytestmark = pytest.mark.xdist_group("faults")
 
 ROOT = Path(__file__).parents[2]
 OWNER = """

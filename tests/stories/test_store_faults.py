@@ -31,8 +31,6 @@ from tests.stories.gateway import HELLO, ROUTER, TRUST, Person, plain_client, ru
 from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
-pytestmark = pytest.mark.xdist_group("faults")
-
 DONE = b"data: [DONE]\n\n"
 INPUT, OUTPUT = 100, 2_000  # nano-USD a token
 INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template

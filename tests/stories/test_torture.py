@@ -12,8 +12,6 @@ from torture.__main__ import QUICK
 from torture.farm import POSTGRESQL, SQLITE, Databases, Upstream, databases, upstream_process
 from torture.table import Row
 
-pytestmark = pytest.mark.xdist_group("crowds")
-
 SEED = 2  # the same histories every time; `python -m torture PART --quick --seed 2` draws them as well
 
 

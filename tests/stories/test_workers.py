@@ -13,15 +13,12 @@ from os import kill
 from pathlib import Path
 
 import httpx2
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.stories.caller import Caller, calling, eventually
 from tests.stories.gateway import HELLO, ROUTER, Person, plain_client, running
 from tests.stories.process import Process, configuration, serving_process, settings_of, verified
 from tests.upstream import Exchange, Plain, ScriptedUpstream, Stream
-
-pytestmark = pytest.mark.xdist_group("crowds")
 
 COST_NANO = 7 * 100 + 5 * 2_000  # of the usual answer
 SERVED = ("penstock_requests_total", "router", "metered", "main", "answer")
