@@ -145,6 +145,9 @@ SAVE_LOT = Statement(
     .values(remaining=bindparam("left"), held=bindparam("set_aside")),
     "left", "set_aside", "lot",
 )  # fmt: skip
+SAVE_HELD = Statement(  # leaves alone the index of lots that have something remaining
+    update(lots).where(lots.c.id == bindparam("lot")).values(held=bindparam("set_aside")), "set_aside", "lot"
+)
 CLOSE_HOLDS = Statement(
     delete(holds)
     .where(each_of(holds.c.request_id, "requests"))
@@ -298,8 +301,11 @@ def changed_books(books: Books) -> list[Run]:
     keys = [
         (key.spent_nano, key.held_nano, key.tat_us, books.now_ms, key.id) for key in books.keys.values() if key.changed
     ]
-    changed = [(lot.remaining, lot.held, lot.id) for lot in books.lots.values() if lot.changed]
-    return [Run(statement, rows) for statement, rows in ((SAVE_KEY, keys), (SAVE_LOT, changed)) if rows]
+    moved = [lot for lot in books.lots.values() if lot.changed]
+    spent = [(lot.remaining, lot.held, lot.id) for lot in moved if lot.spent]
+    held = [(lot.held, lot.id) for lot in moved if not lot.spent]
+    changes = ((SAVE_KEY, keys), (SAVE_LOT, spent), (SAVE_HELD, held))
+    return [Run(statement, rows) for statement, rows in changes if rows]
 
 
 @dataclass(slots=True)

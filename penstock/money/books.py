@@ -56,7 +56,10 @@ class Key:
 
 @dataclass(slots=True)
 class Lot:
-    """An amount of one asset. `held` is the part that open holds have set aside."""
+    """An amount of one asset. `held` is the part that open holds have set aside.
+
+    `changed` when either differs from the row, `spent` when `remaining` does.
+    """
 
     id: str
     account: str
@@ -66,6 +69,7 @@ class Lot:
     held: int
     expires_ms: int | None
     changed: bool = False
+    spent: bool = False
 
 
 class Part(Struct, frozen=True, gc=False):
@@ -204,7 +208,7 @@ class Books:
             spent = part.amount if part.amount < due else due
             lot.held -= part.amount
             lot.remaining -= spent
-            lot.changed = True
+            lot.changed = lot.spent = True
             charges[part.lot] = charges.get(part.lot, 0) + spent
             collected += spent
         for key in family.keys:
@@ -214,6 +218,7 @@ class Books:
             lots = self.purses.get((need.account, need.lane, need.asset), NO_LOTS)
             for lot, taken in _draw(lots, min(owed - collected, room)):
                 lot.remaining -= taken
+                lot.spent = True
                 charges[lot.id] = charges.get(lot.id, 0) + taken
                 collected += taken
         worth = value(collected, need.value_rate)
