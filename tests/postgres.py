@@ -40,7 +40,7 @@ BOUND_S = 30.0
 MOST_GROWN = 4 * 2**20  # bytes: a database that has become larger is slower than a new one
 
 # A database is as it was made, but for what is in our tables, when nothing has touched its catalog or its settings.
-_CATALOG = ("pg_class", "pg_attribute", "pg_constraint", "pg_trigger", "pg_proc", "alembic_version")
+_CATALOG = ("pg_class", "pg_attribute", "pg_constraint", "pg_trigger", "pg_proc", "pg_type", "alembic_version")
 AS_MADE = " UNION ALL ".join(
     (
         *(f"SELECT count(*), max(xmin::text::bigint) FROM {each}" for each in _CATALOG),
@@ -50,7 +50,7 @@ AS_MADE = " UNION ALL ".join(
 )
 ALONE = f"""
 SELECT pg_terminate_backend(pid, {BOUND_S * 1000:.0f}) FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
 SIZE = "SELECT pg_database_size(current_database())"
 EMPTY = "".join(f"DELETE FROM {each};" for each in metadata.tables) + "SELECT setval('transfers_id_seq', 1, false)"
@@ -82,8 +82,8 @@ class Server:
         try:
             yield url
         finally:
-            if tables and in_thread(self._empty(url)):
-                self._spare.append(url)
+            if tables and self._empty(url):
+                self._spare.append(self._renamed(url))  # whoever is late and connects again does not find it
             else:
                 self._drop(url)
 
@@ -144,23 +144,28 @@ class Server:
             for url in (*self._spare, self._template):
                 self._drop(url)
 
-    async def _empty(self, url: str) -> bool:
+    def _empty(self, url: str) -> bool:
         """Take out what a test has put in. False when there is more to undo, or too much."""
-        async with _connected(url) as connection:
-            await connection.execute(ALONE)
-            if await connection.fetch(AS_MADE) != self._as_made:
-                return False
-            await connection.execute(EMPTY)
-            return bool(await connection.fetchval(SIZE) < self._size + MOST_GROWN)
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return in_thread(_empty(url, self._as_made, self._size + MOST_GROWN))
+        return False
+
+    def _renamed(self, url: str) -> str:
+        new = self._new_url()
+        self.tell(f"ALTER DATABASE {_database(url)} RENAME TO {_database(new)}")
+        return new
 
     def _drop(self, url: str) -> None:
         self.tell(f"DROP DATABASE {_database(url)} WITH (FORCE)")
 
     def _create(self, template: str) -> str:
-        name = f"penstock_test_{os.getpid()}_{next(self._numbers)}"
+        url = self._new_url()
         how = "STRATEGY file_copy" if self.wheel else ""  # a third of the work where nothing is synced to the disk
-        self.tell(f"CREATE DATABASE {name} TEMPLATE {template} {how}")
-        return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))
+        self.tell(f"CREATE DATABASE {_database(url)} TEMPLATE {template} {how}")
+        return url
+
+    def _new_url(self) -> str:
+        return urlunsplit(urlsplit(self._url)._replace(path=f"/penstock_test_{os.getpid()}_{next(self._numbers)}"))
 
 
 class Replica:
@@ -223,6 +228,15 @@ async def ask(url: str, sql: str, *values: Any) -> list[Any]:
     """The rows a command returns, on a connection of its own."""
     async with _connected(url) as connection:
         return list(await connection.fetch(sql, *values))
+
+
+async def _empty(url: str, as_made: list[Any], most_bytes: int) -> bool:
+    async with _connected(url) as connection:
+        await connection.execute(ALONE)
+        if await connection.fetch(AS_MADE) != as_made:
+            return False
+        await connection.execute(EMPTY)
+        return bool(await connection.fetchval(SIZE) < most_bytes)
 
 
 @asynccontextmanager

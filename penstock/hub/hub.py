@@ -41,6 +41,7 @@ RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew whe
 RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
 LOOK_S = 0.25  # between looks of jobs that wait, for what happens elsewhere
 SHARE_S = 1.0  # between offers of one peer that are written down at once
+MOST_SHARED = 64  # offers written down in one go: of a mebibyte each, they are far from what an engine takes
 BEAT_S = 5.0  # a third of what makes a row nobody's
 LARGEST_RESULT = 16 * 2**20  # bytes of an answer that is asked for as a whole
 
@@ -110,8 +111,9 @@ class Hub:
         return [each for each in self._all() if Wanted(kind, account, _anything).may(each)]
 
     def knows(self, wanted: Wanted) -> bool:
-        """Whether somebody may have such a job who is there, or was a moment ago and may be back at once."""
-        return any(wanted.may(each) for each in [*self._all(), *self._just_left()])
+        """Whether somebody may have such a job who is there, is about to be, or was a moment ago and may be back."""
+        coming = (each for each in self._peers.values() if each.introduced and not each.welcome)
+        return any(wanted.may(each) for each in [*self._all(), *coming, *self._just_left()])
 
     @property
     def has_looked(self) -> bool:
@@ -272,15 +274,19 @@ class Hub:
         if self.address is None:
             return
         now_s = self._clock.monotonic()
-        present = [row for row in map(self._row, self._peers.values()) if row is not None and self._is_news(row, now_s)]
+        news = [row for row in map(self._row, self._peers.values()) if row is not None and self._is_news(row, now_s)]
+        present, later = news[:MOST_SHARED], news[MOST_SHARED:]
         gone = [id for id in self._written if id not in self._peers]
         if present or gone:
             await self._store.write(note_workers(present, gone))
-        self._written |= {row.id: (row, now_s) for row in present}
-        for id in [row.id for row in present if row.id in self._peers]:
-            self._peers[id].admit()
+        for row in present:
+            self._written[row.id] = row, now_s
+            if (peer := self._peers.get(row.id)) is not None:
+                peer.admit()
         for id in gone:
             self._written.pop(id, None)
+        if later:
+            self.share_soon()
 
     async def close(self) -> None:
         """Hang up on everybody, and stop."""

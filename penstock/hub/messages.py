@@ -22,6 +22,7 @@ job's number, then the piece. Unknown fields are ignored, so that either side ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -33,6 +34,7 @@ DEAD_S = 45.0  # without a heartbeat: four may be lost
 HELLO_S = 10.0  # from the connection to `hello`
 JOB_S = 300.0  # the longest a job may take
 LARGEST_MESSAGE = 1024 * 1024  # bytes: an offer of a few hundred tools with their schemas
+DEEPEST = 64  # objects and lists within each other in a tool's schema; what is deeper some can read and others not
 PIECE_BYTES = 64 * 1024  # of a body, in one frame: small beside what a line carries, so that jobs take turns
 WINDOW_BYTES = 256 * 1024  # of an answer that nobody has taken yet, a job
 
@@ -174,9 +176,13 @@ class NonsenseError(ValueError):
 def from_peer(text: bytes) -> FromPeer:
     """A peer's message. NonsenseError."""
     try:
-        return _from_peer.decode(text)
+        message = _from_peer.decode(text)
     except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors; they repeat no content
         raise NonsenseError(f"not a message: {error}"[:120]) from None
+    offer = message.offer if isinstance(message, Hello) else message
+    if isinstance(offer, Offer) and any(is_deep(tool.parameters) for tool in offer.tools):
+        raise NonsenseError(f"a schema is nested deeper than {DEEPEST}")
+    return message
 
 
 def from_gateway(text: bytes) -> FromGateway:
@@ -185,6 +191,18 @@ def from_gateway(text: bytes) -> FromGateway:
         return _from_gateway.decode(text)
     except (ValueError, RecursionError) as error:
         raise NonsenseError(f"not a message: {error}"[:120]) from None
+
+
+def is_deep(value: object) -> bool:
+    """Whether more than `DEEPEST` objects and lists are within each other in a JSON value."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for each in level if isinstance(each, dict | list) for inner in _within(each)]
+    return any(isinstance(each, dict | list) for each in level)
+
+
+def _within(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def piece(job: int, data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from penstock import __version__
 from penstock.errors import ConfigError
 from penstock.hub.dialer import Dialer, GivenJob, JobError
-from penstock.hub.messages import Offer, ToolOffer
+from penstock.hub.messages import DEEPEST, Offer, ToolOffer, is_deep
 from penstock.toolbox.settings import ToolsSettings
 from penstock.toolbox.shop import open_toolbox
 from penstock.toolbox.source import Toolbox
@@ -97,7 +97,12 @@ async def _announce(options: Options, toolbox: Toolbox, dialer: Dialer, changed:
 
 def offer_of(toolbox: Toolbox, slots: int) -> Offer:
     """What a toolbox has, as it is announced."""
-    tools = [ToolOffer(tool.name, tool.description[:LONGEST_DESCRIPTION], tool.parameters) for tool in toolbox.tools()]
+    tools = []
+    for tool in toolbox.tools():
+        if is_deep(tool.parameters):
+            _logger.warning("%s is not offered: its schema is nested deeper than %d", tool.name, DEEPEST)
+        else:
+            tools.append(ToolOffer(tool.name, tool.description[:LONGEST_DESCRIPTION], tool.parameters))
     return Offer(slots=slots, tools=tuple(tools[:MOST_TOOLS]))
 
 

@@ -294,6 +294,30 @@ async def test_it_is_welcome_when_others_can_know_of_it(some: Some, office: Offi
     await other.close()
 
 
+async def test_a_job_waits_for_who_has_said_hello_and_is_not_welcome_yet(some: Some) -> None:
+    some.hub.address = "127.0.0.1:9"
+    job = some.open()
+    peer, line = some.connect()
+    await line.job(1)
+    answers(peer, 1)
+    assert await (await job).read(100) == b"done"
+    assert line.types() == ["welcome", "job"]
+
+
+async def test_many_who_come_at_once_are_written_down_and_welcome_a_few_at_a_time(
+    some: Some, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.hub.hub.MOST_SHARED", 2)
+    some.hub.address = "127.0.0.1:9"
+    lines = [some.connect()[1] for _ in range(5)]
+
+    async def all_welcome() -> bool:
+        return [line.types() for line in lines] == [["welcome"]] * 5
+
+    await eventually(all_welcome)
+    assert len(await office.store.read(workers_elsewhere("own_there"))) == 5
+
+
 async def test_who_is_asked_for_by_a_process_that_has_read_its_row_is_welcome(some: Some) -> None:
     some.hub.address = "127.0.0.1:9"
     unknown = some.hub.join(Told(), kind="worker", key="key_none", account="acc_ada", shared=False)

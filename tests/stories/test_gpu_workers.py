@@ -20,6 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from penstock.config import HealthSettings
 from penstock.errors import Forbidden
+from penstock.hub.hub import SHARE_S
+from penstock.hub.messages import DEEPEST
 from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.keys import create_key, revoke_key
 from penstock.providers.llamacpp import write_tiny_model
@@ -488,6 +490,14 @@ async def test_what_stands_behind_a_handshake_that_is_taken_is_the_peers_first_w
         assert (frame[0], int.from_bytes(frame[2:4], "big")) == (0x88, 1002)  # a close: what came is no frame
 
 
+def nested(deep: int) -> dict[str, Any]:
+    """A tool whose schema has so many objects within each other."""
+    schema: dict[str, Any] = {}
+    for _ in range(deep - 1):
+        schema = {"properties": schema}
+    return {"name": "search", "parameters": schema}
+
+
 BEFORE_HELLO: dict[str, Any] = {
     "no JSON": "nonsense",
     "another type": json.dumps({"type": "destroy"}),
@@ -497,6 +507,9 @@ BEFORE_HELLO: dict[str, Any] = {
     "half a piece": b"\x00",
     "far too many slots": json.dumps({"type": "hello", "version": 1, "offer": {"type": "offer", "slots": 10**9}}),
     "deep": "[" * 100_000,
+    "a deep schema": json.dumps(
+        {"type": "hello", "version": 1, "offer": {"type": "offer", "tools": [nested(DEEPEST + 1)]}}
+    ),
 }
 WITH_A_JOB: dict[str, Any] = {
     "a second hello": json.dumps({"type": "hello", "version": 1, "offer": {"type": "offer"}}),
@@ -518,6 +531,16 @@ async def test_nonsense_is_answered_with_a_code_and_harms_nobody(
     assert code == 1002
     assert reason
     assert (await gateway.http.get("/health")).status_code == 200
+
+
+async def test_as_deep_a_schema_as_may_be_keeps_nobody_else_from_being_welcome(gateway: Running, key: str) -> None:
+    async with raw_peer(gateway, key) as deep, raw_peer(gateway, key) as other:
+        await deep.hello()
+        await deep.say(type="offer", tools=[nested(DEEPEST)])
+        await deep.say(type="heartbeat")
+        assert (await deep.hear())["type"] == "heartbeat"
+        await asyncio.sleep(SHARE_S)  # what is offered again is written down so much later
+        await other.hello()
 
 
 @pytest.mark.parametrize("frame", WITH_A_JOB.values(), ids=WITH_A_JOB)
