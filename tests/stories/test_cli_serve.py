@@ -96,10 +96,14 @@ def test_a_request_log_that_nobody_reads_holds_up_nobody(tmp_path: Path, reads: 
             log.close()
 
 
-def test_a_gateway_that_is_started_without_a_standard_output_serves_and_ends_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_gateway_that_is_started_without_a_standard_output_serves_and_ends_in_order(
+    tmp_path: Path, workers: str
+) -> None:
     url = f"sqlite:///{tmp_path}/penstock.db"
     command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-m", "penstock", "serve", "--port", "0"]
-    with subprocess.Popen([*command, "--database-url", url], stderr=subprocess.PIPE) as process:
+    options = ["--database-url", url, "--workers", workers]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE) as process:
         try:
             (found,) = re.findall(r"serves at (\S+)", told(process, rb"serves at .*\n").decode())
             assert httpx2.get(f"{found}/api/v1/models").status_code == 401
