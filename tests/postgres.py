@@ -64,7 +64,7 @@ class Server:
         self._numbers = itertools.count()
         self.wheel = wheel
         self._template = self._create("template0")
-        self._spare: list[str] = []  # databases that are empty again: a fifth of the work of making one
+        self._spare: list[str] = []  # databases that are empty again: less than half the work of a new one
         migrate.upgrade(self._template)
         self._as_made = self.tell(AS_MADE, self._template)
         self._size = self.tell(SIZE, self._template)[0][0]
