@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from xdist.remote import Producer
 
 from penstock.app import open_office
 from penstock.config import Settings
@@ -34,7 +33,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if few else min(8, 2 * (os.cpu_count() or 1))
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
     """Which tests go to which process."""
     return Together(config, log)
 

@@ -23,4 +23,9 @@ class Together(LoadScopeScheduling):  # type: ignore[misc]
     """Gives out groups as a whole, the largest first, and every other test by itself."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return GROUPS.get(Path(nodeid.partition("::")[0]).stem, nodeid)
+        return group_of(nodeid)
+
+
+def group_of(test: str) -> str:
+    """The group that a test is in, by its node id; else it is one by itself."""
+    return GROUPS.get(Path(test.partition("::")[0]).stem, test)

@@ -16,6 +16,8 @@ from sqlalchemy.dialects.sqlite import insert
 from penstock.db.program import Program, Run, Statement, fetch
 from penstock.db.schema import workers
 
+TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
+
 _names = tuple(column.name for column in workers.columns)
 _row = insert(workers).values({name: bindparam(name) for name in _names})
 WRITE_WORKER = Statement(

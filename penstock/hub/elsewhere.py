@@ -12,13 +12,11 @@ from typing import Protocol
 import msgspec
 
 from penstock.clock import Clock
-from penstock.db.workers import WorkerRow
+from penstock.db.workers import TOLD_TO_LEAVE, WorkerRow
 from penstock.hub.messages import Offer
 from penstock.hub.peer import BREATHER_S
 from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
-
-TOLD_TO_LEAVE = 2  # of a row's `draining`; 1 is a peer that said so itself, and does not come back
 
 _offer = msgspec.json.Decoder(Offer)
 

@@ -24,9 +24,9 @@ from penstock.clock import Clock
 from penstock.db.credentials import still_good
 from penstock.db.recovery import Sightings
 from penstock.db.store import Store
-from penstock.db.workers import WorkerRow, note_workers, workers_elsewhere
+from penstock.db.workers import TOLD_TO_LEAVE, WorkerRow, note_workers, workers_elsewhere
 from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, UpstreamUnavailable
-from penstock.hub.elsewhere import TOLD_TO_LEAVE, Elsewhere, Reach
+from penstock.hub.elsewhere import Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
 from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
@@ -76,7 +76,7 @@ class Hub:
     # Who is there.
 
     def join(self, line: Line, *, kind: PeerKind, key: str, account: str, shared: bool) -> Peer:
-        """Somebody has connected, and may be given jobs as soon as it has said hello."""
+        """Somebody has connected, and may be given jobs when it has said hello and others can know of it."""
         peer = Peer(
             line,
             self._clock,

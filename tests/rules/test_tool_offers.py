@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from msgspec.json import encode
 from penstock.hub.messages import DEEPEST, from_peer, is_deep
 from penstock.toolbox.source import Toolbox
 from penstock.toolbox.worker import offer_of
-from penstock.tools import Tool, ToolResult
+from penstock.tools import Tool
 
 
 def schema(deep: int) -> dict[str, Any]:
@@ -23,14 +22,11 @@ def schema(deep: int) -> dict[str, Any]:
     return value
 
 
-class Tools:
-    """A source of a deep tool and of one that is not."""
+class Tools(Toolbox):
+    """A deep tool and one that is not."""
 
     def tools(self) -> tuple[Tool, ...]:
         return Tool("deep", "", schema(DEEPEST + 1)), Tool("usual", "", schema(DEEPEST))
-
-    async def run(self, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("deep", [1, 2, 3, DEEPEST - 1, DEEPEST])
@@ -45,12 +41,11 @@ def test_a_deeper_one_may_not(deep: int) -> None:
 
 
 def test_a_tool_that_no_gateway_takes_is_not_offered_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    offer = offer_of(Toolbox([Tools()]), 1)
+    offer = offer_of(Tools([]), 1)
     assert [tool.name for tool in offer.tools] == ["usual"]
     assert "deep is not offered: its schema is nested deeper than 64" in caplog.text
 
 
 def test_the_gateway_takes_what_is_offered() -> None:
-
-    offer = offer_of(Toolbox([Tools()]), 1)
+    offer = offer_of(Tools([]), 1)
     assert from_peer(encode(offer)) == offer

@@ -26,6 +26,7 @@ from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.keys import create_key, revoke_key
 from penstock.providers.llamacpp import write_tiny_model
 from tests.ports.test_provider_contract import needs_engine
+from tests.rules.test_tool_offers import schema
 from tests.stories.caller import calling, data, eventually, the_record
 from tests.stories.gateway import ROUTER, Person, Running, plain_client, running, settings_for
 from tests.stories.process import configuration, serving_process, settings_of, verified
@@ -491,11 +492,8 @@ async def test_what_stands_behind_a_handshake_that_is_taken_is_the_peers_first_w
 
 
 def nested(deep: int) -> dict[str, Any]:
-    """A tool whose schema has so many objects within each other."""
-    schema: dict[str, Any] = {}
-    for _ in range(deep - 1):
-        schema = {"properties": schema}
-    return {"name": "search", "parameters": schema}
+    """A tool whose schema is so deep."""
+    return {"name": "search", "parameters": schema(deep)}
 
 
 BEFORE_HELLO: dict[str, Any] = {
