@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from bench.machine import Pace, pace
 from bench.measure import PARTS, Outcome, measure, process, soak
 from bench.processes import LOAD_CORE
 from bench.report import bars, judge, table
@@ -36,6 +37,7 @@ def main() -> int:
     parts += ["process"] if "process" in given.only else []
     wanted = Wanted(parts, given.store, given.synchronous, given.postgres, given.peers)
     print(_head(given))
+    paces = [_pace()]
     with (
         tempfile.TemporaryDirectory(dir=given.store) as folder,
         running(wanted, Path(folder)) as (upstream, line_up),
@@ -44,9 +46,14 @@ def main() -> int:
         outcomes = runner.run(_measure(parts, line_up, upstream, given))
     verdicts = judge({name: outcome.figures for name, outcome in outcomes.items()})
     print(bars(verdicts))
+    paces.append(_pace())
     if given.json:
-        document = {"run": _run(given), "parts": {name: asdict(each) for name, each in outcomes.items()}}
-        document["bars"] = [asdict(each) for each in verdicts]
+        document = {
+            "run": _run(given),
+            "paces": [asdict(each) for each in paces],
+            "parts": {name: asdict(each) for name, each in outcomes.items()},
+            "bars": [asdict(each) for each in verdicts],
+        }
         given.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return 0
 
@@ -58,7 +65,8 @@ async def _measure(
     outcomes: dict[str, Outcome] = {}
     for part in PARTS:
         if part.name in parts:
-            outcome = await measure(part, line_up[part.name], seconds=given.seconds, rounds=given.rounds)
+            subjects = line_up[part.name]
+            outcome = await measure(part, subjects, seconds=given.seconds, rounds=given.rounds, store=given.store)
             outcomes[part.name] = outcome
             print(table(part.title, outcome.figures, part.note), flush=True)
     if given.soak:
@@ -93,6 +101,13 @@ def _groups(text: str) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in GROUPS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(GROUPS)}")
     return names
+
+
+def _pace() -> Pace:
+    """Say how fast the machine is at the moment: before and after, for it may change under way."""
+    now = pace()
+    print(f"now a step of a plain Python loop takes {now.step_ns:.0f} ns, a read from memory {now.read_ns:.0f} ns\n")
+    return now
 
 
 def _run(given: argparse.Namespace) -> dict[str, str | float]:

@@ -170,7 +170,7 @@ async def open_loop(
         cpu_s = cpu_seconds(pids) - cpu_s
     spans_s = queue.spans_s[skipped:]
     measured = sorted(span for span in spans_s if not math.isnan(span))
-    p50, p99, most = _percentiles(measured, 1e3)
+    p50, p99, most = percentiles(measured, 1e3)
     return Latency(len(measured), len(spans_s) - len(measured), p50, p99, most, cpu_s)
 
 
@@ -278,7 +278,7 @@ class _EventWatch:
         self._rests[wire] = data[end:][-_TAIL_BYTES:]
 
     def figures(self, *, streams: int, failures: int, cpu_s: float) -> EventDelay:
-        p50, p99, most = _percentiles(sorted(self._delays_ns), 1e-6)
+        p50, p99, most = percentiles(sorted(self._delays_ns), 1e-6)
         gap_ms = self._longest_gap_ns / 1e6
         return EventDelay(streams, failures, len(self._delays_ns), p50, p99, most, gap_ms, cpu_s)
 
@@ -415,7 +415,7 @@ def _beat(arrive: Callable[[float], None], *, rate_per_s: float, beats: int) -> 
     threading.Thread(target=run, name="metronome", daemon=True).start()
 
 
-def _percentiles(ordered: Sequence[float], scale: float) -> tuple[float, float, float]:
+def percentiles(ordered: Sequence[float], scale: float) -> tuple[float, float, float]:
     """The 50th and 99th percentile and the maximum of ordered values, times `scale`; nan of nothing."""
     if not ordered:
         return math.nan, math.nan, math.nan

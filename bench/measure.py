@@ -13,10 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bench import load
 from bench.load import EventDelay, Latency, Throughput
+from bench.machine import durable_writes
 from bench.mock import EVENTS
 from bench.processes import quiet, resident_mb
 from bench.startup import startup
@@ -24,21 +26,24 @@ from bench.subjects import LITELLM, LineUp, Subject, Upstream
 
 CONNECTIONS = 64
 RATE_PER_S = 500
+DISK = "the disk alone"
 BUSY_CORES = 0.95  # below, the generator was the limit
 
 Figures = dict[str, float]
 Result = Throughput | Latency | EventDelay
 Drive = Callable[[Subject, float], Awaitable[Result]]
+OnDisk = Callable[[Path | None, float], Awaitable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One load that all subjects of its line-up get in turn."""
+    """One load that all subjects of its line-up get in turn. `on_disk` is what of it the disk does, by itself."""
 
     name: str
     title: str
     drive: Drive
     note: str = ""
+    on_disk: OnDisk | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +70,10 @@ async def _open(subject: Subject, seconds: float) -> Result:
     return await load.open_loop(subject.target, rate_per_s=RATE_PER_S, seconds=seconds, pids=subject.pids)
 
 
+async def _writes(folder: Path | None, seconds: float) -> Result:
+    return await durable_writes(folder, rate_per_s=RATE_PER_S, seconds=seconds)
+
+
 async def _paced(subject: Subject, seconds: float, *, streams: int, model: str) -> Result:
     target = replace(subject.target, model=model)
     return await load.paced_streams(target, streams=streams, seconds=seconds, pids=subject.pids)
@@ -75,26 +84,36 @@ NO_MONEY = (
     "A free call reads the lots but draws on none: no lot is changed, no charge enters the journal. Key, rate and\n"
     "  route are checked as ever; the hold (of nothing), the key's row and the usage record are written."
 )
+ON_DISK = (
+    "The disk alone: a write as long as a hold's, and its fdatasync, at the same rate. No durable hold takes less."
+)
 PARTS = (
     Part("plain", "plain completions", _plain),
     Part("tls", "plain completions, upstream over TLS", _plain, OVER_TLS),
     Part("free", "plain completions, without money", _plain, NO_MONEY),
     Part("burst", f"streams of {EVENTS} events in a burst", _burst),
-    Part("open", f"open loop, {RATE_PER_S} requests/s", _open),
+    Part("open", f"open loop, {RATE_PER_S} requests/s", _open, ON_DISK, _writes),
     Part("paced-100", "100 streams, an event each 5 ms", partial(_paced, streams=100, model="mock-stream-paced-5ms")),
     Part("paced-512", "512 streams, an event each 20 ms", partial(_paced, streams=512, model="mock-stream-paced-20ms")),
 )
 
 
-async def measure(part: Part, subjects: Sequence[Subject], *, seconds: float, rounds: int) -> Outcome:
-    """All rounds of one part, the subjects in turn, each alone."""
+async def measure(
+    part: Part, subjects: Sequence[Subject], *, seconds: float, rounds: int, store: Path | None
+) -> Outcome:
+    """All rounds of one part, the subjects in turn, each alone. `store` is the folder whose disk counts."""
     taken: dict[str, list[Result]] = {subject.name: [] for subject in subjects}
+    bare: list[Result] = []
     for _ in range(rounds):
         for subject in subjects:
             taken[subject.name].append(await part.drive(subject, max(seconds, subject.least_s)))
             await quiet(subject.pids)
+        if part.on_disk is not None:
+            bare.append(await part.on_disk(store, seconds))
     figures = {name: _medians([_figures(each) for each in results]) for name, results in taken.items()}
     compare(figures)
+    if bare:
+        taken[DISK], figures[DISK] = bare, _medians([_figures(each) for each in bare])
     return Outcome(figures, {name: [asdict(each) for each in results] for name, results in taken.items()})
 
 
