@@ -36,6 +36,7 @@ from penstock.clock import Clock
 from penstock.config import ProviderSettings, Settings, StoreSettings
 from penstock.config_secrets import sqlite_file
 from penstock.db import migrate
+from penstock.db.mutexes import drop_mutexes
 from penstock.db.prices import note_prices
 from penstock.db.slips import Slips
 from penstock.db.sqlite import SqliteStore
@@ -226,6 +227,7 @@ def serve(settings: Settings, *, reload: Callable[[], Settings], announce: Annou
     configure(outlet(sys.stderr), redact)
     _spare_the_collector()
     _allow_connections()
+    drop_mutexes()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if post is None:
             runner.run(_serve_alone(settings, redact, reload, announce))

@@ -104,8 +104,8 @@ class SqliteStore(GroupedStore):
                 await self._writing.do(self._writer.begin_patiently)
             value = self._writer.drive(program)
             await self._writing.do(self._writer.commit)
-        except BaseException:
-            self._writer.roll_back()
+        except BaseException:  # in the thread: were we told to stop, the commit may still be going on there
+            await self._writing.do(self._writer.roll_back)
             raise
         return value
 
@@ -215,9 +215,10 @@ class _Connection:
         self.driver.execute("COMMIT")
 
     def roll_back(self) -> None:
-        """Leave the transaction. When even that fails, the next one fails too, and tries this again."""
-        if self.driver.in_transaction:
-            with suppress(sqlite3.Error):
+        """Leave the transaction. When even that fails, the next one fails too, and tries this again; or the connection
+        has been closed, which has left it."""
+        with suppress(sqlite3.Error):
+            if self.driver.in_transaction:
                 self.driver.execute("ROLLBACK")
 
     def transact(self, program: Program[T]) -> T:

@@ -463,7 +463,7 @@ class Hold:
         record.input_tokens, record.output_tokens, record.total_tokens = tokens.input, tokens.output, tokens.total
         record.cached_tokens, record.reasoning_tokens = tokens.cached_input, tokens.reasoning
         record.estimated = int(self.meter.estimated)
-        record.ended, record.status = self.ending, self.status
+        record.ended, record.status = str(self.ending), self.status  # a plain text, which drivers take as it is
         record.price_version = self._price.version
         record.amount, record.cost_nano = owed, min(value(owed, self._plan.tariff.value_rate), LARGEST)
         record.total_us = int(took_s * 1e6)
