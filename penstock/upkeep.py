@@ -212,15 +212,17 @@ class Upkeep:
         for owner, is_dead in await self._look():
             if is_dead and owner.id != self._owner:
                 settled = await self._bury(owner)
-                _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
+                if settled is not None:
+                    _logger.warning("process %s (%d) is gone; settled %d of its calls", owner.id, owner.pid, settled)
 
-    async def _bury(self, owner: Owner) -> int:
-        """Settle what a dead process left open; how many calls that were."""
+    async def _bury(self, owner: Owner) -> int | None:
+        """Settle what a dead process left open; how many calls that were, or None if it was alive after all."""
         now_ms, slips = self._clock.now_ms(), self._store.slips
+        gone = is_gone(owner, host_identity())  # asked first: from then on it leaves no more slips
         left = recovery.NO_SLIPS if slips is None else slips.left_by(owner.id)
         burial = recovery.bury(owner.id, now_ms, lease_until_ms=owner.lease_until_ms, slips=left)
         settled = await self._store.write(burial)
-        if slips is not None and is_gone(owner, host_identity()):  # one that only fell silent may leave more
+        if slips is not None and gone and settled is not None:
             slips.drop(owner.id)
         return settled
 

@@ -163,13 +163,13 @@ def take_lease(name: str, owner: str, *, seen: Lease | None, now_ms: int) -> Pro
 
 def bury(
     owner: str, now_ms: int, *, lease_until_ms: int | None = None, slips: Mapping[str, Settlement] = NO_SLIPS
-) -> Program[int]:
+) -> Program[int | None]:
     """Settle what a dead owner left open, by its slips where there are any, and forget it; how many requests that were.
 
-    Whoever took it for dead says by which lease: an owner that has renewed it meanwhile is left alone.
+    Whoever took it for dead says by which lease: an owner that has renewed it meanwhile is left alone, which is None.
     """
     if lease_until_ms is not None and (yield from fetch(LEASE_OF, owner)) != [(lease_until_ms,)]:
-        return 0
+        return None
     settled = yield from _settle((yield from fetch(HOLDS_OF, owner)), now_ms, slips)
     yield from run(DROP_WORKERS_OF, owner)
     yield from run(DROP_OWNER, owner)

@@ -281,7 +281,7 @@ async def test_a_process_killed_under_load_loses_nothing_and_leaves_nothing_held
 async def test_an_owner_that_has_renewed_its_lease_meanwhile_is_not_buried(store: SqliteStore) -> None:
     (seen,) = await store.read(all_owners())
     await store.write(renew(OWNER, [], NOON_MS + 1))
-    assert await store.write(bury(OWNER, NOON_MS + 2, lease_until_ms=seen.lease_until_ms)) == 0
+    assert await store.write(bury(OWNER, NOON_MS + 2, lease_until_ms=seen.lease_until_ms)) is None
     assert [owner.id for owner in await store.read(all_owners())] == [OWNER]
 
 

@@ -31,7 +31,9 @@ print(done, bool(library.sqlite3_db_mutex(database)), library.sqlite3_memory_use
 
 @pytest.mark.parametrize(("how", "said"), [("leave", "None True True"), ("drop", "True False False")])
 def test_connections_have_no_mutex_once_it_is_dropped(how: str, said: str) -> None:
-    done = subprocess.run([sys.executable, "-c", HAS_MUTEX, how], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HAS_MUTEX, how], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.split() == said.split()
 
 

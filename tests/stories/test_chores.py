@@ -20,6 +20,8 @@ from penstock.app import open_office
 from penstock.config import Settings
 from penstock.db.program import Program
 from penstock.db.recovery import UPKEEP, Lease, Owner, all_owners, lease_named, register, renew, take_lease
+from penstock.db.schema import usage_records
+from penstock.db.slips import Slips
 from penstock.db.store import Store
 from penstock.errors import StoreUnavailable
 from penstock.hub.hub import Hub
@@ -35,7 +37,7 @@ from penstock.relay.observe import Observer
 from penstock.relay.relay import Relay
 from penstock.relay.tools import Tools
 from penstock.upkeep import START_TRIES, Upkeep, host_identity
-from tests.ledger import HandClock
+from tests.ledger import HandClock, admission, furnish, lot, need, rows, settlement
 from tests.stories.caller import calling, eventually
 from tests.stories.gateway import ROUTER, running
 from tests.stories.process import Process, configuration, serving_process, settings_of, verified
@@ -204,6 +206,33 @@ async def test_a_process_starts_on_a_store_that_does_not_answer_at_first(
         assert dead.id not in {owner.id for owner in await look_up(all_owners())}
     finally:
         await looker.upkeep.stop()
+
+
+async def test_slips_of_a_process_that_renewed_its_lease_and_died_between_two_looks_are_kept(
+    looker: Looker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, look_up = looker.store, looker.store.read
+    monkeypatch.setattr(store, "slips", Slips(str(tmp_path), "own_looking"))
+    left = Slips(str(tmp_path), "own_dead")
+    left.open()
+    await store.write(furnish(owners=[]))
+    await store.write(lot("lot_1", 1_000))
+    await store.write(register(Owner("own_dead", host_identity(), unused_pid(), 0), 0))
+    await store.commit(admission("req_1", need(500), owner="own_dead"))
+
+    async def read(program: Program[Any], **how: Any) -> Any:
+        found = await look_up(program, **how)
+        monkeypatch.setattr(store, "read", look_up)
+        await store.write(renew("own_dead", [], 1))
+        left.leave(settlement("req_1", need(0), 400))
+        return found
+
+    monkeypatch.setattr(store, "read", read)
+    await looker.upkeep._bury_dead()
+    assert left.left_by("own_dead").keys() == {"req_1"}
+    await looker.upkeep._bury_dead()
+    assert [(row["amount"], row["state"]) for row in await rows(store, usage_records)] == [(400, "final")]
+    assert not left.left_by("own_dead")
 
 
 async def on_duty_at(store: Store) -> Lease:
