@@ -21,7 +21,7 @@ from penstock.db.migrate import create_tables
 from penstock.db.program import Program, Statement, fetch
 from penstock.db.records import KeptAnswer, UsageRecord
 from penstock.db.recovery import LEASE_MS, Owner, context_of, register
-from penstock.db.sqlite import SqliteStore
+from penstock.db.store import Store
 from penstock.money.books import Granted, Need
 from penstock.money.units import MEGA, USD
 
@@ -174,5 +174,5 @@ def rows_of(table: Table) -> Program[list[dict[str, Any]]]:
     return [dict(zip((column.name for column in table.columns), row, strict=True)) for row in rows]
 
 
-async def rows(store: SqliteStore, table: Table) -> list[dict[str, Any]]:
+async def rows(store: Store, table: Table) -> list[dict[str, Any]]:
     return await store.read(rows_of(table))
