@@ -10,8 +10,10 @@ session is said in the transaction (`SET LOCAL`), so a pooler such as pgbouncer 
 A row is never a round trip: a statement gets many as one list, and several statements go as one where the program
 allows (`postgres_text.py`). So a group is four round trips: begin, load, write, commit.
 
-"Nothing was written" is only said when it is so. When a connection breaks during COMMIT, the server is asked what
-became of the transaction by its number; only if it stays silent for `DOUBT_S` does the message say that it is unknown.
+"Nothing was written" is only said when it is so, and "written" likewise. When a connection breaks during COMMIT, the
+server is asked what became of the transaction by its number. That it was committed is believed only if a row of ours
+bears that number: a server that crashed before the transaction was on its disk, or a replica that took over, gives the
+number to another one. If it stays silent for `DOUBT_S`, or no row can tell, the message says that it is unknown.
 
 This is not the queue (`groups.py`), not the schema, not the rules of money, and not SQL of its own.
 """
@@ -25,7 +27,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from functools import cached_property, partial
 from secrets import randbits
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import asyncpg
 import msgspec
@@ -34,7 +36,7 @@ from penstock.clock import Clock
 from penstock.db.groups import GroupedStore, Groups
 from penstock.db.ledger import SEEN_KEYS
 from penstock.db.migrate import server_name
-from penstock.db.postgres_text import NUMBER, Texts, as_json
+from penstock.db.postgres_text import NUMBER, Text, Texts, as_json
 from penstock.db.program import Fetch, Program, Query, Row, Run, Together, Value
 from penstock.db.store import READ_S
 from penstock.errors import OutcomeUnknown, StoreUnavailable
@@ -135,35 +137,37 @@ class PostgresStore(GroupedStore):
                     await connection.execute(kind.begin)
                     session = _Session(connection, self._texts, kind.patience_s)
                     await work.carry_on(session)
-                    number = await session.transaction() if kind.gate else None
+                    if kind.gate:
+                        await session.transaction()
             except BaseException as error:
                 await _roll_back(connection, error)
                 raise
-            if number is None:
+            if not kind.gate:
                 await _roll_back(connection, None)
                 return
             try:
                 await connection.execute("COMMIT", timeout=SILENCE_S)
                 return
             except Exception as error:
-                _logger.warning("asking what became of transaction %s: %s", number, error)
+                _logger.warning("asking what became of transaction %s: %s", session.number, error)
                 _terminate(connection)
-        await self._resolve(connected, number)
+        await self._resolve(connected, session)
 
-    async def _resolve(self, connected: Connected, number: str) -> None:
-        """Find out whether the transaction of that number was committed. StoreUnavailable when it was not."""
-        state = None
+    async def _resolve(self, connected: Connected, session: _Session) -> None:
+        """Find out what became of a transaction. StoreUnavailable when it was not committed, OutcomeUnknown when nobody
+        can say."""
+        fate = None
         with suppress(TimeoutError):
             async with asyncio.timeout(DOUBT_S):
-                while state not in ("committed", "aborted"):
+                while fate is None:
                     with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, StoreUnavailable):
                         async with connected() as connection:
-                            state = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
-                    if state not in ("committed", "aborted"):
+                            fate = await session.fate(connection)
+                    if fate is None:
                         await asyncio.sleep(DOUBT_PAUSE_S)
-        if state == "aborted":
+        if fate == "aborted":
             raise StoreUnavailable
-        if state != "committed":
+        if fate != "committed":
             raise OutcomeUnknown
 
     async def _translated(self, kind: _Kind, error: Exception) -> Exception:
@@ -263,12 +267,13 @@ class _Work(Generic[T]):
 @dataclass(slots=True)
 class _Session:
     """A connection in a transaction, and the statements in its words. `number` is the transaction's, once it is known:
-    what writes together brings it along."""
+    what writes together brings it along. `witness` is the first row it inserts that can be found again."""
 
     connection: asyncpg.Connection
     texts: Texts
     patience_s: float | None
     number: str | None = None
+    witness: tuple[Text, Sequence[Value]] | None = None
 
     async def transaction(self) -> str:
         """The transaction's number."""
@@ -276,11 +281,20 @@ class _Session:
             self.number = str(await self.connection.fetchval(f"SELECT {NUMBER}", timeout=self.patience_s))
         return self.number
 
+    async def fate(self, connection: asyncpg.Connection) -> Literal["committed", "aborted", "unknown"] | None:
+        """What became of the transaction, asked on another connection; None while that is open."""
+        number = await self.transaction()
+        status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", number)
+        if status == "committed":
+            return "committed" if await self._is_witnessed(connection, int(number) % 2**32) else "unknown"
+        return "aborted" if status == "aborted" else None
+
     async def execute(self, query: Query) -> list[Any]:
         if isinstance(query, Together):
             return await self._execute_together(query.queries)
         text = self.texts.of(query.statement)
         if isinstance(query, Run):
+            self._note_witness(query)
             for rows in text.rounds(query.rows):
                 await self.connection.execute(text.many, as_json(rows), timeout=self.patience_s)
             return []
@@ -296,10 +310,25 @@ class _Session:
                 return [await self.execute(each) for each in queries]
         if not queries:
             return []
+        for query in queries:
+            if isinstance(query, Run):
+                self._note_witness(query)
         values = as_json([query.rows if isinstance(query, Run) else query.values for query in queries])
         number, found = await self.connection.fetchrow(self.texts.together(queries), values, timeout=self.patience_s)
         self.number = number or self.number
         return [rows or [] for rows in msgspec.json.decode(found)]
+
+    def _note_witness(self, query: Run) -> None:
+        text = self.texts.of(query.statement)
+        if self.witness is None and text.can_witness and query.rows:
+            self.witness = text, query.rows[0]
+
+    async def _is_witnessed(self, connection: asyncpg.Connection, number: int) -> bool:
+        if self.witness is None:
+            return False
+        text, row = self.witness
+        question, values = text.witness(row)
+        return bool(await connection.fetchval(question, *values) == str(number))
 
     async def _look_up_alone(self, credentials: Value) -> None:
         """Let one group at a time look up idempotency keys of a credential, so that the next one sees what it wrote.

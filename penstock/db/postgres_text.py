@@ -123,6 +123,18 @@ class Text:
         return rounds
 
     @property
+    def can_witness(self) -> bool:
+        """Whether it inserts rows of which each says which one it is."""
+        return isinstance(self._construct, Insert) and self._identity is not None
+
+    def witness(self, row: Sequence[Value]) -> tuple[str, list[Value]]:
+        """A question, with its values, which transaction has written an inserted row last: a number of 32 bits."""
+        table: Any = self._construct.table
+        names = [column.name for column in table.primary_key]
+        which = " AND ".join(f"{name} = ${place}" for place, name in enumerate(names, 1))
+        return f"SELECT xmin::text FROM {table.name} WHERE {which}", [row[self._order.index(name)] for name in names]  # noqa: S608
+
+    @property
     def width(self) -> int:
         """How many columns come back."""
         return len(self._construct.exported_columns)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import pkgutil
+import re
+import signal
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -45,11 +48,12 @@ from penstock.db.records import KeptAnswer
 from penstock.db.schema import credentials, holds, lots, metadata, prices, transfers, usage_records
 from penstock.db.store import LONG_READ_S
 from penstock.db.usage import UsageFilter, usage_page, usage_totals
-from penstock.errors import ConfigError, StoreUnavailable
+from penstock.errors import ConfigError, OutcomeUnknown, StoreUnavailable
 from penstock.money.books import Granted, Part, Settled
 from tests.ledger import (
     ACCOUNT,
     KEY,
+    OWNER,
     HandClock,
     admission,
     furnish,
@@ -485,12 +489,15 @@ async def test_a_transaction_undone_to_end_a_deadlock_is_carried_on_in_another(
 
 class Wire:
     """A way to the database that breaks when the first COMMIT goes over it: before it has arrived, or (`deliver`) after
-    the server has answered it, and once only."""
+    the server has answered it, and once only. `instead` is done in place of delivering it."""
 
-    def __init__(self, database: str, *, deliver: bool) -> None:
+    def __init__(
+        self, database: str, *, deliver: bool = False, instead: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._socket = f"{parse_qs(urlsplit(database).query)['host'][0]}/.s.PGSQL.5432"
         self._path = urlsplit(database).path
         self._deliver = deliver
+        self._instead = instead
         self._whole = True
         self._cutting = False
 
@@ -515,6 +522,8 @@ class Wire:
         while data := await source.read(65_536):
             if self._whole and b"COMMIT\0" in data:
                 self._whole, self._cutting = False, self._deliver
+                if self._instead is not None:
+                    await self._instead()
                 if not self._deliver:
                     return
             target.write(data)
@@ -537,6 +546,40 @@ async def test_what_became_of_a_commit_is_asked_when_the_connection_breaks_durin
         outcomes = await asyncio.gather(store.commit(admission("a", need(100))), return_exceptions=True)
         assert isinstance(outcomes[0], Granted if deliver else StoreUnavailable)
         assert [row["amount"] for row in await rows(store, holds)] == ([100] if deliver else [])
+
+
+async def test_a_commit_is_not_taken_for_that_of_another_that_got_its_number_after_a_crash(
+    database: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process of the server is killed while a COMMIT is on its way. What the transaction has written is lost with the
+    log in memory, and its number is given out again."""
+    if not server.wheel:
+        pytest.skip("the server is not ours to crash")
+    victim = await asyncpg.connect(database)
+
+    async def crash() -> None:
+        os.kill(victim.get_server_pid(), signal.SIGKILL)
+        served = 0
+        async with on(database) as other, asyncio.timeout(30):
+            while served < 5:
+                with suppress(StoreUnavailable):
+                    await other.commit(admission(f"other_{served}", need(1, keys=("key_2",)), owner="own_2"))
+                    served += 1
+
+    async with Wire(database, instead=crash).laid() as url, on(database) as before, on(url) as store:
+        await before.write(furnish([key(), key("key_2")], [OWNER, "own_2"]))
+        await before.write(lot("lot_1", 1_000))
+        await before.commit(admission("settled", need(300)))
+        posted = store.post(settlement("settled", need(0), 250))
+        with pytest.raises(OutcomeUnknown):
+            await store.commit(admission("a", need(100)))
+        await posted
+        await store.settled()
+        (doubtful,) = re.findall(r"what became of transaction (\d+)", caplog.text)
+        assert (doubtful,) in await ask(database, "SELECT xmin::text FROM holds")  # of another, by now
+        assert {row["request_id"]: row["amount"] for row in await rows(store, usage_records)} == {"settled": 250}
+        assert "a" not in {row["request_id"] for row in await rows(store, holds)}
+        assert await store.read(verify()) == []
 
 
 async def test_a_commit_waits_for_the_disk_whatever_the_server_is_set_to(
