@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from penstock.config import ServerSettings
 from penstock.errors import ConfigError
@@ -38,10 +38,12 @@ def bind_apart(settings: ServerSettings, count: int) -> list[socket.socket]:
 
 
 def withdraw(listener: socket.socket) -> None:
-    """Have the kernel send connections to the other sockets, until somebody listens on this one again."""
-    if SPREADS:
-        with suppress(OSError):  # nobody has listened on it yet
-            listener.shutdown(socket.SHUT_RDWR)
+    """Have the kernel send connections to the other sockets, until somebody listens on this one again.
+
+    One that does not listen is left alone: shut down, it would reset all that it is sent once somebody does.
+    """
+    if SPREADS and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def url_of(listener: socket.socket, host: str) -> str:

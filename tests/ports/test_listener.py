@@ -77,10 +77,21 @@ def test_a_second_gateway_at_the_address_is_refused(settings: ServerSettings, so
             open_another(taken)
 
 
-def test_what_is_withdrawn_before_anybody_listened_can_be_listened_on_later(sockets: Sockets) -> None:
-    withdraw(sockets[0])
+@pytest.mark.parametrize("listened", [False, True], ids=["never listened", "listened before"])
+def test_what_is_withdrawn_while_nobody_listens_can_be_listened_on_later(sockets: Sockets, listened: bool) -> None:
+    """As often as its process could not start."""
+    if listened:
+        sockets[0].listen(BACKLOG)
+    for _ in range(3):
+        withdraw(sockets[0])
     sockets[0].listen(BACKLOG)
-    assert connections(sockets, 8) == [8, 0]
+    with socket.create_connection(sockets[0].getsockname()[:2], timeout=10) as caller:
+        caller.sendall(b"one")
+        with sockets[0].accept()[0] as taken:
+            taken.settimeout(10)
+            assert taken.recv(8) == b"one"
+            caller.sendall(b"two")
+            assert taken.recv(8) == b"two"
 
 
 def test_the_url_is_one_that_can_be_called(settings: ServerSettings, sockets: Sockets) -> None:
