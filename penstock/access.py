@@ -158,7 +158,7 @@ class Access:
         self._keyring = keyring
         self._sessions = sessions
         self._clock = clock
-        self._requests_per_minute = requests_per_minute
+        self.requests_per_minute = requests_per_minute
         self._known: dict[tuple[str | None, str | None, str], tuple[Caller, float]] = {}
 
     def __repr__(self) -> str:
@@ -226,7 +226,7 @@ class Access:
             account_id=None,
             scopes=("inference", "management"),
             created_ms=self._clock.now_ms(),
-            requests_per_minute=self._requests_per_minute,
+            requests_per_minute=self.requests_per_minute,
         )
         return await self._store.write(identify_session(session, self._clock.now_ms()))
 

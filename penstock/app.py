@@ -41,7 +41,7 @@ from penstock.db.prices import note_prices
 from penstock.db.slips import Slips
 from penstock.db.sqlite import SqliteStore
 from penstock.db.store import Store
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, StoreUnavailable
 from penstock.hub.hub import Hub
 from penstock.ids import IdMaker
 from penstock.log import Redactor, RequestLog, Stream, configure
@@ -135,7 +135,7 @@ class Gateway:
         office.upstreams.health.settings = kept.health
         offered = (offer for model in catalogue.models for offer in model.offers)
         office.upstreams.health.keep({(offer.provider, offer.model) for offer in offered})
-        self.relay.attempts.most = kept.limits.attempts
+        self.relay.set_limits(kept.limits)
         self.relay.catalogue = catalogue
         self.relay.tools.settings = kept.tools
         for provider in dropped:
@@ -161,8 +161,7 @@ async def open_gateway(
             office.store, office.keyring, office.sessions, office.clock, settings.limits.requests_per_minute
         )
         tools = Tools(ConnectedTools(hub), office.store, office.clock, settings.tools)
-        if settings.tools.enabled:
-            hub.watch()
+        hub.watch()  # also where tools are off: an account may have them on, or a reload turn them on
         relay = Relay(
             access=access,
             holds=holds,
@@ -262,6 +261,7 @@ async def _serve_alone(
 async def _serve_supervised(
     settings: Settings, redact: Redactor, reload: Callable[[], Settings], announce: Announce, post: Post
 ) -> None:
+    migrate.require(settings.store.url)  # the supervisor has seen to it; since then others may be waiting for it
     async with (
         open_gateway(settings, outlet(sys.stdout), redact) as gateway,
         serving(gateway.door, settings.server, post.listener) as server,
@@ -297,7 +297,7 @@ def _spare_the_collector() -> None:
 async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:
     try:
         await gateway.reload(reload())
-    except ConfigError as error:
+    except (ConfigError, StoreUnavailable) as error:
         _logger.error("the configuration stays as it was: %s", error.message)
     else:
         _logger.info("the configuration has been read again")

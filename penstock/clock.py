@@ -9,6 +9,8 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 
+FIRST_MS, YEAR_10000_MS = -62_135_596_800_000, 253_402_300_800_000  # what `datetime` has room for
+
 
 class Clock:
     """Reads the time. `offset_ms` shifts the wall clock; durations are never shifted."""
@@ -52,8 +54,12 @@ def _second(second: int) -> str:
 
 
 def from_iso(instant: str) -> int:
-    """Milliseconds since 1970 for an ISO date or instant; a bare date is the start of that day, UTC."""
+    """Milliseconds since 1970 for an ISO date or instant; a bare date is the start of that day, UTC. ValueError when it
+    is none that `iso` could show: a zone can carry an instant out of the years from 1 to 9999."""
     moment = datetime.fromisoformat(instant)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
+    instant_ms = int(moment.timestamp() * 1000)
+    if not FIRST_MS <= instant_ms < YEAR_10000_MS:
+        raise ValueError("an instant must be in the years from 1 to 9999, UTC")
+    return instant_ms

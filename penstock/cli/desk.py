@@ -86,6 +86,13 @@ class Desk:
         overrides |= {"PENSTOCK_DATABASE_URL": self.database_url}
         return os.environ | {name: value for name, value in overrides.items() if value is not None}
 
+    def require_database(self) -> None:
+        """StoreUnavailable when operations are performed here, and there is nothing yet to perform them on."""
+        if self.url is None:
+            from penstock.db.migrate import require
+
+            require(self.settings().store.url)
+
     def perform(self, name: str, /, **arguments: Any) -> Any:
         """Carry out the operation and return what it answers, as JSON has it. Arguments that are None are left out.
 

@@ -152,6 +152,7 @@ def discover(
 
 def verify(desk: Desk) -> None:
     """Compute every balance anew and compare. Ends with 5 when the books do not add up."""
+    desk.require_database()
     found = desk.perform("ledger.verify")
     if desk.as_json:
         show_json(found)

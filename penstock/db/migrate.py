@@ -84,6 +84,14 @@ def is_current(url: str) -> bool:
     return current(url) == HEAD or not (is_postgres(url) or _file(url))
 
 
+def require(url: str) -> None:
+    """StoreUnavailable when there is no database at `url`: one that others use, or whose books somebody wants to see,
+    must not be made anew where it is missing."""
+    path = None if is_postgres(url) else _file(url)
+    if path is not None and not path.exists():
+        raise StoreUnavailable(f"There is no database at {path}.")
+
+
 def is_postgres(url: str) -> bool:
     """Whether `url` names a PostgreSQL database."""
     return url.startswith("postgresql://")
@@ -132,11 +140,15 @@ def _make(path: Path) -> bool:
 def run_migrations(path: Path) -> None:
     """Bring a SQLite database up to date from wherever it is; from nothing, too."""
     from alembic import command  # noqa: PLC0415 -- slow to import, needed once in a database's life
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     config = _config()
     with closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_S)) as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, HEAD)
+        try:
+            command.upgrade(config, HEAD)
+        except DBAPIError as error:  # what the driver has raised, in a wrapping
+            raise error.orig or error from error
 
 
 def _config(output: StringIO | None = None) -> Config:

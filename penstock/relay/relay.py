@@ -69,6 +69,13 @@ class Relay:
     def __repr__(self) -> str:
         return f"Relay({self._holds!r}, {len(self.streams)} streams, {self.drains!r})"
 
+    def set_limits(self, limits: LimitSettings) -> None:
+        """What calls that begin from now on are held to."""
+        self._limits = self._holds.limits = limits
+        self.attempts.most = limits.attempts
+        self.drains.most, self.drains.longest_s = limits.draining_calls, limits.drain_s
+        self._access.requests_per_minute = limits.requests_per_minute
+
     async def call(self, ask: Ask, reply: Reply) -> None:
         """Serve one call. PenstockError while nothing has been sent; a stream that has begun ends in its own words."""
         who = (ask.said.authorization, ask.said.trust, ask.surface)

@@ -102,6 +102,7 @@ async def test_a_personal_key_pays_from_the_personal_account_and_an_account_key_
         {"kind": "team", "account": "?", "limit": "1e3"},
         {"kind": "team", "account": "?", "expires": "2020-01-01"},
         {"kind": "team", "account": "?", "expires": "soon"},
+        {"kind": "team", "account": "?", "expires": "9999-12-31T23:59:59-14:00"},  # in the year 10000, UTC
         {"kind": "team", "account": "?", "requests_per_minute": 0},
         {"kind": "team", "account": "?", "requests_per_minute": 10**12},
         {"kind": "team", "account": "?", "name": ""},

@@ -83,7 +83,7 @@ def test_a_serving_process_on_sqlite_does_not_load_what_postgresql_needs() -> No
 def test_tables_that_are_not_ours_are_not_taken_for_a_database_of_ours(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
         connection.execute("CREATE TABLE users (name TEXT)")
-    with pytest.raises(Exception, match="users already exists"):
+    with pytest.raises(StoreUnavailable, match="users already exists"):
         migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")
     with closing(sqlite3.connect(tmp_path / "penstock.db")) as connection:
         assert [name for _, name, _ in _tables(connection)] == ["users"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from penstock.cli.desk import ExitCode
 from penstock.cli.main import program
 from penstock.db.migrate import HEAD
 from tests.engines import SECRETS, is_postgres, only_on_sqlite, tell
@@ -64,6 +65,13 @@ def test_from_nothing_to_a_key_with_money(terminal: Terminal) -> None:
     assert terminal.ask("usage", "list", "--account", team["id"]) == {"data": [], "next": None}
     assert terminal.ask("usage", "summary", "--since", "2026-01-01")["requests"] == 0
     assert terminal.ask("ledger", "verify") == {"ok": True, "differences": []}
+
+
+def test_books_that_are_not_there_do_not_add_up_and_are_not_made(terminal: Terminal, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(program(), ["ledger", "verify", "--database-url", f"sqlite:///{tmp_path}/typo.db"])
+    assert ran.exit_code == ExitCode.UNREACHABLE
+    assert "There is no database at" in ran.output
+    assert not (tmp_path / "typo.db").exists()
 
 
 def test_people_get_tables_without_secrets(terminal: Terminal) -> None:

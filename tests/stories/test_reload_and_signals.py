@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.stories.caller import Caller, calling, data, eventually
-from tests.stories.gateway import ROUTER, Person, running
+from tests.stories.gateway import HELLO, LLAMA, ROUTER, Person, Running, running
 from tests.stories.process import configuration, serving_process, settings_of, verified
 from tests.upstream import Plain, ScriptedUpstream, Stream
 
@@ -127,6 +129,36 @@ async def test_a_reload_can_take_another_upstream(tmp_path: Path, store_url: str
         assert (len(upstream.requests), len(successor.requests)) == (1, 1)
         held.resume.set()
         assert (await caller.events())[-1] == DONE
+
+
+async def test_limits_that_a_reload_brings_hold_for_the_next_call(gateway: Running) -> None:
+    running, ada = gateway.gateway, await gateway.person(usd="1")
+    headers = {"authorization": f"Bearer {ada.personal_key.key}"}
+    wish = {"model": LLAMA, "messages": HELLO, "max_tokens": 50}
+    statuses = []
+    for most in (1_000, 49, 50):
+        limits = replace(running.office.settings.limits, max_output_tokens=most, draining_calls=most, attempts=2)
+        await running.reload(replace(running.office.settings, limits=limits))
+        answer = await gateway.http.post(f"{ROUTER}/chat/completions", json=wish, headers=headers)
+        statuses.append(answer.status_code)
+    assert statuses == [200, 400, 200]
+    assert (running.relay.drains.most, running.relay.attempts.most) == (50, 2)
+
+
+async def test_a_configuration_that_cannot_be_written_down_stays_as_it_was(
+    tmp_path: Path, empty_file: Path, upstream: ScriptedUpstream
+) -> None:
+    store = tmp_path / "moving.db"
+    shutil.copy(empty_file, store)
+    config = configuration(tmp_path, upstream.base_url, store=f"sqlite:///{store}", models=("old",))
+    async with serving_process(config) as process:
+        store.rename(tmp_path / "moved.db")
+        configuration(tmp_path, upstream.base_url, store=f"sqlite:///{store}", models=("new",))
+        process.signal(signal.SIGHUP)
+        await process.said("stays as it was: The ledger cannot be reached")
+        (tmp_path / "moved.db").rename(store)
+        process.signal(signal.SIGHUP)
+        await process.said("has been read again")
 
 
 async def refuses(url: str) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from penstock.config import PriceSettings
+from penstock.config import PriceSettings, Settings
+from penstock.db.workers import WorkerRow, note_workers
 from penstock.operations.actor import LOCAL
 from penstock.operations.tools import clear_tool_policy, set_tool_policy
 from penstock.tools import ToolResult
@@ -630,3 +631,21 @@ async def test_running_tools_counts_against_the_rate_limit_of_the_key(gateway: R
     async with working(gateway, ada, Shelf(a=says("A"))):
         statuses = [(await execute(gateway, slow.key, {"name": "a"})).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
+
+
+async def test_tools_that_are_off_for_all_and_on_for_one_account_are_found_at_other_processes(
+    settings: Settings,
+) -> None:
+    async with running(replace(settings, tools=replace(settings.tools, enabled=False))) as gateway:
+        ada = await gateway.person(usd="1")
+        await set_tool_policy(gateway.office, LOCAL, account=ada.account, enabled=True)
+        offer = '{"type": "offer", "tools": [{"name": "double"}]}'
+        row = WorkerRow(
+            "tlw_1", "own_other", "tools_worker", "key_1", ada.account, 0, "http://127.0.0.1:1", offer, 0, 0, 1, 1
+        )
+        await gateway.office.store.write(note_workers([row], []))
+
+        async def found() -> bool:
+            return await gateway.gateway.relay.tools.bench(ada.account) is not None
+
+        await eventually(found)

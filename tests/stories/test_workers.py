@@ -386,3 +386,29 @@ async def test_a_gateway_of_one_process_has_no_workers_and_is_not_ended_by_the_s
         await all_healthy(process.url)
         process.signal(signal.SIGTERM)
         assert await process.ended() == 0
+
+
+async def test_a_worker_that_starts_while_the_database_is_moved_away_does_not_make_another(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    config = configuration(tmp_path, upstream.base_url, workers=2)
+    ada = await person_of(config)
+    database, away = tmp_path / "penstock.db", tmp_path / "away"
+    away.mkdir()
+    async with workers_on(config) as process, plain_client(base_url=process.url) as client:
+        files = [tmp_path / f"penstock.db{end}" for end in ("", "-wal", "-shm")]
+        moved = [file.rename(away / file.name) for file in files if file.exists()]
+        killed = pids(process)[1]
+        kill(killed, signal.SIGKILL)
+
+        async def tried_twice() -> bool:
+            return sum("There is no database" in line for line in process.log) > 1
+
+        await eventually(tried_twice)
+        assert not database.exists()
+        for file in moved:
+            file.rename(tmp_path / file.name)
+        await replaced(process, 1, killed)
+        await all_healthy(process.url)
+        assert [await call(client, ada) for _ in range(3)] == [200] * 3
+    assert await verified(config)
