@@ -12,7 +12,8 @@ class UsageRecord(Struct, gc=False, array_like=True):
     """One request that held money: who, what, how much, how it ended. Column for column the table `usage_records`.
 
     `amount` (units of `asset`), `cost_nano` (what they are worth) and `uncollected` are filled in by the ledger when
-    it settles.
+    it settles. `tools` is a JSON list of the tools run for it, empty when there were none: a NULL costs SQLite's driver
+    as much as ten other values.
     """
 
     request_id: str
@@ -42,7 +43,7 @@ class UsageRecord(Struct, gc=False, array_like=True):
     first_byte_us: int | None = None
     total_us: int = 0
     created_ms: int = 0
-    tools: str | None = None
+    tools: str = ""
 
     def row(self) -> tuple[Any, ...]:
         """The values in the order of the table's columns."""

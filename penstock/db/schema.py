@@ -190,7 +190,7 @@ usage_records = Table(
     Column("first_byte_us", BigInteger),
     Column("total_us", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    Column("tools", Text),  # JSON list of the tools run for it; null when there were none
+    Column("tools", Text),  # JSON list of the tools run for it; empty when there were none
     Index("usage_by_account", "account_id", "request_id"),
     sqlite_with_rowid=False,
 )

@@ -200,7 +200,7 @@ def _view(record: UsageRecord) -> UsageView:
         state=record.state,
         first_byte_us=record.first_byte_us,
         total_us=record.total_us,
-        tools=() if record.tools is None else tuple(ToolUseView(*each) for each in json.loads(record.tools)),
+        tools=tuple(ToolUseView(*each) for each in json.loads(record.tools or "[]")),
     )
 
 

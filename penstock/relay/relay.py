@@ -133,7 +133,7 @@ class Relay:
         hold.first_byte()
         cost = (b"x-penstock-cost", dollars(hold.cost_nano()).encode())
         headers = [*JSON, *_trail(served, hold), cost]
-        if hold.record.tools is not None:
+        if hold.record.tools:
             headers.append(_used(hold.record.tools))
         reply.start(200, headers)
         return answer.body
