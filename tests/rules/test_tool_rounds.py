@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from types import ModuleType
@@ -474,6 +475,83 @@ def test_hidden_pieces_are_counted_so_that_they_can_be_paid() -> None:
     long = json.dumps({"q": "x" * 4_000})
     hidden = sum(rounds.feed(event)[1] for event in toolcalls.chat_events(Turn("", (call("web_search", long),))))
     assert hidden >= 1_000
+
+
+def streamed_call(way: Way, id: str = "a", name: str = "web_search") -> list[bytes]:
+    """The events of a stream up to a call's first piece."""
+    events = list(way[2](Turn("", (call(name, {}, id),))))
+    return events[:2]
+
+
+def chat_delta(**delta: Any) -> bytes:
+    return b"data: " + json.dumps({"id": "i", "choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
+
+def message_delta(type: str, **fields: Any) -> bytes:
+    document = {"type": "content_block_delta", "index": 0, "delta": {"type": type, **fields}}
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def pieces_of_a_call(function: dict[str, str]) -> bytes:
+    return chat_delta(tool_calls=[{"index": 0, "function": function}])
+
+
+LONG = "0123456789abcdef" * 16
+MANY = 60_000
+ENDLESS: dict[str, tuple[Way, bytes]] = {
+    "text": (CHAT, chat_delta(content=LONG)),
+    "details of reasoning": (CHAT, chat_delta(reasoning=" t", reasoning_details=[{"text": " t", "index": 0}])),
+    "arguments": (CHAT, pieces_of_a_call({"arguments": LONG})),
+    "a name": (CHAT, pieces_of_a_call({"name": LONG})),
+    "text of a block": (MESSAGES, message_delta("text_delta", text=LONG)),
+    "thinking": (MESSAGES, message_delta("thinking_delta", thinking=LONG)),
+    "an input": (MESSAGES, message_delta("input_json_delta", partial_json=LONG)),
+    "citations": (MESSAGES, message_delta("citations_delta", citation={"cited_text": "t"})),
+}
+
+
+@pytest.mark.parametrize("of", ENDLESS)
+def test_a_round_takes_a_time_like_its_length(of: str) -> None:
+    way, event = ENDLESS[of]
+    rounds = opened(way)
+    began_s = time.process_time()
+    for each in (*streamed_call(way), *[event] * MANY):
+        rounds.feed(each)
+    rounds.ended()
+    assert time.process_time() - began_s < 8  # a second at most; when each event copied the rest, half a minute
+
+
+def calls_at_once(number: int) -> Iterator[bytes]:
+    for start in range(0, number, 1_000):
+        pieces = [
+            {"index": index, "id": f"c{index}", "function": {"name": "weather", "arguments": ""}}
+            for index in range(start, start + 1_000)
+        ]
+        yield chat_delta(tool_calls=pieces)
+
+
+def test_many_calls_are_numbered_and_counted_in_a_time_like_their_number() -> None:
+    rounds = opened(CHAT, tools=[THEIRS])
+    counted = b'data: {"id":"i","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    began_s = time.process_time()
+    out = streamed(rounds, calls_at_once(20_000))
+    for _ in range(5_000):  # as from a server that counts after each event
+        rounds.feed(counted)
+    assert time.process_time() - began_s < 8
+    assert b'"index":19999' in out
+    assert rounds.ended().theirs
+
+
+def test_a_second_round_reads_the_head_of_the_first_once() -> None:
+    rounds = opened(CHAT)
+    head = {"id": "i", "image": "x" * 1_000_000, "choices": [{"index": 0, "delta": {"role": "assistant"}}]}
+    rounds.feed(b"data: " + json.dumps(head).encode() + b"\n\n")
+    streamed(rounds, toolcalls.chat_events(Turn("", (call("web_search", {}, "a"),))))
+    rounds.answered(results(rounds.ended()))
+    began_s = time.process_time()
+    out = b"".join(rounds.feed(chat_delta(content="a"))[0] for _ in range(30_000))
+    assert time.process_time() - began_s < 8
+    assert out.count(b'"id":"i"') == 30_000
 
 
 # Whatever an upstream sends.

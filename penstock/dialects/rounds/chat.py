@@ -39,24 +39,44 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Call:
-    """A call as it comes, in pieces or whole. `name` is empty until it is known; `place` is its index among the
-    caller's; `extra` is what some servers want to have back, such as a signature of thought."""
+    """A call as it comes, in pieces or whole. It is `ours` when its name is one of `names`; `place` is its index among
+    the caller's, once it has one; `extra` is what some servers want to have back, such as a signature of thought."""
 
-    __slots__ = ("arguments", "extra", "id", "name", "place", "waiting")
+    __slots__ = ("_arguments", "_name", "_names", "_size", "extra", "id", "ours", "place", "waiting")
 
-    def __init__(self) -> None:
-        self.id = self.name = self.arguments = ""
-        self.place = 0
+    def __init__(self, names: frozenset[str]) -> None:
+        self.id = ""
+        self.ours = False
+        self.place: int | None = None
         self.extra: dict[str, Any] = {}
         self.waiting: list[dict[str, Any]] = []  # pieces from before the name was known
+        self._names = names
+        self._name: list[str] = []
+        self._size = 0  # characters of the name
+        self._arguments: list[str] = []
+
+    @property
+    def named(self) -> bool:
+        return self._size > 0
+
+    @property
+    def name(self) -> str:
+        return "".join(self._name)
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self._arguments)
 
     def add(self, piece: dict[str, Any]) -> int:
         """Add a piece; the tokens in it."""
         function = piece.get("function")
         function = function if isinstance(function, dict) else {}
         name, arguments = _text(function.get("name")), _text(function.get("arguments"))
-        self.name += name
-        self.arguments += arguments
+        if name:
+            self._name.append(name)
+            self._size += len(name)  # a name that is too long to be one of ours is not put together for each piece
+            self.ours = self._size <= max(map(len, self._names), default=0) and self.name in self._names
+        self._arguments.append(arguments)
         self.id = self.id or _text(piece.get("id"))
         self.extra |= {key: value for key, value in piece.items() if key not in ("index", "id", "function", "type")}
         return estimate_delta_tokens(len(name) + len(arguments.encode("utf-8", "replace")))
@@ -64,7 +84,9 @@ class _Call:
     def whole(self) -> dict[str, Any]:
         """The call as a message has it."""
         # Servers that read the arguments of earlier turns stumble over what is no JSON.
-        arguments = self.arguments if self.arguments.strip() and object_of(self.arguments) is not None else "{}"
+        arguments = self.arguments
+        if not arguments.strip() or object_of(arguments) is None:
+            arguments = "{}"
         return {
             **self.extra,
             "id": self.id,
@@ -74,10 +96,11 @@ class _Call:
 
 
 class _Course:
-    """What has come of one round: its calls, what else the model said, how it ended."""
+    """What has come of one round: its calls, how many of them are ours, what else the model said, how it ended."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.calls: list[_Call] = []
+        self.number_ours = 0
         self.finish: str | None = None
         self.usage: TokenUsage | None = None
         self.message: dict[str, Any] = {}
@@ -86,11 +109,24 @@ class _Course:
     def __repr__(self) -> str:
         return f"_Course({len(self.calls)} calls, finish={self.finish})"
 
+    def begin(self) -> _Call:
+        """A call more."""
+        call = _Call(self._names)
+        self.calls.append(call)
+        return call
+
+    def add(self, call: _Call, piece: dict[str, Any]) -> int:
+        """Add a piece to a call; the tokens in it."""
+        before = call.ours
+        tokens = call.add(piece)
+        self.number_ours += call.ours - before
+        return tokens
+
     def ours(self) -> list[_Call]:
-        return [call for call in self.calls if call.name in self._names]
+        return [call for call in self.calls if call.ours]
 
     def theirs(self) -> list[_Call]:
-        return [call for call in self.calls if call.name not in self._names]
+        return [call for call in self.calls if not call.ours]
 
     def turn(self) -> dict[str, Any]:
         """The message as the upstream is to see it again."""
@@ -121,7 +157,7 @@ class Rounds:
         self._body = b""
         self._reason: str | None = None
         self._now = _Course(self.names)
-        self._filter = _Filter(self._now, self.names)
+        self._filter = _Filter(self._now)
 
     def __repr__(self) -> str:
         return f"Rounds({len(self._past) + 1}, {len(self._turns)} turns, {self._now!r})"
@@ -161,9 +197,7 @@ class Rounds:
         now, choice = self._now, _choice(self._answer)
         now.message = choice["message"] if isinstance(choice.get("message"), dict) else {}
         for piece in _objects(now.message.get("tool_calls")):
-            call = _Call()
-            call.add(piece)
-            now.calls.append(call)
+            now.add(now.begin(), piece)
         now.finish = _text(choice.get("finish_reason")) or None
         now.usage = _usage(self._answer.get("usage"))
         return self._outcome()
@@ -285,32 +319,35 @@ def open_rounds(body: bytes, tools: Sequence[Tool]) -> Rounds:
 class _Filter:
     """A round's stream on its way to the caller: ours left out, the caller's calls numbered without a gap."""
 
-    def __init__(self, course: _Course, names: frozenset[str]) -> None:
+    def __init__(self, course: _Course) -> None:
         self.done = self.finish_held = self.usage_passed = False
         self._course = course
-        self._names = names
         self._events: list[bytes] = []
         self._slow = False
         self._head = b""  # the first event of the first round: what the answer is called
         self._later = False
         self._spoke = False  # in an earlier round, and nothing in this one yet
         self._open: dict[int, _Call] = {}
+        self._places = 0  # of calls, among the caller's
+        self._identity: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"_Filter({len(self._events)} events, slow={self._slow})"
 
     def next(self, course: _Course, *, spoke: bool) -> _Filter:
         """The filter of the next round."""
-        found = _Filter(course, self._names)
+        found = _Filter(course)
         found._slow = found._later = True
         found._head, found._spoke = self._head, spoke
         return found
 
     def identity(self) -> dict[str, Any]:
         """What the answer is called."""
-        found = _chunk(self._head) or {}
-        names = {name: found[name] for name in IDENTITY if name in found}
-        return {**names, "object": "chat.completion.chunk"}
+        if self._identity is None:
+            found = _chunk(self._head) or {}
+            names = {name: found[name] for name in IDENTITY if name in found}
+            self._identity = {**names, "object": "chat.completion.chunk"}
+        return self._identity
 
     def feed(self, event: bytes) -> tuple[bytes, int]:
         self._events.append(event)
@@ -331,7 +368,7 @@ class _Filter:
     def _usage_of(self, event: bytes, chunk: dict[str, Any]) -> tuple[bytes, int]:
         """The count is of this round; when it is not of all, it is held back and told as the sum in the end."""
         self._course.usage = _usage(chunk["usage"])
-        if not self._later and not self._course.ours():
+        if not self._later and not self._course.number_ours:
             self.usage_passed = True
             return self._choice_of(event, chunk)
         chunk["usage"] = None
@@ -348,7 +385,7 @@ class _Filter:
         finish = choice.get("finish_reason")
         if isinstance(finish, str):
             self._course.finish = finish
-            self.finish_held = bool(self._course.ours())
+            self.finish_held = self._course.number_ours > 0
         if self._later:
             chunk |= {name: value for name, value in self.identity().items() if name in chunk}
             self._go_on(delta)
@@ -370,15 +407,14 @@ class _Filter:
         hidden = 0
         for piece in pieces:
             call = self._call_of(piece)
-            begins = not call.name
-            tokens = call.add(piece)
-            if not call.name:
+            tokens = self._course.add(call, piece)
+            if not call.named:
                 call.waiting.append(piece)
-            elif call.name in self._names:
+            elif call.ours:
                 hidden += tokens
             else:
-                if begins:
-                    call.place = len(self._course.theirs()) - 1 - sum(not each.name for each in self._course.calls)
+                if call.place is None:
+                    call.place, self._places = self._places, self._places + 1
                 theirs += [{**each, "index": call.place} for each in (*call.waiting, piece)]
                 call.waiting.clear()
         return theirs, hidden
@@ -389,23 +425,23 @@ class _Filter:
         index = index if isinstance(index, int) else 0
         known = self._open.get(index)
         if known is None or (id and known.id and id != known.id):
-            known = self._open[index] = _Call()
-            self._course.calls.append(known)
+            known = self._open[index] = self._course.begin()
         return known
 
     def message(self) -> dict[str, Any]:
         """What the model said besides its calls, from all events. Read only when there is a next round to tell."""
-        message: dict[str, Any] = {}
+        texts: dict[str, list[str]] = {}
+        lists: dict[str, list[Any]] = {}
         for event in self._events:
             choice = _choice(_chunk(event) or {})
             delta = choice["delta"] if isinstance(choice.get("delta"), dict) else {}
             for name, value in delta.items():
                 if isinstance(value, str) and name != "role":
-                    message[name] = _text(message.get(name)) + value
+                    texts.setdefault(name, []).append(value)
                 elif isinstance(value, list) and name != "tool_calls":
-                    message[name] = [*_objects(message.get(name)), *value]
+                    lists.setdefault(name, []).extend(value)
             self._course.finish = self._course.finish or _text(choice.get("finish_reason")) or None
-        return message
+        return {**lists, **{name: "".join(pieces) for name, pieces in texts.items()}}
 
 
 # What was kept, back in its place.

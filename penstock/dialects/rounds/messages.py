@@ -37,17 +37,61 @@ GROWING = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta"
 _encode = msgspec.json.Encoder().encode
 
 
+class _Block:
+    """A block as it comes: `fields` as it began, and what its deltas add, which is put to it when it is asked for. A
+    call's input is text while it comes."""
+
+    __slots__ = ("_citations", "_pieces", "fields")
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        self._pieces: dict[str, list[str]] = {}
+        self._citations: list[Any] = []
+
+    def grow(self, delta: dict[str, Any]) -> None:
+        """Add a delta."""
+        kind = _text(delta.get("type"))
+        if kind == "citations_delta":
+            self._citations.append(delta.get("citation"))
+        elif kind == "input_json_delta" and isinstance(self.fields.get("input"), str):
+            self._pieces.setdefault("input", []).append(_text(delta.get("partial_json")))
+        elif kind in GROWING:
+            name = GROWING[kind]
+            self._pieces.setdefault(name, []).append(_text(delta.get(name)))
+
+    def whole(self) -> dict[str, Any]:
+        """The block as far as it has come."""
+        for name, pieces in self._pieces.items():
+            self.fields[name] = _text(self.fields.get(name)) + "".join(pieces)
+        if self._citations:
+            self.fields["citations"] = [*_list(self.fields.get("citations")), *self._citations]
+        self._pieces, self._citations = {}, []
+        return self.fields
+
+
 class _Course:
-    """What has come of one round: its blocks, how it ended, what it used. A call's input is text while it comes."""
+    """What has come of one round: its blocks, whether one is a call of ours, how it ended, what it used."""
 
     def __init__(self, names: frozenset[str]) -> None:
-        self.blocks: list[dict[str, Any]] = []
+        self.has_ours = False
         self.stop: dict[str, Any] = {}
         self.usage: dict[str, Any] = {}
+        self._begun: list[_Block] = []
         self._names = names
 
     def __repr__(self) -> str:
-        return f"_Course({len(self.blocks)} blocks, {self.stop})"
+        return f"_Course({len(self._begun)} blocks, {self.stop})"
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        return [block.whole() for block in self._begun]
+
+    def begin(self, fields: dict[str, Any]) -> _Block:
+        """A block more."""
+        block = _Block(fields)
+        self._begun.append(block)
+        self.has_ours = self.has_ours or self.is_ours(fields)
+        return block
 
     def is_ours(self, block: Mapping[str, Any]) -> bool:
         return block.get("type") == "tool_use" and block.get("name") in self._names
@@ -149,7 +193,8 @@ class Rounds:
             raise UpstreamFailed(f"The provider's answer has no content ({len(fields)} fields).", began=True)
         now = self._now
         self._heard, self._body, self._answer = True, body, answer
-        now.blocks = _objects(answer["content"])
+        for block in _objects(answer["content"]):
+            now.begin(block)
         now.stop = {name: answer.get(name) for name in ("stop_reason", "stop_sequence")}
         now.usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
         return self._outcome()
@@ -262,11 +307,11 @@ class _Filter:
         self._later = False
         self._first = 0  # the index of this round's first block among the caller's
         self._indexes: dict[int, int] = {}  # of open blocks: as they come, and as the caller sees them; ours have -1
-        self._blocks: dict[int, dict[str, Any]] = {}
+        self._blocks: dict[int, _Block] = {}
         self._next = 0
 
     def __repr__(self) -> str:
-        return f"_Filter({len(self._course.blocks)} blocks, slow={self._slow}, held={self.held})"
+        return f"_Filter({self._course!r}, slow={self._slow}, held={self.held})"
 
     def next(self, course: _Course) -> _Filter:
         """The filter of the next round."""
@@ -311,7 +356,7 @@ class _Filter:
             case "message_delta":
                 self._note_usage(fields.get("usage"))
                 self._course.stop = fields["delta"] if isinstance(fields.get("delta"), dict) else {}
-                self.held = self.held or bool(self._course.ours())
+                self.held = self.held or self._course.has_ours
                 return (b"" if self.held else event), 0
             case "message_stop":
                 self.stopped = event
@@ -328,8 +373,7 @@ class _Filter:
         index = _index(fields)
         if block.get("type") == "tool_use":
             block["input"] = "" if not block.get("input") else _encode(block["input"]).decode()
-        self._blocks[index] = block
-        self._course.blocks.append(block)
+        self._blocks[index] = self._course.begin(block)
         if self._course.is_ours(block):
             self._indexes[index] = -1
             return b""
@@ -340,7 +384,7 @@ class _Filter:
         delta = fields["delta"] if isinstance(fields.get("delta"), dict) else {}
         block = self._blocks.get(_index(fields))
         if block is not None:
-            _grow(block, delta)
+            block.grow(delta)
         if self._indexes.get(_index(fields)) == -1:
             return b"", estimate_delta_tokens(len(_text(delta.get("partial_json")).encode("utf-8", "replace")))
         return self._block_event(event, fields, ends=False), 0
@@ -448,18 +492,6 @@ def _result(call: dict[str, Any], results: Mapping[str, ToolResult]) -> dict[str
     return {**block, "is_error": True} if result.failed else block
 
 
-def _grow(block: dict[str, Any], delta: dict[str, Any]) -> None:
-    """Add a delta to a block."""
-    kind = _text(delta.get("type"))
-    if kind == "input_json_delta" and isinstance(block.get("input"), str):
-        block["input"] += _text(delta.get("partial_json"))
-    elif kind == "citations_delta":
-        block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
-    elif kind in GROWING:
-        name = GROWING[kind]
-        block[name] = _text(block.get(name)) + _text(delta.get(name))
-
-
 def _input(block: Mapping[str, Any]) -> dict[str, Any] | None:
     """The input of a call; None when it is no object."""
     input = block.get("input")
@@ -491,7 +523,11 @@ def _count(value: Any) -> int | None:
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    return [each for each in _list(value) if isinstance(each, dict)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:
