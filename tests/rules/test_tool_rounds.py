@@ -588,6 +588,56 @@ def test_nonsense_of_an_upstream_is_an_error_by_name_or_passes(way: Way, documen
         rounds.whole()
 
 
+DAMAGED = {
+    "no UTF-8": b'"h\xff"',
+    "half a character": b'"\\ud800"',
+    "a number beyond all": b"1e400",
+    "an integer beyond all": b"9" * 5_000,
+    "nested too deep": b"[" * 5_000 + b"]" * 5_000,
+}
+
+
+@BOTH
+@pytest.mark.parametrize("what", DAMAGED)
+def test_an_answer_that_cannot_be_read_is_the_upstreams_failure(way: Way, what: str) -> None:
+    whole = way[1](Turn("Hm.", (call("web_search", {}, "a"),))).body
+    for place in (b'"a"', b'"Hm."'):
+        with pytest.raises(UpstreamFailed):
+            opened(way).read(whole.replace(place, DAMAGED[what]))
+
+
+@BOTH
+@pytest.mark.parametrize("usage", [[1], "x", 7, True, {"prompt_tokens": 10**30, "input_tokens": 10**30}])
+@STREAM
+def test_a_count_that_is_none_is_as_if_there_were_none(way: Way, stream: bool, usage: Any) -> None:
+    turns = [Turn("Hm.", (call("web_search", {}, "a"),)), Turn("So.")]
+    rounds = opened(way)
+    for turn in turns:
+        if stream:
+            for event in way[2](turn):
+                rounds.feed(with_usage(event, usage))
+            round = rounds.ended()
+        else:
+            document = {**json.loads(way[1](turn).body), "usage": usage}
+            round = rounds.read(json.dumps(document).encode())
+        assert round.usage is None
+        if round.calls:
+            rounds.answered(results(round))
+    answered = rounds.closing() if stream else rounds.whole()
+    if not stream:
+        assert 0 < json.loads(answered)["usage"]["prompt_tokens" if way is CHAT else "input_tokens"] < 1_000
+
+
+def with_usage(event: bytes, usage: Any) -> bytes:
+    """A stream's event with another count."""
+    data = sse.data(event) or b""
+    if b'"usage"' not in data:
+        return event
+    document = json.loads(data)
+    document.get("message", document)["usage"] = usage
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
 @BOTH
 @given(messages=st.lists(st.dictionaries(NAMES, ANYTHING, max_size=5), max_size=4))
 @settings(max_examples=40, deadline=None)

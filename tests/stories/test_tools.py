@@ -18,6 +18,7 @@ from penstock.tools import ToolResult
 from tests import toolcalls
 from tests.stories.caller import eventually
 from tests.stories.gateway import (
+    DEEPSEEK,
     FORWARD,
     HELLO,
     LLAMA,
@@ -31,7 +32,7 @@ from tests.stories.gateway import (
 )
 from tests.stories.toolworker import Shelf, says, working
 from tests.toolcalls import Turn, call
-from tests.upstream import Hang, Refusal, ScriptedUpstream
+from tests.upstream import Hang, Raw, Refusal, ScriptedUpstream
 
 INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -465,6 +466,44 @@ async def test_a_plain_call_whose_later_round_fails_costs_nothing_and_runs_no_to
     assert await gateway.nano(ada) == 10**9
     (record,) = await gateway.usage(ada)
     assert (record.ended, record.attempts, len(record.tools)) == ("upstream_failed", 1, 1)
+
+
+DAMAGED = [b'"h\xff"', b"1e400"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+async def test_a_damaged_answer_is_failed_over_until_a_tool_has_run(
+    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream, damaged: bytes
+) -> None:
+    ada = await gateway.person(usd="1")
+    broken = replace(toolcalls.chat(Turn("x")), body=toolcalls.chat(Turn("x")).body.replace(b'"x"', damaged))
+    upstream.script(broken, toolcalls.chat(Turn("", (call("a"),), prompt=100, output=20)), broken)
+    spare.script(toolcalls.chat(Turn("It is so.")))
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        first = await gateway.chat(ROUTER, ada, model=DEEPSEEK)
+        left = await gateway.nano(ada)
+        second = await gateway.chat(ROUTER, ada, model=DEEPSEEK)
+    assert first.json()["choices"][0]["message"]["content"] == "It is so."
+    assert (second.status_code, second.json()["error"]["code"]) == (502, "upstream_failed")
+    assert len(spare.requests) == 1
+    assert await gateway.nano(ada) == left
+    assert (await gateway.usage(ada))[0].ended == "upstream_failed"
+
+
+@pytest.mark.parametrize("usage", [b"[1]", b'"x"', b"7"])
+async def test_a_later_round_whose_count_is_none_is_charged_by_estimate(
+    gateway: Running, upstream: ScriptedUpstream, usage: bytes
+) -> None:
+    ada = await gateway.person(usd="1")
+    last = b'{"id":"c","choices":[{"index":0,"finish_reason":"stop","message":{"content":"So."}}],"usage":%b}' % usage
+    upstream.script(toolcalls.chat(Turn("Look.", (call("a"),), prompt=100, output=20)), Raw(last))
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        answer = await gateway.chat(ROUTER, ada)
+    assert answer.json()["choices"][0]["message"]["content"] == "Look.\n\nSo."
+    assert 100 < answer.json()["usage"]["prompt_tokens"] < 300
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.estimated) == ("answer", True)
+    assert record.input_tokens == answer.json()["usage"]["prompt_tokens"]
 
 
 async def test_a_stream_whose_later_round_fails_is_charged_for_what_came(

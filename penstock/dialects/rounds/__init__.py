@@ -21,10 +21,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 from penstock.dialects.usage import TokenUsage
+from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 
 SEPARATOR = "\n\n"  # between what a model said before it called a tool and what it said after
 BROKEN_ARGUMENTS = ToolResult("The arguments were not a JSON object.", failed=True)
+
+_encode = msgspec.json.Encoder().encode
 
 
 class ToolCall(Struct, frozen=True, gc=False):
@@ -60,6 +63,8 @@ class Rounds(Protocol):
 
     `names` are the tools of ours that the model is told of; none when the request leaves no room for them: the caller
     decides itself how tools are called, has tools of these names, or asks for several choices.
+
+    Whatever an upstream sends comes to values of the right types, or to UpstreamFailed.
     """
 
     names: frozenset[str]
@@ -145,6 +150,15 @@ def _canonical(arguments: str) -> Any:
         return msgspec.json.encode(msgspec.json.decode(arguments), order="sorted").decode()
     except (ValueError, RecursionError):
         return arguments
+
+
+def encoded(value: Any) -> bytes:
+    """What an upstream said, or a part of it, as JSON again. UpstreamFailed when it could just be read, and with what
+    goes around it is nested too deep to be written."""
+    try:
+        return _encode(value)
+    except RecursionError:
+        raise UpstreamFailed("The provider's answer is nested too deep.", began=True) from None
 
 
 def object_of(arguments: str) -> dict[str, Any] | None:

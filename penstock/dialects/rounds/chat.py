@@ -22,10 +22,12 @@ from penstock.dialects.rounds import (
     ToolCall,
     appended,
     digest,
+    encoded,
     object_of,
     summed,
 )
 from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens, read_usage
+from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 
 PATH = "chat/completions"
@@ -34,8 +36,6 @@ RETURNED = ("content", "reasoning_content", "reasoning_details")  # what an upst
 CUT_OFF = frozenset({"length", "content_filter"})  # a call may be half of what it should be
 IDENTITY = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
 MOST_RESTORED = 64  # messages of one request that are looked up: the newest
-
-_encode = msgspec.json.Encoder().encode
 
 
 class _Call:
@@ -179,7 +179,7 @@ class Rounds:
                 fields.pop(name, None)
         if not last:
             fields["tools"] = appended(
-                _array(fields.get("tools")), [_encode(_definition(tool)) for tool in self._tools]
+                _array(fields.get("tools")), [encoded(_definition(tool)) for tool in self._tools]
             )
         fields["messages"] = appended(self._fields["messages"], self._turns)
         if output_limit is not None:
@@ -192,8 +192,12 @@ class Rounds:
     # What comes back.
 
     def read(self, body: bytes) -> Round:
-        json_fields.answer_fields(body)
-        self._heard, self._body, self._answer = True, body, msgspec.json.decode(body)
+        json_fields.answer_fields(body)  # its error in its own words, when it is one
+        try:
+            self._answer = msgspec.json.decode(body)
+        except (ValueError, RecursionError):  # below the fields of the top, at which alone it has been looked
+            raise UpstreamFailed("The provider's answer cannot be read.", began=True) from None
+        self._heard, self._body = True, body
         now, choice = self._now, _choice(self._answer)
         now.message = choice["message"] if isinstance(choice.get("message"), dict) else {}
         for piece in _objects(now.message.get("tool_calls")):
@@ -226,11 +230,11 @@ class Rounds:
 
     def answered(self, results: Mapping[str, ToolResult]) -> None:
         now = self._now
-        self._turns.append(_encode(now.turn()))
+        self._turns.append(encoded(now.turn()))
         for call in now.ours():
             result = results[call.id] if object_of(call.arguments) is not None else BROKEN_ARGUMENTS
             content = f"Error: {result.text}" if result.failed else result.text
-            self._turns.append(_encode({"role": "tool", "tool_call_id": call.id, "content": content}))
+            self._turns.append(encoded({"role": "tool", "tool_call_id": call.id, "content": content}))
         if now.theirs():
             return
         self._past.append(self._counted())
@@ -267,9 +271,10 @@ class Rounds:
         theirs = [call.whole() for call in now.theirs()]
         if theirs:
             message["tool_calls"] = theirs
+        usage = answer["usage"] if isinstance(answer.get("usage"), dict) else {}
         answer |= {"choices": [{**choice, "message": message, "finish_reason": self._ending()}]}
-        answer["usage"] = (answer.get("usage") or {}) | _report(self._all_usage())
-        return _encode(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
+        answer["usage"] = usage | _report(self._all_usage())
+        return encoded(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
 
     def closing(self) -> bytes:
         passing, out = self._filter, b""
@@ -305,7 +310,7 @@ class Rounds:
         theirs = self._now.theirs()
         if not theirs or not self._turns:
             return None
-        turns = self._turns if self._now.ours() else [*self._turns, _encode(self._now.turn())]
+        turns = self._turns if self._now.ours() else [*self._turns, encoded(self._now.turn())]
         before = _objects(json_fields.plain(self._fields["messages"]))
         name = digest(account, _shown(before[-1:]), [(each.id, each.name, each.arguments) for each in theirs])
         return name, Kept(NAME, list(map(Raw, turns)))
@@ -533,11 +538,11 @@ def _chunk(event: bytes) -> dict[str, Any] | None:
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(chunk) + b"\n\n"
+    return b"data: " + encoded(chunk) + b"\n\n"
 
 
 def _usage(value: Any) -> TokenUsage | None:
-    return None if value is None else read_usage(Raw(_encode(value)))
+    return None if value is None else read_usage(Raw(encoded(value)))
 
 
 def _report(usage: TokenUsage) -> dict[str, Any]:
