@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -636,6 +637,58 @@ def with_usage(event: bytes, usage: Any) -> bytes:
     document = json.loads(data)
     document.get("message", document)["usage"] = usage
     return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize("odd", [[], ["web_search"], {}, {"a": 1}, 7, True])
+@STREAM
+def test_names_and_reasons_that_are_no_words_belong_to_nobody(stream: bool, odd: Any) -> None:
+    for own in (Turn("Hm.", (call("web_search", {}, "a"),)), Turn("Hm.", (call("web_search", {}, "a"),), finish="odd")):
+        rounds = opened(MESSAGES)
+        old = b'"odd"' if own.finish else b'"web_search"'
+        if stream:
+            for event in toolcalls.message_events(own):
+                rounds.feed(event.replace(old, json.dumps(odd).encode()))
+            round = rounds.ended()
+        else:
+            round = rounds.read(toolcalls.message(own).body.replace(old, json.dumps(odd).encode()))
+        assert len(round.calls) == (own.finish is not None)
+        assert round.theirs == (own.finish is None)
+
+
+def test_citations_that_are_no_list_give_way_to_those_that_come() -> None:
+    rounds = opened(MESSAGES)
+    block = {"type": "text", "text": "", "citations": 7}
+    start = {"type": "content_block_start", "index": 0, "content_block": block}
+    rounds.feed(b"data: " + json.dumps(start).encode() + b"\n\n")
+    rounds.feed(message_delta("citations_delta", citation={"cited_text": "t"}))
+    events = [event.replace(b'"index":0', b'"index":1') for event in MESSAGES[2](Turn("", (call("web_search", {}),)))]
+    for event in events:
+        rounds.feed(event)
+    rounds.answered(results(rounds.ended()))
+    turn = json.loads(rounds.request(output_limit=None, last=False))["messages"][1]
+    assert turn["content"] == [turn["content"][-1]]  # it has no text
+
+
+@BOTH
+@STREAM
+def test_what_can_just_be_read_and_not_be_written_again_is_the_upstreams_failure(way: Way, stream: bool) -> None:
+    for depth in range(sys.getrecursionlimit() - 100, sys.getrecursionlimit()):
+        rounds = opened(way)
+        nested = b'{"deep":' + b"[" * depth + b"]" * depth + b","
+        turn = Turn("Hm.", (call("web_search", {}, "a"),))
+        with suppress(UpstreamFailed):
+            if stream:
+                for event in way[2](turn):
+                    rounds.feed(event.replace(b"{", nested, 1))
+                    rounds.feed(event.replace(b'"arguments"', nested[1:] + b'"arguments"'))
+                    rounds.feed(event.replace(b'"tool_use"', b'"tool_use",' + nested[1:-1]))
+                round = rounds.ended()
+            else:
+                round = rounds.read(way[1](turn).body.replace(b'"function": {', b'"function": ' + nested))
+            if round.calls:
+                rounds.answered(results(round))
+                rounds.request(output_limit=None, last=False)
+            _ = rounds.closing() if stream else rounds.whole()
 
 
 @BOTH

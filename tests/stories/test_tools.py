@@ -506,6 +506,17 @@ async def test_a_later_round_whose_count_is_none_is_charged_by_estimate(
     assert record.input_tokens == answer.json()["usage"]["prompt_tokens"]
 
 
+async def test_a_count_beyond_all_counts_breaks_no_ledger(over_messages: Running, upstream: ScriptedUpstream) -> None:
+    ada = await over_messages.person(usd="1")
+    upstream.script(
+        toolcalls.message(Turn("", (call("a"),), prompt=10**30)), toolcalls.message(Turn("So.", prompt=10**30))
+    )
+    async with working(over_messages, ada, Shelf(a=says("A"))):
+        answer = await over_messages.chat(ROUTER, ada)
+    assert answer.json()["choices"][0]["message"]["content"].strip() == "So."
+    assert answer.json()["usage"]["prompt_tokens"] < 1_000
+
+
 async def test_a_stream_whose_later_round_fails_is_charged_for_what_came(
     gateway: Running, upstream: ScriptedUpstream
 ) -> None:

@@ -21,10 +21,11 @@ from penstock.dialects.rounds import (
     ToolCall,
     appended,
     digest,
+    encoded,
     object_of,
     summed,
 )
-from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens
+from penstock.dialects.usage import TokenUsage, count_of, estimate_delta_tokens, estimate_tokens
 from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 
@@ -33,8 +34,6 @@ PATH = "messages"
 CUT_OFF = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
 MOST_RESTORED = 64  # messages of one request that are looked up: the newest
 GROWING = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}  # delta -> field
-
-_encode = msgspec.json.Encoder().encode
 
 
 class _Block:
@@ -94,7 +93,7 @@ class _Course:
         return block
 
     def is_ours(self, block: Mapping[str, Any]) -> bool:
-        return block.get("type") == "tool_use" and block.get("name") in self._names
+        return block.get("type") == "tool_use" and _text(block.get("name")) in self._names
 
     def ours(self) -> list[dict[str, Any]]:
         return [block for block in self.blocks if self.is_ours(block)]
@@ -106,17 +105,17 @@ class _Course:
         """The message as the upstream is to see it again."""
         blocks = [{**block, "input": _input(block) or {}} if "input" in block else block for block in self.blocks]
         kept = [block for block in blocks if block.get("type") != "text" or block.get("text")]
-        return _encode({"role": "assistant", "content": kept})
+        return encoded({"role": "assistant", "content": kept})
 
     def counted(self) -> TokenUsage | None:
-        read, written, fresh, output = (_count(self.usage.get(name)) for name in COUNTS)
+        read, written, fresh, output = (count_of(self.usage.get(name)) for name in COUNTS)
         if fresh is None or output is None:
             return None
         input = fresh + (read or 0) + (written or 0)
         return TokenUsage(input, output, read or 0, total=input + output, cache_write=written or 0)
 
     def produced(self) -> int:
-        return estimate_tokens(sum(len(_encode(block)) for block in self.blocks))
+        return estimate_tokens(sum(len(encoded(block)) for block in self.blocks))
 
 
 COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens", "input_tokens", "output_tokens")
@@ -160,7 +159,7 @@ class Rounds:
         own = _objects(json_fields.plain(self._fields.get("tools")))
         if not (last and own):
             fields["tools"] = appended(
-                self._fields["tools"] if own else b"[]", [_encode(_definition(tool)) for tool in self._tools]
+                self._fields["tools"] if own else b"[]", [encoded(_definition(tool)) for tool in self._tools]
             )
         if last and not own:  # calls in the conversation need definitions; this one says that there are no more
             fields["tool_choice"] = {"type": "none"}
@@ -211,14 +210,14 @@ class Rounds:
 
     def _outcome(self) -> Round:
         now = self._now
-        calls = [] if now.stop.get("stop_reason") in CUT_OFF else now.ours()
+        calls = [] if _text(now.stop.get("stop_reason")) in CUT_OFF else now.ours()
         told = tuple(ToolCall(_text(call.get("id")), _text(call.get("name")), _input(call)) for call in calls)
         return Round(told, bool(now.theirs()), now.counted(), now.produced(), bool(now.stop))
 
     def answered(self, results: Mapping[str, ToolResult]) -> None:
         now = self._now
         self._turns.append(now.turn())
-        blocks = [_encode(_result(call, results)) for call in now.ours()]
+        blocks = [encoded(_result(call, results)) for call in now.ours()]
         if now.theirs():
             self._pending = blocks
             return
@@ -249,7 +248,7 @@ class Rounds:
         blocks = [*self._shown, *(block for block in now.blocks if not now.is_ours(block))]
         usage = self._answer["usage"] if isinstance(self._answer.get("usage"), dict) else {}
         answer = {**self._answer, "content": blocks, **self._ending(), "usage": {**usage, **self._all_usage()}}
-        return _encode(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
+        return encoded(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
 
     def closing(self) -> bytes:
         passing = self._filter
@@ -372,7 +371,7 @@ class _Filter:
         block = dict(fields["content_block"]) if isinstance(fields.get("content_block"), dict) else {}
         index = _index(fields)
         if block.get("type") == "tool_use":
-            block["input"] = "" if not block.get("input") else _encode(block["input"]).decode()
+            block["input"] = "" if not block.get("input") else encoded(block["input"]).decode()
         self._blocks[index] = self._course.begin(block)
         if self._course.is_ours(block):
             self._indexes[index] = -1
@@ -455,7 +454,7 @@ def _calling(messages: list[dict[str, Any]], account: str) -> Iterator[tuple[int
 
 
 def _calls(blocks: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    return [(_text(each.get("id")), _text(each.get("name")), _encode(_input(each) or {}).decode()) for each in blocks]
+    return [(_text(each.get("id")), _text(each.get("name")), encoded(_input(each) or {}).decode()) for each in blocks]
 
 
 def _said(messages: list[dict[str, Any]]) -> str:
@@ -510,16 +509,12 @@ def _fields(event: bytes) -> dict[str, Any] | None:
 
 
 def _event(kind: str, fields: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields}))
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), encoded({"type": kind, **fields}))
 
 
 def _index(fields: dict[str, Any]) -> int:
     index = fields.get("index")
     return index if isinstance(index, int) else 0
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
