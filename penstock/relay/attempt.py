@@ -267,8 +267,8 @@ class Attempts:
         if answer.status != 200:
             raise await self._refusal(answer)
         _require_plain_text(answer)
-        body = await answer.read(LARGEST_ANSWER)
         try:
+            body = await answer.read(LARGEST_ANSWER)
             return pair.answer(body, wish=wish, label=label)
         except UpstreamFailed as error:  # may be in the upstream's own words
             raise UpstreamFailed(self.redact(error.message), began=True) from None

@@ -24,6 +24,7 @@ from tests.stories.gateway import (
     LLAMA,
     ROUTER,
     TRUST,
+    UPSTREAM_KEY,
     Running,
     events,
     running,
@@ -504,6 +505,17 @@ async def test_a_later_round_whose_count_is_none_is_charged_by_estimate(
     (record,) = await gateway.usage(ada)
     assert (record.ended, record.estimated) == ("answer", True)
     assert record.input_tokens == answer.json()["usage"]["prompt_tokens"]
+
+
+async def test_an_upstreams_words_under_status_200_are_repeated_without_secrets(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    error = Raw(json.dumps({"error": {"message": f"Bad key {UPSTREAM_KEY}."}}).encode())
+    upstream.script(error, toolcalls.chat(Turn("", (call("a"),))), error)
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        answers = [await gateway.chat(ROUTER, ada) for _ in range(2)]
+    assert [answer.json()["error"]["message"] for answer in answers] == ["Bad key [redacted]."] * 2
 
 
 async def test_a_count_beyond_all_counts_breaks_no_ledger(over_messages: Running, upstream: ScriptedUpstream) -> None:
