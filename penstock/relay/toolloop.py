@@ -90,8 +90,12 @@ class Equipped:
     async def run(self, calls: tuple[ToolCall, ...], number: int) -> dict[str, ToolResult]:
         """The results of a round's calls, side by side, by their ids."""
         self.used = True
-        async with asyncio.TaskGroup() as group:
-            tasks = {call.id: group.create_task(self._one(call, number)) for call in calls}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {call.id: group.create_task(self._one(call, number)) for call in calls}
+        finally:  # also when the caller leaves; and once for all of them, for a round may have thousands
+            if self._notes:
+                self.hold.record.tools = msgspec.json.encode(self._notes).decode()
         return {id: task.result() for id, task in tasks.items()}
 
     async def _one(self, call: ToolCall, number: int) -> ToolResult:
@@ -100,7 +104,6 @@ class Equipped:
         result = await self._result(call)
         ms = int((clock.monotonic() - started_s) * 1000)
         self._notes.append(Note(call.name, number, ms, not result.failed, len(result.text.encode("utf-8", "replace"))))
-        self.hold.record.tools = msgspec.json.encode(self._notes).decode()
         return result
 
     async def _result(self, call: ToolCall) -> ToolResult:
@@ -212,11 +215,11 @@ class ToolLoop:
         """What of the events goes on to the caller. What does not has to be paid as well: here, and in its turn."""
         if self._hidden and not await self._paid():
             return self._out_of_money()
-        out = b""
+        out: list[bytes] = []
         while self._events and not self._hidden:
             passing, self._hidden = self._rounds.feed(self._events.popleft())
-            out += passing
-        return out
+            out.append(passing)
+        return b"".join(out)
 
     async def _paid(self) -> bool:
         """Whether what the caller does not see is covered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ from tests.toolcalls import Turn, call
 from tests.upstream import Hang, Raw, Refusal, ScriptedUpstream
 
 INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
+MANY = 20_000
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -449,6 +451,21 @@ async def test_rounds_that_nobody_counted_are_charged_by_estimate(gateway: Runni
     assert record.estimated
     assert 1_000 < record.input_tokens < 1_500
     assert 0 < record.output_tokens < 30
+
+
+async def test_a_round_of_very_many_calls_takes_a_time_like_their_number(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="100")
+    many = Turn("", tuple(call("a", "{", f"c{number}") for number in range(MANY)))
+    upstream.script(toolcalls.chat_stream(many), toolcalls.chat_stream(Turn("So.")))
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        began_s = time.process_time()
+        answer = await gateway.chat(ROUTER, ada, stream=True)
+        assert time.process_time() - began_s < 20  # five or so; when each call wrote all notes again, 35
+    assert stream_of(answer)[0] == "So."
+    (record,) = await gateway.usage(ada)
+    assert len(record.tools) == MANY
 
 
 # Endings.
