@@ -552,7 +552,8 @@ class _Connection(asyncio.Protocol):
             self.transport.abort()
 
     def check(self, now: float, limits: Timeouts) -> None:
-        """Enforce the limits. Silence while we do not let the upstream speak is not the upstream's."""
+        """Enforce the limits. Silence while we do not let the upstream speak is not the upstream's. An answer begins
+        with its head: who has said no more than 100 or 103 has only said that there will be one."""
         if self._active or self._paused:
             self._active = False
             self._quiet_since = now
@@ -563,9 +564,9 @@ class _Connection(asyncio.Protocol):
                 self.drop()
         elif now - self._started > limits.total_s:
             self._give_up(answer, UpstreamTimeout("The provider took too long in all.", began=answer._began))
-        elif not answer._began and quiet_s > limits.first_byte_s:
-            self._give_up(answer, UpstreamTimeout("The provider did not begin to answer in time."))
-        elif answer._began and quiet_s > limits.idle_s:
+        elif not answer.status and quiet_s > limits.first_byte_s:
+            self._give_up(answer, UpstreamTimeout("The provider did not begin to answer in time.", began=answer._began))
+        elif answer.status and quiet_s > limits.idle_s:
             self._give_up(answer, UpstreamTimeout("The provider fell silent in its answer.", began=True))
 
     def _give_up(self, answer: Response, error: UpstreamError) -> None:

@@ -648,6 +648,38 @@ async def test_no_first_byte_in_time_is_a_time_out_that_had_not_begun() -> None:
         await server.gone.wait()
 
 
+@pytest.mark.parametrize("word", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"])
+async def test_a_word_before_the_answer_is_not_its_beginning(word: bytes) -> None:
+    ready = asyncio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(word)
+        await ready.wait()
+        await wire.send(OK)
+
+    patient = Timeouts(first_byte_s=60, idle_s=0.1)
+    async with serving(script) as server, calling(server, timeouts=patient) as client:
+        asking = asyncio.create_task(ask(client))
+        await until(lambda: any(each.answer._began for each in client._all if each.answer))
+        [connection] = client._all
+        now = asyncio.get_running_loop().time()
+        connection.check(now, patient)
+        connection.check(now + 50, patient)
+        ready.set()
+        assert await asking == b"ok"
+
+
+async def test_no_answer_in_time_after_a_word_before_it_is_a_time_out() -> None:
+    async with (
+        serving(answering(b"HTTP/1.1 100 Continue\r\n\r\n")) as server,
+        calling(server, timeouts=Timeouts(first_byte_s=0.1)) as client,
+    ):
+        with pytest.raises(UpstreamTimeout, match="did not begin"):
+            await post(client)
+        await server.gone.wait()
+
+
 async def test_silence_in_the_middle_is_a_time_out_after_what_had_come() -> None:
     async with serving(answering(STREAM + b"2\r\nok\r\n")) as server, calling(server, timeouts=HASTY) as client:
         answer = await post(client)
