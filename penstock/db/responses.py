@@ -51,15 +51,17 @@ CHAIN = Statement(
     .order_by(_links.c.age.desc()),
     "account", "response", "now", "most",
 )  # fmt: skip
-BY_ITEMS = Statement(
-    select(response_items.c.item_id, responses.c.answer)
-    .join(responses, (_c.account_id == response_items.c.account_id) & (_c.id == response_items.c.response_id))
-    .where(
-        response_items.c.account_id == bindparam("account"),
-        any_of(response_items.c.item_id, "items"),
-        _c.expires_ms > bindparam("now"),
+HOLDERS = Statement(
+    select(response_items.c.item_id, response_items.c.response_id).where(
+        response_items.c.account_id == bindparam("account"), any_of(response_items.c.item_id, "items")
     ),
-    "account", "items", "now",
+    "account", "items",
+)  # fmt: skip
+ANSWER = Statement(
+    select(_c.answer).where(
+        _c.account_id == bindparam("account"), _c.id == bindparam("response"), _c.expires_ms > bindparam("now")
+    ),
+    "account", "response", "now",
 )  # fmt: skip
 FORGET = Statement(
     delete(responses).where(_c.account_id == bindparam("account"), _c.id == bindparam("response")),
@@ -133,10 +135,19 @@ def find(account: str, response: str, now_ms: int) -> Program[KeptResponse | Non
     return KeptResponse(*rows[0]) if rows else None
 
 
-def answers_with(account: str, items: Sequence[str], now_ms: int) -> Program[dict[str, str]]:
-    """Of each of these items that is kept: the answer (JSON) that it is in."""
-    rows = yield from fetch(BY_ITEMS, account, sorted(set(items)), now_ms)
-    return {row[0]: row[1] for row in rows}
+def holders(account: str, items: Sequence[str]) -> Program[dict[str, list[str]]]:
+    """In which responses these items are, those of them that are kept: by a response's id the ids of its items."""
+    rows = yield from fetch(HOLDERS, account, sorted(set(items)))
+    found: dict[str, list[str]] = {}
+    for item, response in rows:
+        found.setdefault(response, []).append(item)
+    return found
+
+
+def answer_of(account: str, response: str, now_ms: int) -> Program[str | None]:
+    """The answer (JSON) of a response that is kept, without what it was an answer to."""
+    rows = yield from fetch(ANSWER, account, response, now_ms)
+    return str(rows[0][0]) if rows else None
 
 
 def drop(account: str, response: str, now_ms: int) -> Program[bool]:

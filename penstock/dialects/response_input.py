@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from msgspec import Raw, json
@@ -58,9 +58,23 @@ def output_of(answer: str) -> list[Raw]:
     return _ITEMS.decode(json_fields.split(answer.encode()).get("output", Raw(b"[]")))
 
 
-def item_named(answer: str, id: str) -> Raw | None:
-    """The item of that id in the output of a response (JSON)."""
-    return next((item for item in output_of(answer) if plain(json_fields.split(bytes(item)).get("id")) == id), None)
+def items_named(answer: str, ids: Collection[str]) -> dict[str, Raw]:
+    """The items of these ids in the output of a response (JSON). They are copies, which keep nothing else of it."""
+    wanted, found = frozenset(ids), dict[str, Raw]()
+    for item in output_of(answer):
+        id = _id_of(item)
+        if id in wanted and id not in found:
+            found[id] = item.copy()
+    return found
+
+
+def _id_of(item: Raw) -> str:
+    """The id of an item; empty when it has none."""
+    try:
+        id = plain(json_fields.split(item).get("id"))
+    except (ValueError, RecursionError):  # it is no object: an upstream may say what it likes
+        return ""
+    return id if isinstance(id, str) else ""
 
 
 def response_in(last: bytes) -> Mapping[str, Raw] | None:

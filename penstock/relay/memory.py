@@ -8,7 +8,7 @@ be continued. Upstreams remember nothing: the conversation goes to whichever ser
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from msgspec import Raw
@@ -16,13 +16,13 @@ from msgspec import Raw
 from penstock.access import Caller
 from penstock.clock import Clock
 from penstock.config import ResponseSettings
-from penstock.db.responses import KeptResponse, answers_with, conversation, keep
+from penstock.db.responses import KeptResponse, answer_of, conversation, holders, keep
 from penstock.db.store import Store
 from penstock.dialects import json_fields
 from penstock.dialects.response_input import (
     is_id,
     item_ids,
-    item_named,
+    items_named,
     items_of,
     output_of,
     reference_in,
@@ -90,12 +90,12 @@ class ResponseMemory:
         if not before and self._own == own:
             return body
         items = [*before, *self._own]
-        self._require_room(items)  # before they are put together: one item may be named any number of times
+        self._require_room(_size(items))  # before they are put together: one item may be named any number of times
         return json_fields.join({**fields, "input": items})
 
-    def _require_room(self, items: list[Raw]) -> None:
+    def _require_room(self, size_bytes: int) -> None:
         most = self._conversations.most_body_bytes
-        if sum(len(bytes(item)) for item in items) > most:
+        if size_bytes > most:
             raise InvalidRequest(
                 f"With what it continues the request has more than {most} bytes.",
                 param="previous_response_id",
@@ -137,13 +137,25 @@ class ResponseMemory:
         if all(name is None for name in names):
             return items
         wanted = [name for name in names if name is not None and is_id(name)]
-        read = answers_with(account, wanted, self._conversations.clock.now_ms())
-        answers = await self._conversations.store.read(read)
-        found = {name: item_named(answer, name) for name, answer in answers.items()}
+        found = await self._named(account, wanted)
         return [
             item if name is None else _found(found.get(name), name, place)
             for place, (item, name) in enumerate(zip(items, names, strict=True))
         ]
+
+    async def _named(self, account: str, names: list[str]) -> dict[str, Raw]:
+        """The items of these names that are kept. Answers are read one by one, each once: a question of a few bytes
+        may name all that an account has."""
+        store, now_ms = self._conversations.store, self._conversations.clock.now_ms()
+        found: dict[str, Raw] = {}
+        size_bytes = 0
+        for response, items in (await store.read(holders(account, names))).items():
+            answer = await store.read(answer_of(account, response, now_ms))
+            here = items_named(answer, items) if answer is not None else {}
+            size_bytes += _size(here.values())
+            self._require_room(size_bytes)
+            found |= here
+        return found
 
     def _kept(self, account: str, response: Any) -> KeptResponse:
         input, answer = json_fields.join(self._own).decode(), json_fields.join(response).decode()
@@ -164,6 +176,10 @@ def _found(item: Raw | None, name: str, place: int) -> Raw:
     if item is None:
         raise InvalidRequest(f"Item with id '{name[:100]}' not found.", param=f"input[{place}]", code="item_not_found")
     return item
+
+
+def _size(items: Iterable[Raw]) -> int:
+    return sum(map(len, items))
 
 
 def _last(ids: Sequence[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -289,6 +290,66 @@ async def test_an_answer_is_delivered_whatever_its_items_are_called(
     assert answer.status_code == 200
     assert await gateway.nano(ada) == 1_000_000_000 - IN - OUT
     assert (await gateway.get(f"{ROUTER}/responses/{answer.json()['id']}", ada)).status_code == 200
+
+
+async def keep_items(gateway: Running, person: Person, name: str, count: int, text: str = "x") -> list[Any]:
+    """Keep a response with so many items; a reference to each of them."""
+    ids = [f"msg_{name}_{number}" for number in range(count)]
+    said = [{"type": "message", "role": "assistant", "id": id, "content": text} for id in ids]
+    answer = json.dumps({"id": f"resp_{name}", "status": "completed", "output": said})
+    now_ms = gateway.office.clock.now_ms()
+    kept = KeptResponse(
+        person.account, f"resp_{name}", None, "[]", answer, len(answer), now_ms, expires_ms=now_ms + 60_000
+    )
+    await gateway.office.store.write(keep(kept, items=ids, ancestors=[]))
+    return [{"type": "item_reference", "id": id} for id in ids]
+
+
+@over("openai_chat")
+async def test_many_items_of_one_answer_take_the_room_of_one(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="9")
+    named = await keep_items(gateway, ada, "1", 500, "x" * 2_000)
+    assert (await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": "x"})).status_code == 200
+    tracemalloc.start()
+    try:
+        answered = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": named, "store": False})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answered.status_code == 200
+    assert [each["content"] for each in upstream.requests[1].json["messages"]] == ["x" * 2_000] * 500
+    assert peak < 50_000_000  # the upstream and its record of the request are among it; and not 500 times the answer
+
+
+@over("openai_chat")
+async def test_many_items_of_one_answer_take_time_in_proportion(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada = await gateway.person(usd="9")
+    named = await keep_items(gateway, ada, "1", 4_000)
+    began_s = time.process_time()
+    answered = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": named})
+    assert answered.status_code == 200
+    assert len(upstream.requests[0].json["messages"]) == 4_000
+    assert time.process_time() - began_s < 5  # and not twenty
+
+
+@over("openai_chat")
+async def test_items_of_many_answers_are_found_and_too_much_is_refused(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str
+) -> None:
+    ada, bob = await gateway.person(usd="9"), await gateway.person(usd="9")
+    small = [reference for name in "abc" for reference in await keep_items(gateway, ada, name, 2, name)]
+    answered = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": small[::-1]})
+    assert answered.status_code == 200
+    assert [each["content"] for each in upstream.requests[0].json["messages"]] == ["c", "c", "b", "b", "a", "a"]
+    large = [reference for name in "de" for reference in await keep_items(gateway, ada, name, 1, "x" * 12_000_000)]
+    refused = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": large})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    absent = await gateway.post(f"{ROUTER}/responses", bob, body={"model": LLAMA, "input": small})
+    assert (absent.status_code, absent.json()["error"]["code"]) == (400, "item_not_found")
 
 
 @over("openai_chat")
