@@ -182,8 +182,8 @@ class Connection(asyncio.Protocol):
         self._unread = unread
 
     def _longest_s(self) -> float:
-        """How long what is going on now may take."""
-        if self._reading:
+        """How long what is going on now may take. What waits its turn is not read, and so not late."""
+        if self._reading and not self._queue:
             in_body = self._arriving is not None and not self._arriving.complete
             return LONGEST_READ_S if in_body else min(LONGEST_HEAD_S, LONGEST_READ_S)
         return LONGEST_IDLE_S if self._current is None else math.inf
@@ -246,6 +246,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._current = self._queue.popleft()
             if not self._queue:
+                self._since_s = self.loop.time()
                 self.transport.resume_reading()
         else:
             self._current = None

@@ -187,6 +187,46 @@ async def test_nonsense_behind_a_question_does_not_spoil_its_answer(
     assert (await the_record(gateway, ada)).ended == "answer"
 
 
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("late", ["body", "head"])
+async def test_who_waits_his_turn_is_not_late(gateway: Running, upstream: ScriptedUpstream, late: str) -> None:
+    ada = await gateway.person(usd="1")
+    held = Stream(tokens=4, hold_after=2)
+    upstream.script(held)
+    question = request(ROUTER, ada)
+    head = question.index(b"\r\n\r\n") + 4
+    async with line(gateway) as caller:
+        await caller.ask(ROUTER, ada, stream=True)
+        assert (await caller.head()).status == 200
+        first = await caller.event()
+        if late == "body":  # in a packet of its own, which is not read for the time being
+            await caller.send(question[:head])
+            rest = question[head:]
+        else:  # in the packet of a question that waits
+            await caller.send(question + question[:20])
+            rest = question[20:]
+        await asyncio.sleep(3 * HASTE_S)  # longer than a request may take to arrive
+        await caller.send(rest)
+        held.resume.set()
+        events = [first, *await caller.events()]
+        assert events[-1] == b"data: [DONE]\n\n"
+        for _ in range(1 if late == "body" else 2):
+            assert (await caller.head()).status == 200
+            await caller.body()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_whose_turn_it_is_has_to_go_on(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    question = request(ROUTER, ada)
+    async with line(gateway) as caller:
+        await caller.send(question + question[:-20])
+        assert (await caller.head()).status == 200
+        await caller.body()
+        assert await caller.closed()
+    assert len(upstream.requests) == len(await gateway.usage(ada)) == 1
+
+
 async def test_nonsense_behind_a_plain_question_is_not_its_answer(gateway: Running, upstream: ScriptedUpstream) -> None:
     ada = await gateway.person(usd="1")
     async with line(gateway) as caller:
