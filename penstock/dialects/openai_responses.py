@@ -421,9 +421,9 @@ class ResponseStream:
             self._progress.next_number = max(self._progress.next_number, (seen.sequence_number or 0) + 1)
             if seen.response:
                 return self._about_response(event, seen, json_fields.split(data))
+            return Step(event, self._about_item(seen))
         except (ValueError, RecursionError):
             return Step(event, estimate_tokens(len(data)))
-        return Step(event, self._about_item(seen))
 
     def run(self, block: bytes, start: int) -> tuple[bytes, int, int]:
         """Nothing is cut short here."""
@@ -484,18 +484,20 @@ class ResponseStream:
         return Step(sse.with_data(event, json_fields.join(renamed)), usage=usage)
 
     def _about_item(self, seen: _Event) -> int:
-        """Tokens in an event about an item of the output; `Progress` is told of it."""
+        """Tokens in an event about an item of the output; `Progress` is told of it. ValueError for an item that is done
+        and cannot be read."""
         index = seen.output_index
         if index is None:
             return 0
+        done = _ITEM.decode(seen.item) if seen.type == "response.output_item.done" else None
         place = seen.summary_index if seen.content_index is None else seen.content_index
         delta = seen.delta if isinstance(seen.delta, str) else None
         self._progress.saw(seen.type, index, place or 0, delta, seen.part or seen.item)
         if seen.type.endswith(".delta"):
             self._counted.add(index)
             return estimate_delta_tokens(_size(delta))
-        if seen.type == "response.output_item.done" and index not in self._counted and seen.item:
-            return estimate_tokens(len(bytes(seen.item))) if _ITEM.decode(seen.item).type in _COUNTED_WHOLE else 0
+        if done is not None and done.type in _COUNTED_WHOLE and index not in self._counted:
+            return estimate_tokens(len(bytes(seen.item)))
         return 0
 
     def _failed(self, event: bytes, fields: Fields) -> Step:

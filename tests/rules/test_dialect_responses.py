@@ -263,6 +263,24 @@ def test_an_item_that_comes_whole_is_counted() -> None:
     assert stream.feed(event("response.output_item.done", output_index=1, item=image)).produced == 0
 
 
+DEEP = b'{"content":' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+
+
+@pytest.mark.parametrize("item", [b"null", b"3", b"[]", b'{"type":["message"]}', b"", DEEP])
+def test_an_item_that_is_none_passes_counted_by_its_size_and_the_one_that_is_open_is_ended(item: bytes) -> None:
+    stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+    out = b"".join(stream.feed(each).out for each in transcript()[:6])
+    field = b',"item":' + item if item else b""
+    odd = b'data: {"type":"response.output_item.done","output_index":0' + field + b"}\n\n"
+    step = stream.feed(odd)
+    assert (step.out, step.produced > 0) == (odd, True)
+    stream.feed(transcript()[6])
+    out += stream.final_chunk(finish_reason="length", reason="insufficient_balance") + stream.terminator()
+    events = load(out)
+    _each_item_is_ended(events)
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "a b"
+
+
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
