@@ -370,14 +370,23 @@ class _Event(Struct, gc=False):
     output_index: int | None = None
     content_index: int | None = None
     summary_index: int | None = None
+    item_id: Any = None
     delta: Any = None
     item: Raw = _NOTHING
     part: Raw = _NOTHING
     response: Raw = _NOTHING
 
 
+class _Done(Struct, gc=False):
+    """An item that is done."""
+
+    type: str | None = None
+    id: Any = None
+    call_id: Any = None
+
+
 _EVENT = json.Decoder(_Event)
-_ITEM = json.Decoder(_Format)
+_ITEM = json.Decoder(_Done)
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _ENDED_BADLY = frozenset({"response.failed", "error"})
 _COUNTED_WHOLE = frozenset({"message", "function_call", "custom_tool_call"})
@@ -396,7 +405,7 @@ class ResponseStream:
         self._wish = wish
         self._label = label
         self._progress = Progress()
-        self._counted: set[int] = set()  # items whose deltas have been counted
+        self._counted: set[int | str | None] = set()  # items whose deltas have been counted, by place or by name
         self._response: dict[str, Any] | None = None  # as it was last seen
         self._last: tuple[str, dict[str, Any]] | None = None  # the upstream's own end: the event's fields
         self._usage: TokenUsage | None = None
@@ -486,19 +495,27 @@ class ResponseStream:
     def _about_item(self, seen: _Event) -> int:
         """Tokens in an event about an item of the output; `Progress` is told of it. ValueError for an item that is done
         and cannot be read."""
-        index = seen.output_index
-        if index is None:
-            return 0
         done = _ITEM.decode(seen.item) if seen.type == "response.output_item.done" else None
+        name = seen.item_id if done is None else done.id or done.call_id
+        name = name if isinstance(name, str) and name else None
+        index = self._place(seen.type, name) if seen.output_index is None else seen.output_index
         place = seen.summary_index if seen.content_index is None else seen.content_index
         delta = seen.delta if isinstance(seen.delta, str) else None
-        self._progress.saw(seen.type, index, place or 0, delta, seen.part or seen.item)
+        if index is not None:
+            self._progress.saw(seen.type, index, place or 0, delta, seen.part or seen.item)
         if seen.type.endswith(".delta"):
-            self._counted.add(index)
+            self._counted.add(name if index is None else index)
             return estimate_delta_tokens(_size(delta))
-        if done is not None and done.type in _COUNTED_WHOLE and index not in self._counted:
+        if done is not None and done.type in _COUNTED_WHOLE and self._counted.isdisjoint((index, name)):
             return estimate_tokens(len(bytes(seen.item)))
         return 0
+
+    def _place(self, type: str, name: str | None) -> int | None:
+        """The place of the item that an event without one is about. None when no item of that name is open."""
+        if type == "response.output_item.added":
+            return self._progress.next_index
+        index = self._progress.place_of(name)
+        return self._progress.next_index if index is None and type == "response.output_item.done" else index
 
     def _failed(self, event: bytes, fields: Fields) -> Step:
         """An event by which the upstream says that it failed; or one that has no type at all."""

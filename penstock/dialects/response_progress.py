@@ -76,7 +76,7 @@ class _Item:
 class Progress:
     """One streamed response. `next_number` is the sequence number that the next event of ours gets."""
 
-    __slots__ = ("_finished", "_marked", "_open", "_undo", "next_number")
+    __slots__ = ("_finished", "_marked", "_open", "_places", "_undo", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 0
@@ -84,6 +84,7 @@ class Progress:
         self._undo: list[Callable[[], object]] = []
         self._open: dict[int, _Item] = {}
         self._finished: dict[int, Any] = {}
+        self._places: dict[str, int] = {}  # of items that an upstream has begun, by name
 
     def __repr__(self) -> str:
         return f"Progress({len(self._finished)} items finished, {len(self._open)} open, next is {self.next_number})"
@@ -110,7 +111,7 @@ class Progress:
             self._undo.pop()()
         self.next_number = self._marked
 
-    def put(self, where: dict[int, Any], place: int, value: Any) -> None:
+    def put(self, where: dict[Any, Any], place: int | str, value: Any) -> None:
         """Set `where[place]`, or drop it when the value is `_ABSENT`; may be taken back."""
         self._undo.append(partial(_restore, where, place, where.get(place, _ABSENT)))
         _restore(where, place, value)
@@ -122,16 +123,23 @@ class Progress:
 
     # Events that an upstream wrote.
 
+    def place_of(self, name: str | None) -> int | None:
+        """Where the open item of this name is; without a name, the one that was begun last. None when there is none."""
+        return next(reversed(self._open), None) if name is None else self._places.get(name)
+
     def saw(self, type: str, index: int, place: int, delta: str | None, value: Raw) -> None:
         """An event about the item at `index` has passed; `place` is that of a part in it, `value` the item or part."""
+        item = self._open.get(index)
         if type == "response.output_item.done":
+            self._name(item, _ABSENT)
             self.put(self._open, index, _ABSENT)
             self.put(self._finished, index, value)
             return
         if type == "response.output_item.added":
-            self.put(self._open, index, _Item(_object(value)))
+            item = _Item(_object(value))
+            self._name(item, index)
+            self.put(self._open, index, item)
             return
-        item = self._open.get(index)
         if item is None:
             return
         if delta is not None and type in _DELTAS:
@@ -140,6 +148,12 @@ class Progress:
             self.put(_parts_of(item, type), place, _Part(_object(value)))
         elif type in ("response.content_part.done", "response.reasoning_summary_part.done"):
             self.put(_parts_of(item, type), place, _Part(_object(value), closed=True))
+
+    def _name(self, item: _Item | None, place: Any) -> None:
+        """Note where an item is by what an upstream calls it in the events about it."""
+        name = item and _name_of(item.value)
+        if isinstance(name, str) and name:
+            self.put(self._places, name, place)
 
     def _grow(self, item: _Item, type: str, place: int, delta: str) -> None:
         if type in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
@@ -217,7 +231,7 @@ class Progress:
     def end(self, index: int, status: str) -> bytes:
         """The events that end an open item, its parts first. `status` is `completed` or `incomplete`."""
         item = self._open[index]
-        where = {"item_id": item.value.get("id"), "output_index": index}
+        where = {"item_id": _name_of(item.value), "output_index": index}
         out = [
             self._end_part(part, {**where, place_name: place})
             for place_name in ("summary_index", "content_index")
@@ -251,7 +265,7 @@ class Progress:
         return text_done + self.event(f"response.{group}.done", **where, part=whole)
 
 
-def _restore(where: dict[int, Any], place: int, value: Any) -> None:
+def _restore(where: dict[Any, Any], place: int | str, value: Any) -> None:
     if value is _ABSENT:
         where.pop(place, None)
     else:
@@ -260,6 +274,11 @@ def _restore(where: dict[int, Any], place: int, value: Any) -> None:
 
 def _parts_of(item: _Item, type: str) -> dict[int, _Part]:
     return item.summary if "reasoning_summary" in type else item.content
+
+
+def _name_of(item: dict[str, Any]) -> Any:
+    """What the events about an item call it: of a call that has no id, as llama.cpp's have none, its `call_id`."""
+    return item.get("id") or item.get("call_id")
 
 
 def _kind(value: dict[str, Any]) -> str:

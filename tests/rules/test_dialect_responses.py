@@ -263,6 +263,71 @@ def test_an_item_that_comes_whole_is_counted() -> None:
     assert stream.feed(event("response.output_item.done", output_index=1, item=image)).produced == 0
 
 
+def terse() -> list[bytes]:
+    """A response as llama.cpp's server streams it: no event has a number or says where its item is, calls have no id."""
+    text: dict[str, Any] = {"type": "output_text", "text": ""}
+    thought: dict[str, Any] = {"id": "rs_1", "type": "reasoning", "summary": [], "content": [], "encrypted_content": ""}
+    said: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
+    calls = [{"type": "function_call", "call_id": f"fc_{number}", "name": "f", "arguments": ""} for number in (1, 2)]
+    grown = "response.function_call_arguments.delta"
+    return [
+        event("response.created", response={"id": "resp_1", "object": "response", "status": "in_progress"}),
+        event("response.output_item.added", item=thought),
+        event("response.reasoning_text.delta", item_id="rs_1", delta="hm"),
+        event("response.output_item.added", item=said),
+        event("response.content_part.added", item_id="msg_1", part=text),
+        *[event("response.output_text.delta", item_id="msg_1", delta=word) for word in ("a", " b")],
+        event("response.output_item.added", item=calls[0]),
+        event("response.output_item.added", item=calls[1]),
+        *[event(grown, item_id=id, delta=more) for id, more in (("fc_1", "{"), ("fc_2", "{}"), ("fc_1", "}"))],
+        event("response.output_item.done", item=thought | {"content": [{"type": "reasoning_text", "text": "hm"}]}),
+        event("response.output_text.done", item_id="msg_1", text="a b"),
+        event("response.content_part.done", item_id="msg_1", part=text | {"text": "a b"}),
+        event("response.output_item.done", item=said | {"content": [text | {"text": "a b"}]}),
+        *[event("response.output_item.done", item=call | {"arguments": "{}"}) for call in calls],
+        event("response.completed", response={"id": "resp_1", "status": "completed", "output": []}),
+    ]
+
+
+def test_deltas_count_where_no_event_says_where_its_item_is() -> None:
+    stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+    steps = [stream.feed(each) for each in terse()]
+    assert [step.out for step in steps[1:-1]] == terse()[1:-1]
+    assert [step.produced for step in steps] == [0, 0, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("count", range(1, len(terse())))
+def test_such_a_stream_is_ended_in_order_after_any_event(count: int) -> None:
+    stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+    given_events = [json.loads(sse.data(stream.feed(each).out) or b"") for each in terse()[:count]]
+    stream.feed(event("response.output_text.delta", item_id="msg_1", delta="unpaid"))
+    out = stream.final_chunk(finish_reason="length", reason="insufficient_balance") + stream.terminator()
+    ours = [json.loads(sse.data(each) or b"") for each in sse.events(out)]
+    begun, ended = (
+        [each for each in given_events + ours if each["type"] == f"response.output_item.{what}"]
+        for what in ("added", "done")
+    )
+    output = ours[-1]["response"]["output"]
+    assert len(begun) == len(ended) == len(output)
+    assert [each["type"] for each in output] == [each["item"]["type"] for each in begun]
+    assert b"unpaid" not in out
+    if count == 12:
+        assert [each.get("arguments") for each in output] == [None, None, "{}", "{}"]
+        assert output[1]["content"][0]["text"] == "a b"
+        assert {each["item_id"] for each in ours if each["type"].endswith("arguments.done")} == {"fc_1", "fc_2"}
+
+
+def test_deltas_of_an_item_that_nobody_has_heard_of_count_once() -> None:
+    call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "x" * 100}
+    for named in ({"item_id": "fc_1"}, {"item_id": ""}, {"item_id": 3}, {}):
+        stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+        delta = event("response.function_call_arguments.delta", **named, delta="x" * 100)
+        assert stream.feed(delta).produced == 25
+        item = call if "fc_1" in named.values() else {**call, "id": None, "call_id": None}
+        assert stream.feed(event("response.output_item.done", item=item)).produced == 0
+        assert stream.feed(event("response.output_item.done", item={**call, "id": "fc_2"})).produced > 30
+
+
 DEEP = b'{"content":' + b"[" * 5_000 + b"]" * 5_000 + b"}"
 
 
@@ -290,6 +355,7 @@ TYPES = ["response.created", "response.completed", "response.failed", "error", "
 TYPES += ["response.content_part.added", "response.output_text.delta", "response.output_item.done", "response.queued"]
 NAMES = [
     "output_index",
+    "item_id",
     "content_index",
     "summary_index",
     "delta",

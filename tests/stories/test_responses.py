@@ -30,6 +30,7 @@ from tests.stories.gateway import (
 )
 from tests.upstream import Plain, Raw, Refusal, ScriptedUpstream, Stream
 from tests.upstream_responses import UPSTREAM_ID, Answered, Events, Streamed, chunk
+from tests.upstream_responses import sse as event
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 FILED = {"type": "input_image", "file_id": "file_1"}
@@ -498,6 +499,30 @@ async def test_a_stream_ends_validly_where_the_money_does(
     assert (record.ended, record.uncollected) == ("money", 0)
     assert final.usage is not None
     assert (await gateway.nano(ada)) == 500_000 - record.amount
+
+
+@over("openai_responses")
+async def test_nobody_reads_for_nothing_where_events_do_not_say_where_their_item_is(
+    gateway: Running, upstream: ScriptedUpstream
+) -> None:
+    """llama.cpp's server writes them so."""
+    ada = await gateway.person(usd="0.0005")
+    item = {"type": "message", "id": "msg_1", "status": "in_progress", "role": "assistant", "content": []}
+    begun = [
+        event("response.created", response={"id": "resp_1", "object": "response", "status": "in_progress"}),
+        event("response.output_item.added", item=item),
+        event("response.content_part.added", item_id="msg_1", part={"type": "output_text", "text": ""}),
+    ]
+    word = event("response.output_text.delta", item_id="msg_1", delta=" word")
+    upstream.script(Events([*begun, *[word] * 2_000]))
+    events = await _events(gateway, ada)
+    deltas = [each for each in events if each["type"] == "response.output_text.delta"]
+    final = events[-1]["response"]
+    assert final["penstock"] == {"reason": "insufficient_balance"}
+    assert final["output"][0]["content"][0]["text"] == " word" * len(deltas)
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.output_tokens, record.uncollected) == ("money", len(deltas), 0)
+    assert 0 < len(deltas) <= 500_000 // OUT
 
 
 async def test_a_broken_stream_says_so_in_its_own_words_and_fails(
