@@ -74,13 +74,15 @@ class _Item:
 
 
 class Progress:
-    """One streamed response. `next_number` is the sequence number that the next event of ours gets."""
+    """One streamed response. `next_number` is the sequence number that the next event of ours gets, `next_index` the
+    place of the next item of the output."""
 
-    __slots__ = ("_finished", "_marked", "_open", "_places", "_undo", "next_number")
+    __slots__ = ("_finished", "_marked", "_open", "_places", "_undo", "next_index", "next_number")
 
     def __init__(self) -> None:
         self.next_number = 0
-        self._marked = 0
+        self.next_index = 0
+        self._marked = 0, 0
         self._undo: list[Callable[[], object]] = []
         self._open: dict[int, _Item] = {}
         self._finished: dict[int, Any] = {}
@@ -88,11 +90,6 @@ class Progress:
 
     def __repr__(self) -> str:
         return f"Progress({len(self._finished)} items finished, {len(self._open)} open, next is {self.next_number})"
-
-    @property
-    def next_index(self) -> int:
-        """Where the next item of the output goes."""
-        return max((*self._open, *self._finished), default=-1) + 1
 
     def output(self) -> list[Any]:
         """The items that are finished, in their order."""
@@ -103,13 +100,13 @@ class Progress:
     def mark(self) -> None:
         """What happens from now on may be taken back."""
         self._undo.clear()
-        self._marked = self.next_number
+        self._marked = self.next_number, self.next_index
 
     def take_back(self) -> None:
         """Be as at the last `mark`."""
         while self._undo:
             self._undo.pop()()
-        self.next_number = self._marked
+        self.next_number, self.next_index = self._marked
 
     def put(self, where: dict[Any, Any], place: int | str, value: Any) -> None:
         """Set `where[place]`, or drop it when the value is `_ABSENT`; may be taken back."""
@@ -132,12 +129,14 @@ class Progress:
         item = self._open.get(index)
         if type == "response.output_item.done":
             self._name(item, _ABSENT)
+            self._take_place(index)
             self.put(self._open, index, _ABSENT)
             self.put(self._finished, index, value)
             return
         if type == "response.output_item.added":
             item = _Item(_object(value))
             self._name(item, index)
+            self._take_place(index)
             self.put(self._open, index, item)
             return
         if item is None:
@@ -148,6 +147,9 @@ class Progress:
             self.put(_parts_of(item, type), place, _Part(_object(value)))
         elif type in ("response.content_part.done", "response.reasoning_summary_part.done"):
             self.put(_parts_of(item, type), place, _Part(_object(value), closed=True))
+
+    def _take_place(self, index: int) -> None:
+        self.next_index = max(self.next_index, index + 1)
 
     def _name(self, item: _Item | None, place: Any) -> None:
         """Note where an item is by what an upstream calls it in the events about it."""
@@ -174,6 +176,7 @@ class Progress:
     def begin(self, item: dict[str, Any]) -> tuple[int, bytes]:
         """`(its place in the output, the event)` of an item that begins."""
         index = self.next_index
+        self._take_place(index)
         self.put(self._open, index, _Item(item))
         return index, self.event("response.output_item.added", output_index=index, item=item)
 

@@ -545,6 +545,23 @@ def test_calls_that_grow_together_come_out_whole_one_after_the_other(drawn: tupl
     assert message_of(play(opened(), [*events, chunk({}, "tool_calls"), DONE]))["content"] == blocks
 
 
+@given(
+    st.lists(st.text('{}"\\\\,:a1 \\n[]', min_size=1, max_size=6) | st.sampled_from(['{"a":', '"}', "{}"]), max_size=8)
+)
+def test_a_call_ends_as_soon_as_its_input_is_an_object(texts: list[str]) -> None:
+    stream = opened()
+    stream.feed(calls(piece(0, "", "t1", "look"), piece(1, "", "t2", "look")))
+    for count, more in enumerate(texts, 1):
+        has_ended = b"content_block_stop" in stream.feed(calls(piece(0, more))).out
+        try:
+            is_object = isinstance(json.loads("".join(texts[:count])), dict)
+        except ValueError:
+            is_object = False
+        assert has_ended == is_object
+        if has_ended:
+            break
+
+
 def test_what_was_thought_goes_back_as_it_came() -> None:
     message = message_of(play(opened(), [*STREAMS["DeepSeek"][0], DONE]))
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": message["content"]}]

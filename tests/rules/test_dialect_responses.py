@@ -264,7 +264,7 @@ def test_an_item_that_comes_whole_is_counted() -> None:
 
 
 def terse() -> list[bytes]:
-    """A response as llama.cpp's server streams it: no event has a number or says where its item is, calls have no id."""
+    """A response as llama.cpp's server streams it: events have no number nor place, calls no id."""
     text: dict[str, Any] = {"type": "output_text", "text": ""}
     thought: dict[str, Any] = {"id": "rs_1", "type": "reasoning", "summary": [], "content": [], "encrypted_content": ""}
     said: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}

@@ -77,6 +77,46 @@ def test_thinking_is_carried_over_in_a_time_like_its_size() -> None:
     assert time.process_time() - began_s < 8
 
 
+# So does reading an event of any size, and an event behind many others.
+
+NAMED = {"name": "f", "arguments": ""}
+TWO_CALLS = [{"index": place, "id": f"c{place}", "function": NAMED} for place in (0, 1)]
+
+
+def many(arguments: str) -> list[Any]:
+    return [{"index": place, "function": {"name": "f", "arguments": arguments}} for place in range(50_000)]
+
+
+def growing(index: int, text: str, times: int) -> list[Any]:
+    return [{"index": index, "function": {"arguments": text}}] * times
+
+
+CALLS: dict[str, list[Any]] = {
+    "many calls": many("{"),
+    "many calls that are whole": many("{}"),
+    "a second call that grows behind one that is not whole": [
+        *TWO_CALLS,
+        *growing(0, '{"a": "' + "x" * 4_000_000, 1),
+        *growing(1, "x", 40_000),
+    ],
+    "a first call that grows before another": [*TWO_CALLS, *growing(0, '{"a": "', 1), *growing(0, "}" * 60, 60_000)],
+    "a call without a name": growing(0, "x" * 1_000, 40_000),
+}
+
+
+@pytest.mark.parametrize("pair", [messages_to_chat, responses_to_chat])
+@pytest.mark.parametrize("of", CALLS)
+def test_calls_are_written_in_a_time_like_their_size(of: str, pair: Pair) -> None:
+    dialect = anthropic_messages if pair is messages_to_chat else openai_responses
+    wish = dialect.peek(body(dialect, stream=True), max_output_tokens=MOST)
+    stream = pair.open_stream(wish=wish, label=LABEL)
+    events = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": CALLS[of]}}]}).encode()
+    began_s = time.process_time()
+    assert stream.feed(b"data: " + events + b"\n\n").produced > 10_000
+    assert stream.terminator()
+    assert time.process_time() - began_s < 20
+
+
 @pytest.mark.parametrize("pair", [responses_to_chat, responses_to_messages])
 def test_an_input_that_only_a_lax_reader_reads_is_refused(pair: Pair) -> None:
     raw = body(openai_responses, input=[ASK | {"x": "ODD"}]).replace(b'"ODD"', b"1e999")

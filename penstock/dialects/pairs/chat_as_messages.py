@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -172,7 +173,7 @@ class Ending:
         self._telling = telling
         self._reason: str | None = None
         self._sequence: str | None = None
-        self._refusal = ""
+        self._refusal: list[str] = []
         self._called = False
 
     def __repr__(self) -> str:
@@ -182,7 +183,8 @@ class Ending:
         """Take in a choice; the reason to finish that it gives, if it does."""
         content = _content_of(choice)
         refusal = content.get("refusal")
-        self._refusal += refusal if isinstance(refusal, str) else ""
+        if isinstance(refusal, str) and refusal:
+            self._refusal.append(refusal)
         self._called = self._called or bool(content.get("tool_calls"))
         reason = choice.get("finish_reason")
         if not isinstance(reason, str):
@@ -197,7 +199,7 @@ class Ending:
         """What a message says of it."""
         stop: dict[str, Any] = {"stop_reason": self._stop_reason(), "stop_sequence": self._sequence}
         if self._refusal:
-            stop["stop_details"] = {"type": "refusal", "category": None, "explanation": self._refusal}
+            stop["stop_details"] = {"type": "refusal", "category": None, "explanation": "".join(self._refusal)}
         return stop
 
     def _stop_reason(self) -> str:
@@ -282,49 +284,99 @@ def _about_context(telling: Telling) -> dict[str, Any]:
 
 # A stream.
 
+# What says where an object ends: its braces, where strings begin and end, and what is escaped in them. A backslash that
+# comes last waits for what it escapes.
+_MARKS = re.compile(r'[{}"]|\\.|\\\Z', re.DOTALL)
+_BLANKS = " \t\r\n"
+
+
+class _Input:
+    """A tool's input as it grows, and whether it is an object, and whole. However often that is asked, each part is
+    looked through once."""
+
+    __slots__ = ("_depth", "_ended", "_escape", "_quoted", "_read", "_texts", "_whole")
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._read = 0  # so many of them have been looked through
+        self._depth = 0
+        self._quoted = False
+        self._escape = ""
+        self._ended = False  # there were as many closing braces as opening ones
+        self._whole: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"_Input({len(self._texts)} parts, whole={self._whole})"
+
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+
+    def is_whole(self) -> bool:
+        for place in range(self._read, len(self._texts)):
+            self._look_through(self._texts[place])
+        self._read = len(self._texts)
+        if self._ended and self._whole is None:
+            self._whole = _is_object("".join(self._texts).encode("utf-8", "surrogatepass"))
+        return self._whole is True
+
+    def _look_through(self, text: str) -> None:
+        if self._ended:
+            self._whole = False if text.strip(_BLANKS) else self._whole
+            return
+        marks = _MARKS.findall(self._escape + text)
+        self._escape = marks[-1] if marks and marks[-1] == "\\" else ""
+        for mark in marks:
+            if mark == '"':
+                self._quoted = not self._quoted
+            elif mark in "{}" and not self._quoted:
+                self._depth += 1 if mark == "{" else -1
+                self._ended = self._ended or self._depth <= 0
+
 
 class _Block:
-    """A block in the making. What is yet to be written of it waits in `text`."""
+    """A block in the making. What is yet to be written of it waits in `texts`."""
 
-    __slots__ = ("id", "key", "kind", "name", "opened", "text", "written")
+    __slots__ = ("id", "input", "key", "kind", "name", "opened", "texts")
 
     def __init__(self, piece: Piece) -> None:
         self.kind = piece.kind
         self.key = piece.key
         self.id = piece.id
         self.name = piece.name
-        self.text = ""
+        self.texts: list[str] = []
         self.opened = False
-        self.written: list[str] = []  # a tool's input so far, to know when it is whole
+        self.input = _Input()  # a tool's, as far as it is written
 
     def __repr__(self) -> str:
         return f"_Block({self.kind} {self.key}, opened={self.opened})"
 
     def add(self, piece: Piece) -> None:
-        self.text += piece.text
+        if piece.text:
+            self.texts.append(piece.text)
         self.id = self.id or piece.id
         if not self.opened:
             self.name = self.name or piece.name
 
     def whole(self) -> bool:
         """Whether nothing more can come, once something else has begun. Tools' inputs may grow at the same time."""
-        return self.kind != "tool_use" or _is_object("".join(self.written).encode("utf-8", "surrogatepass"))
+        return self.kind != "tool_use" or self.input.is_whole()
 
 
 class _Blocks:
     """The blocks of a message: the first of the queue is written as it grows, the others wait for their turn."""
 
-    __slots__ = ("_done", "_index", "_label", "_queue", "_telling")
+    __slots__ = ("_calls", "_done", "_index", "_label", "_queue", "_telling")
 
     def __init__(self, label: Label, telling: Telling) -> None:
         self._label = label
         self._telling = telling
         self._index = 0
-        self._queue: list[_Block] = []
+        self._queue: deque[_Block] = deque()
+        self._calls: dict[str, _Block] = {}  # the tools among them by place; of several at one the last
         self._done: set[str] = set()  # places of tools whose block is written
 
     def __repr__(self) -> str:
-        return f"_Blocks({self._index} written, {self._queue})"
+        return f"_Blocks({self._index} written, {list(self._queue)})"
 
     @property
     def open(self) -> int | None:
@@ -344,6 +396,8 @@ class _Blocks:
                 return b""  # blanks behind an input that is whole
             block = _Block(piece)
             self._queue.append(block)
+            if block.kind == "tool_use":
+                self._calls[block.key] = block
         block.add(piece)
         return self._written()
 
@@ -352,21 +406,20 @@ class _Blocks:
         if piece.kind != "tool_use":
             last = self._queue[-1] if self._queue else None
             return last if last is not None and last.kind == piece.kind else None
-        for block in reversed(self._queue):
-            if block.kind == "tool_use" and block.key == piece.key:
-                another = piece.id and piece.name and block.id and piece.id != block.id
-                return None if another else block
-        return None
+        block = self._calls.get(piece.key)
+        if block is None or (piece.id and piece.name and block.id and piece.id != block.id):
+            return None
+        return block
 
     def _written(self) -> bytes:
         """What can be written now."""
-        out = b""
+        out = []
         while self._queue and (self._queue[0].name or self._queue[0].kind != "tool_use"):
-            out += self._grown(self._queue[0])
+            out.append(self._grown(self._queue[0]))
             if len(self._queue) == 1 or not self._queue[0].whole():
                 break
-            out += self._end()
-        return out
+            out.append(self._end())
+        return b"".join(out)
 
     def _grown(self, block: _Block) -> bytes:
         """A block with what has come of it."""
@@ -374,11 +427,12 @@ class _Blocks:
         if not block.opened:
             block.opened = True
             out = block_start(self._index, self._beginning(block))
-        if block.text:
-            out += block_delta(self._index, _delta(block))
+        if block.texts:
+            text = "".join(block.texts)
+            block.texts.clear()
+            out += block_delta(self._index, _delta(block.kind, text))
             if block.kind == "tool_use":
-                block.written.append(block.text)
-            block.text = ""
+                block.input.add(text)
         return out
 
     def _beginning(self, block: _Block) -> dict[str, Any]:
@@ -393,32 +447,34 @@ class _Blocks:
 
     def _end(self) -> bytes:
         """End the first block of the queue."""
-        block = self._queue.pop(0)
+        block = self._queue.popleft()
         out = b""
         if block.kind == "thinking":
             out = block_delta(self._index, {"type": "signature_delta", "signature": SIGNATURE + block.key})
         elif block.kind == "tool_use":
             self._done.add(block.key)
+            if self._calls.get(block.key) is block:
+                del self._calls[block.key]
         out += block_stop(self._index)
         self._index += 1
         return out
 
     def end(self) -> bytes:
         """Write and end all there is."""
-        out = b""
+        out = []
         while self._queue:
-            out += self._grown(self._queue[0]) + self._end()
-        return out
+            out += [self._grown(self._queue[0]), self._end()]
+        return b"".join(out)
 
 
-def _delta(block: _Block) -> dict[str, Any]:
-    match block.kind:
+def _delta(kind: Kind, text: str) -> dict[str, Any]:
+    match kind:
         case "text":
-            return {"type": "text_delta", "text": block.text}
+            return {"type": "text_delta", "text": text}
         case "thinking":
-            return {"type": "thinking_delta", "thinking": block.text}
+            return {"type": "thinking_delta", "thinking": text}
         case "tool_use":
-            return {"type": "input_json_delta", "partial_json": block.text}
+            return {"type": "input_json_delta", "partial_json": text}
 
 
 class _Chunk(Struct, gc=False):
