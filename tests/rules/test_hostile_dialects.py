@@ -117,6 +117,18 @@ def test_calls_are_written_in_a_time_like_their_size(of: str, pair: Pair) -> Non
     assert time.process_time() - began_s < 20
 
 
+def test_thinking_is_read_in_a_time_like_its_size() -> None:
+    wish = openai_chat.peek(body(openai_chat, stream=True), max_output_tokens=MOST)
+    stream = chat_to_messages.open_stream(wish=wish, label=LABEL)
+    thought = event("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "t" * 4_000})
+    began_s = time.process_time()
+    for _ in range(20_000):
+        assert stream.feed(thought).produced == 1_000
+    signed = stream.feed(event("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "s"}))
+    assert len(signed.out) > 80_000_000
+    assert time.process_time() - began_s < 20
+
+
 @pytest.mark.parametrize("pair", [responses_to_chat, responses_to_messages])
 def test_an_input_that_only_a_lax_reader_reads_is_refused(pair: Pair) -> None:
     raw = body(openai_responses, input=[ASK | {"x": "ODD"}]).replace(b'"ODD"', b"1e999")

@@ -202,7 +202,7 @@ class MessagesAsChat:
         self._begun = False
         self._calls = 0
         self._open: dict[int, tuple[int, bool]] = {}  # block -> (number of the call, whether arguments came)
-        self._thought: dict[int, str] = {}  # block -> its text, until its signature comes
+        self._thought: dict[int, list[str]] = {}  # block -> the pieces of its text, until its signature comes
         self._usage = UsageReport()
         self._finish = b""
 
@@ -279,7 +279,7 @@ class MessagesAsChat:
         if block.type == "redacted_thinking":
             return self._say({"reasoning_details": [_detail(block)]}, block.data or "")
         if block.type == "thinking":
-            self._thought[index] = block.thinking or ""
+            self._thought[index] = [block.thinking or ""]
             return self._say({"reasoning_content": block.thinking}, block.thinking) if block.thinking else Step(b"")
         return self._say({"content": block.text}, block.text) if block.type == "text" and block.text else Step(b"")
 
@@ -303,10 +303,11 @@ class MessagesAsChat:
             case "text_delta" if delta.text:
                 return self._say({"content": delta.text}, delta.text)
             case "thinking_delta" if delta.thinking:
-                self._thought[index] = self._thought.get(index, "") + delta.thinking
+                self._thought.setdefault(index, []).append(delta.thinking)
                 return self._say({"reasoning_content": delta.thinking}, delta.thinking)
             case "signature_delta" if delta.signature:
-                signed = _Block("thinking", thinking=self._thought.pop(index, ""), signature=delta.signature)
+                thought = "".join(self._thought.pop(index, ()))
+                signed = _Block("thinking", thinking=thought, signature=delta.signature)
                 return self._say({"reasoning_details": [_detail(signed)]}, "")
             case "input_json_delta" if delta.partial_json and index in self._open:
                 number, _ = self._open[index]
