@@ -53,11 +53,15 @@ def _details(errors: list[Any]) -> Said | None:
     """The mistakes of a request as pydantic lists them: where each is, and what it is."""
     if not all(isinstance(each, dict) and isinstance(each.get("msg"), str) for each in errors) or not errors:
         return None
-    places = [".".join(str(part) for part in each.get("loc") or () if part != "body") for each in errors]
+    places = [_place(each.get("loc")) for each in errors]
     words = "; ".join(
         f"{place}: {each['msg']}" if place else each["msg"] for place, each in zip(places, errors, strict=True)
     )
     return Said(words, param=places[0] or None)
+
+
+def _place(loc: Any) -> str:
+    return ".".join(str(part) for part in loc if part != "body") if isinstance(loc, list) else ""
 
 
 def _with_cause(said: Said, metadata: Any, depth: int) -> Said:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,8 @@ OPENROUTER = (
         pytest.param(
             '{"message":"Invalid","type":"t","param":"n","code":"wrong"}', Said("Invalid", "wrong", "n"), id="Cerebras"
         ),
+        pytest.param('{"detail":[{"msg":"x","loc":5}]}', Said("x"), id="a mistake at no place"),
+        pytest.param('{"detail":[{"msg":"x","loc":"body"}]}', Said("x"), id="a mistake at a word"),
         pytest.param("<html>", Said(), id="a page"),
         pytest.param("[]", Said(), id="an empty list"),
         pytest.param('{"error":null}', Said(), id="no error"),
@@ -80,6 +84,17 @@ def test_a_refusal_is_read_in_every_shape(body: str, said: Said) -> None:
     assert read_refusal(body.encode()) == said
 
 
-@given(st.binary() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(repr))
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "detail", "msg", "loc", "code", "param", "metadata", "raw"]), inner
+        )
+    ),
+)
+
+
+@given(st.binary() | ODD.map(json.dumps))
 def test_nothing_that_comes_back_is_too_strange_to_read(body: bytes | str) -> None:
     assert isinstance(read_refusal(body), Said)
