@@ -112,8 +112,9 @@ class Tools:
         return [each for each in self.definitions if each["function"]["name"] in names], choice["mode"]
 
     def _chosen(self, choice: Any, where: str) -> str:
-        if isinstance(choice, dict) and choice.get("type") in _PREFIXES:
-            kind, name, namespace = choice["type"], choice.get("name"), choice.get("namespace")
+        kind = choice.get("type") if isinstance(choice, dict) else None
+        if isinstance(kind, str) and kind in _PREFIXES:
+            name, namespace = choice.get("name"), choice.get("namespace")
             name = flat_name(LOCAL_SHELL if kind == LOCAL_SHELL else name, namespace)
             if name in self._named and self._named[name].kind == kind:
                 return name
