@@ -54,8 +54,9 @@ def item_ids(output: Raw | None) -> list[str]:
 
 
 def output_of(answer: str) -> list[Raw]:
-    """The output of a response (JSON) that is kept."""
-    return _ITEMS.decode(json_fields.split(answer.encode()).get("output", Raw(b"[]")))
+    """The output of a response (JSON) that is kept; nothing when that is no list, as an upstream may write it."""
+    output = json_fields.split(answer.encode()).get("output", Raw(b"[]"))
+    return _ITEMS.decode(output) if bytes(output).startswith(b"[") else []
 
 
 def items_named(answer: str, ids: Collection[str]) -> dict[str, Raw]:

@@ -353,6 +353,21 @@ async def test_items_of_many_answers_are_found_and_too_much_is_refused(
     assert (absent.status_code, absent.json()["error"]["code"]) == (400, "item_not_found")
 
 
+@over("openai_responses")
+@pytest.mark.parametrize("output", [{}, None, "Hi", [5], []])
+async def test_an_answer_of_any_output_can_be_continued(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str, output: Any
+) -> None:
+    ada = await gateway.person(usd="1")
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    upstream.script(*[Raw(json.dumps({"status": "completed", "output": output, "usage": usage}).encode())] * 2)
+    answer = (await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": "x"})).json()
+    body = {"model": LLAMA, "input": "y", "previous_response_id": answer["id"]}
+    continued = await gateway.post(f"{ROUTER}/responses", ada, body=body)
+    assert continued.status_code == (400 if output == [5] else 200)
+    assert (await gateway.get(f"{ROUTER}/responses/{answer['id']}/input_items", ada)).status_code == 200
+
+
 @over("openai_chat")
 async def test_items_named_very_often_are_found_once(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
     ada = await gateway.person(usd="9")
