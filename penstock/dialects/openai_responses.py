@@ -242,8 +242,12 @@ def _stateless(input: Raw) -> Raw | list[Fields]:
     cannot read. Items are written anew, so that a type that was given twice is for the upstream what it is here."""
     if not bytes(input).lstrip().startswith(b"["):
         return input
+    try:
+        given = _RAW_ITEMS.decode(input)
+    except RecursionError:  # `peek` is called from less deep
+        raise InvalidRequest("The request body is nested too deep.", param="input") from None
     items = []
-    for item in _RAW_ITEMS.decode(input):
+    for item in given:
         json_fields.refuse_lookalikes(item, _MEANT_IN_ITEMS)
         kind = json_fields.plain(item.get("type")) or "message"
         if kind == "reasoning" and not _is_readable(item):

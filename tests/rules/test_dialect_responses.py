@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -159,6 +160,21 @@ def test_an_item_is_to_an_upstream_what_it_is_here() -> None:
     ]
     with pytest.raises(InvalidRequest, match="'Type'"):
         sent(asked(input=[{"role": "user", "content": "x", "Type": "item_reference"}]))
+
+
+@pytest.mark.parametrize("levels", range(800, 1_000, 3))
+def test_an_input_that_is_nearly_too_deep_is_sent_or_refused(levels: int) -> None:
+    body = b'{"model":"m","input":[{"role":"user","content":"x","new":' + b"[" * levels + b"]" * levels + b"}]}"
+    with suppress(InvalidRequest):
+        wish = openai_responses.peek(body, max_output_tokens=1)
+        assert sent_from_below(9, wish)
+
+
+def sent_from_below(frames: int, wish: Wish) -> bytes:
+    """What is sent where so many more calls are under way than when the body was read."""
+    if frames:
+        return sent_from_below(frames - 1, wish)
+    return openai_responses.request(wish, model="m", output_limit=None, limit_field="max_tokens", ask_usage=True)
 
 
 def test_thoughts_are_asked_for_when_the_response_is_kept() -> None:
