@@ -19,8 +19,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from penstock.api.listener import bind_apart, withdraw
 from penstock.channel import Channel
@@ -134,6 +135,7 @@ class _Place:
     deaths: int = 0  # in a row, each soon after its start
     refused: int | None = None  # the exit code when the last attempt to start one failed
     tried: asyncio.Event = field(default_factory=asyncio.Event)
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)  # the worker that was there has died
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -159,6 +161,7 @@ class Supervisor:
         self._environ = environ
         self._reload = reload
         self._workers: set[Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # what is done until the end: each that fails ends us
         self._gone: Figures = ()  # what workers have counted that have ended
         self._code: int | None = None
         self._ending = asyncio.Event()
@@ -171,11 +174,12 @@ class Supervisor:
     async def run(self) -> int:
         """Until told to stop, or until no worker can start; the exit code."""
         self._listen_to_signals()
-        tasks = [asyncio.create_task(self._staff(place)) for place in self._places]
-        tasks += [asyncio.create_task(self._open()), asyncio.create_task(self._restart_when_told())]
-        for task in tasks:
-            task.add_done_callback(self._check)
+        for place in self._places:
+            self._begin(self._staff(place))
+        self._begin(self._open())
+        self._begin(self._restart_when_told())
         await self._ending.wait()
+        tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -189,8 +193,14 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         loop.add_signal_handler(signal.SIGUSR2, self._restarting.set)
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._check)
+
     def _check(self, task: asyncio.Task[None]) -> None:
         """A task of ours that fails would leave a place empty for ever: rather end, and be started again."""
+        self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _logger.critical("the supervisor failed", exc_info=task.exception())
             self._end(1)
@@ -224,17 +234,22 @@ class Supervisor:
         while True:
             async with place.lock:
                 if place.worker is None:
-                    place.worker = await self._fill(place)
+                    await self._fill(place)
                     place.tried.set()
-            worker = place.worker
-            if worker is not None:
-                await self._watch(place, worker)
-            if place.worker is None and place.pause_s:
+            if place.worker is not None:
+                await place.emptied.wait()
+            if place.pause_s:
                 withdraw(place.listener)
                 await asyncio.sleep(place.pause_s)
 
+    def _put(self, place: _Place, worker: Worker) -> None:
+        """Have this worker be the one at this place, and watch it from now on."""
+        place.worker, place.refused = worker, None
+        place.emptied.clear()
+        self._begin(self._watch(place, worker))
+
     async def _watch(self, place: _Place, worker: Worker) -> None:
-        """Wait for a worker's end. If it has not been replaced by then, its place is empty."""
+        """Watch a worker to its end, also while it retires. If it has not been replaced by then, its place is empty."""
         loop = asyncio.get_running_loop()
         begun_s = loop.time()
         watchdog = asyncio.create_task(worker.kill_when_silent())
@@ -245,20 +260,21 @@ class Supervisor:
         async with place.lock:
             if place.worker is worker:
                 place.worker = None
+                place.emptied.set()
                 place.deaths = 1 if loop.time() - begun_s > STEADY_S else place.deaths + 1
                 _logger.error("%r ended with %d, and nobody asked it to", worker, code)
 
-    async def _fill(self, place: _Place) -> Worker | None:
+    async def _fill(self, place: _Place) -> None:
+        """Have a worker at this place, if one can start."""
         worker = await self._start(place)
         if worker is not None and await worker.begun():
-            place.refused = None
-            return worker
+            self._put(place, worker)
+            return
         place.deaths += 1
         place.refused = 1 if worker is None else await worker.ended()
         if all(each.worker is None and each.refused is not None for each in self._places):
             _logger.critical("no worker can start; the last one ended with %d", place.refused)
             self._end(place.refused if place.refused > 0 else 1)
-        return None
 
     async def _start(self, place: _Place) -> Worker | None:
         """A new process at this place; it does not serve yet. None when the system has no room for one."""
@@ -350,8 +366,8 @@ class Supervisor:
             successor = await self._start(place)
             if successor is None or not await successor.begun():
                 return False
-            old, place.worker = place.worker, successor
-            place.deaths, place.refused = 0, None
+            old, place.deaths = place.worker, 0
+            self._put(place, successor)
         if old is not None:
             old.channel.say("retire")
             await old.ends_within(self._settings.grace_s + SETTLE_S)

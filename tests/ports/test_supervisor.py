@@ -1,4 +1,5 @@
-"""The supervisor, with a worker that does nothing but answer it: when that hangs, another one takes its place.
+"""The supervisor, with workers that do nothing but answer it: when one hangs or dies, another takes its place, also
+in a rolling restart, in which these workers never come to the end of their calls.
 
 What it does with workers that serve is in `tests/stories/test_workers.py`.
 """
@@ -9,14 +10,16 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from penstock import supervisor
 from penstock.api.listener import bind_apart
-from penstock.config import ServerSettings, Settings
+from penstock.config import SecretSettings, ServerSettings, Settings
 from penstock.supervisor import Supervisor, _Place
 from tests.stories.caller import eventually
 
@@ -37,33 +40,81 @@ asyncio.run(main())
 """
 
 
-def reload() -> Settings:
-    raise AssertionError("nobody asked for it")
+@dataclass(frozen=True)
+class Kept:
+    """A supervisor at work. `log` has the process ids of its workers, a line each."""
+
+    log: Path
+
+    def started(self) -> list[int]:
+        """The workers that have come to serve, in the order in which they came."""
+        return [int(line) for line in self.log.read_text().splitlines()]
+
+    async def newest(self, count: int) -> int:
+        """Wait until so many have come to serve; the last of them."""
+
+        async def look() -> bool:
+            return len(self.started()) >= count
+
+        await eventually(look)
+        return self.started()[count - 1]
+
+
+@asynccontextmanager
+async def kept(folder: Path, settings: ServerSettings) -> AsyncIterator[Kept]:
+    """A supervisor of one worker, which must end in order when it is told to stop."""
+    pids = folder / "pids"
+    pids.touch()
+
+    def command(number: int, listener: int, line: int) -> Sequence[str]:
+        return sys.executable, "-c", WORKER, str(line), str(pids)
+
+    def reload() -> Settings:
+        return Settings(secrets=SecretSettings(b"", b""), server=settings)
+
+    (listener,) = bind_apart(settings, 1)
+    running = asyncio.create_task(Supervisor([_Place(1, listener)], settings, command, os.environ, reload).run())
+    try:
+        yield Kept(pids)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        code = await running
+    assert code == 0
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 async def test_a_worker_that_hangs_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(supervisor, "ASK_S", 0.2)
-    settings, pids = ServerSettings(port=0), tmp_path / "pids"
-    pids.touch()
+    async with kept(tmp_path, ServerSettings(port=0)) as workers:
+        hung = await workers.newest(1)
+        os.kill(hung, signal.SIGSTOP)
+        await workers.newest(2)
+        assert not runs(hung)
+        assert any("hangs" in record.getMessage() for record in caplog.records)
 
-    def command(number: int, listener: int, line: int) -> Sequence[str]:
-        return sys.executable, "-c", WORKER, str(line), str(pids)
 
-    async def started() -> list[int]:
-        return [int(line) for line in pids.read_text().splitlines()]
-
-    async def replaced() -> bool:
-        return (await started())[-1] != hung
-
-    (listener,) = bind_apart(settings, 1)
-    kept = asyncio.create_task(Supervisor([_Place(1, listener)], settings, command, os.environ, reload).run())
-    hung = (await eventually(started))[-1]
-    os.kill(hung, signal.SIGSTOP)
-    await eventually(replaced)
-    with pytest.raises(ProcessLookupError):
-        os.kill(hung, 0)
-    assert any("hangs" in record.getMessage() for record in caplog.records)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert await kept == 0
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_new_worker_that_dies_or_hangs_is_replaced_while_the_one_before_it_still_has_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setattr(supervisor, "ASK_S", 0.2)
+    async with kept(tmp_path, ServerSettings(port=0, grace_s=3_600)) as workers:
+        old = await workers.newest(1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        successor = await workers.newest(2)
+        os.kill(successor, how)
+        another = await workers.newest(3)
+        assert not runs(successor)
+        assert runs(old)
+    assert not runs(old)
+    assert not runs(another)
