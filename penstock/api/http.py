@@ -62,6 +62,7 @@ class Exchange:
         "_connection",
         "_departure",
         "_head",
+        "_most",
         "_size",
         "_waiter",
         "arrived",
@@ -94,8 +95,9 @@ class Exchange:
         self.started = False
         self.complete = False
         self._connection = connection
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
+        self._most = connection.most_bytes  # of the body that is kept
         self._waiter: asyncio.Future[None] | None = None
         self._head: tuple[int, Headers] | None = None
         self._departure: Callable[[], None] | None = None
@@ -141,40 +143,49 @@ class Exchange:
             raise InvalidRequest(f"The header {name.decode()} is too long.", param=name.decode())
         return value.decode("latin-1")
 
-    async def body(self) -> bytes:
-        """The whole body. TooLarge as soon as it is known to be, InvalidRequest when the caller leaves early."""
+    async def body(self, most_bytes: int | None = None) -> bytes:
+        """The whole body. TooLarge as soon as it is known to be, by the connection's bound or by `most_bytes`, which is
+        lower; InvalidRequest when the caller leaves early."""
+        if most_bytes is not None:
+            self._most = min(self._most, most_bytes)
         if not self.arrived:
             await self._arrival()
-        if self._size > self._connection.most_bytes:
+        if self._size > self._most:
             raise TooLarge()
-        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if isinstance(self._body, bytearray):
+            self._body = bytes(self._body)
+        return self._body
 
     async def _arrival(self) -> None:
-        most = self._connection.most_bytes
         announced = self.headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > most:
+        if announced.isdigit() and int(announced) > self._most:
             raise TooLarge()
         if self.headers.get(b"expect", b"").lower() == b"100-continue" and not (self._size or self.gone):
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self.arrived and self._size <= most:
+        while not self.arrived and self._size <= self._most:
             if self.gone:
                 raise InvalidRequest("The body ended before it was complete.")
             self._waiter = self._connection.loop.create_future()
             await self._waiter
 
     def received(self, piece: bytes) -> None:
-        """A piece of the body; what is too large is not kept."""
+        """A piece of the body; what is too large is not kept. The first is kept as it is, for mostly it is all. The
+        bytes of more are gathered, since an object for each would cost many times what is in it."""
         self._size += len(piece)
-        if self._size > self._connection.most_bytes:
-            self._body.clear()
+        if self._size > self._most:
+            self._body = b""
             self._wake()
+        elif not self._body:
+            self._body = piece
         else:
-            self._body.append(piece)
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += piece
 
     def received_whole(self, body: bytes) -> None:
         """The body, which came with the head."""
         self._size = len(body)
-        self._body.append(body)
+        self._body = body
         self.arrived = True
 
     def received_all(self) -> None:

@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse
 
 from penstock import __version__
 from penstock.access import Access, Surface
+from penstock.api.asgi import MOST_BODY_BYTES
 from penstock.api.docs_page import POLICY, render
 from penstock.api.errors import render_openai
 from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, TooLarge
@@ -31,7 +32,6 @@ from penstock.operations.office import Office
 
 ROOT = "/api/v1"
 SURFACE = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
-MOST_BODY_BYTES = 64_000  # the largest operation is a key with a long allow-list
 
 _logger = logging.getLogger("penstock.management")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.api.asgi import MOST_BODY_BYTES
 from penstock.config import Settings
 from tests.stories.caller import Caller, calling, data, eventually, request, the_record
 from tests.stories.gateway import ROUTER, TRUST, Person, Running, running
@@ -109,6 +112,75 @@ async def test_who_shows_no_key_gets_no_time_for_a_body(gateway: Running, monkey
     assert silent == b""
     assert not patient.done()
     patient.cancel()
+
+
+CHUNKED = b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("address", [b"/nowhere", b"/api/v1/accounts"])
+async def test_who_names_nobody_is_not_heard_out(gateway: Running, address: bytes) -> None:
+    async with line(gateway) as caller:
+        await caller.send(b"POST %b HTTP/1.1\r\nhost: a\r\n" % address + CHUNKED)
+        assert (await caller.head()).status == (401 if b"api" in address else 404)
+        assert b"message" in await caller.body()
+        await caller.send(b"2\r\n{}\r\n0\r\n\r\n" + HEALTH)
+        assert (await caller.head()).status == 200
+
+
+async def test_what_is_handed_on_may_have_a_size_of_its_own(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    key = await gateway.key("management", account=ada.account, scopes=["operator"])
+    known = b"authorization: Bearer %b\r\n" % key.key.encode()
+    fitting = b'{"name": "x"}'.ljust(MOST_BODY_BYTES)
+
+    async def heard(address: bytes, credential: bytes, body: bytes) -> int:
+        async with line(gateway) as caller:
+            await caller.send(b"POST %b HTTP/1.1\r\nhost: a\r\n%b" % (address, credential) + body)
+            head = await caller.head()
+            assert head.status < 400 or b'"message"' in await caller.body()
+            return head.status
+
+    def counted(body: bytes) -> bytes:
+        return b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+    endless = CHUNKED + b"fa0\r\n%b\r\n" % (b" " * 4_000) * 17
+    assert await heard(b"/api/v1/accounts", known, counted(fitting)) == 201
+    assert await heard(b"/api/v1/accounts", known, counted(fitting + b" ")) == 413
+    assert await heard(b"/api/v1/accounts", known, endless) == 413
+    assert await heard(b"/nowhere", b"authorization: Bearer nobody\r\n", endless) == 413
+
+
+async def test_a_body_in_tiny_pieces_costs_what_is_in_it(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    start = request(ROUTER, ada).split(b"content-length")[0] + CHUNKED
+    tracemalloc.start()
+    try:
+        async with line(gateway) as caller:
+            await caller.send(start)
+            for _ in range(50):
+                await caller.send(b"2\r\nxy\r\n" * 6_000)
+            await caller.send(b"0\r\n\r\n")
+            assert (await caller.head()).status == 400
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6_000_000  # for 600,000 bytes; an object for each piece took 38 MB
+
+
+async def test_a_body_in_pieces_is_the_body(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    whole = request(ROUTER, ada, user="x" * 3_000)
+    start, _, body = whole.partition(b"\r\n\r\n")
+    for cuts in ([1], [100, 101, 2_000], range(10, 1_000, 7)):
+        places = [0, *cuts, len(body)]
+        pieces = [body[begin:end] for begin, end in itertools.pairwise(places)]
+        async with line(gateway) as caller:
+            await caller.send(start.split(b"content-length")[0] + CHUNKED)
+            for piece in pieces:
+                await caller.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await caller.send(b"0\r\n\r\n")
+            assert (await caller.head()).status == 200
+        assert upstream.requests[-1].json["user"] == "x" * 3_000
 
 
 @pytest.mark.parametrize(
