@@ -276,7 +276,7 @@ async def _serve_supervised(
         }
         supervised = Supervised(await Channel.on(post.line), figures=gateway.observer.figures, orders=orders)
         gateway.observer.total = supervised.total
-        supervised.serves()
+        supervised.serves(settings.server.grace_s)
         await server.ended()
     await supervised.leave()
 

@@ -1,6 +1,6 @@
 """The line between a supervisor and one of its workers: a socket pair, and a message a line on it, both ways.
 
-    the worker says         serving    it takes calls
+    the worker says         serving    it takes calls, and lets them go on for so long when it is told to stop
                             figures    its metrics, since it was asked or is about to end
                             scrape     it wants everybody's
     the supervisor says     announce   say to the operator that calls are taken
@@ -28,10 +28,11 @@ LONGEST_LINE = 16 * 2**20  # bytes: figures with thousands of series
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A word, and figures where the word is about them."""
+    """A word, and figures or a time where the word is about them."""
 
     word: str
     figures: Figures = ()
+    grace_s: float | None = None
 
 
 _decoder = msgspec.json.Decoder(Message)
@@ -52,10 +53,10 @@ class Channel:
         """The end that is this socket."""
         return cls(*await asyncio.open_unix_connection(sock=line, limit=LONGEST_LINE))
 
-    def say(self, word: str, figures: Figures = ()) -> None:
+    def say(self, word: str, figures: Figures = (), *, grace_s: float | None = None) -> None:
         """Send a message; to nobody when the other side is gone."""
         if not self._writer.is_closing():
-            self._writer.write(msgspec.json.encode(Message(word, figures)) + b"\n")
+            self._writer.write(msgspec.json.encode(Message(word, figures, grace_s)) + b"\n")
 
     async def hear(self) -> Message | None:
         """The next message; None when the other side has closed."""

@@ -44,9 +44,9 @@ class Supervised:
     def __repr__(self) -> str:
         return f"Supervised({self._channel!r}, {len(self._tasks)} orders under way)"
 
-    def serves(self) -> None:
-        """Calls are taken from now on."""
-        self._channel.say("serving")
+    def serves(self, grace_s: float) -> None:
+        """Calls are taken from now on, and go on for up to so long when this process is told to stop."""
+        self._channel.say("serving", grace_s=grace_s)
 
     async def total(self) -> Figures:
         """The figures of all workers; only our own when the supervisor does not answer in time."""

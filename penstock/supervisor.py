@@ -62,12 +62,16 @@ def supervise(
 
 
 class Worker:
-    """One serving process, from its start to its end. `figures` is what it last said it has counted."""
+    """One serving process, from its start to its end. `figures` is what it last said it has counted.
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    `grace_s` is how long its calls may go on when it ends: each has read the configuration at a time of its own.
+    """
+
+    def __init__(self, number: int, process: asyncio.subprocess.Process, channel: Channel, *, grace_s: float) -> None:
         self.number = number
         self.process = process
         self.channel = channel
+        self.grace_s = grace_s
         self.figures: Figures = ()
         self.serving = asyncio.Event()
         self.reported = asyncio.Event()
@@ -114,8 +118,9 @@ class Worker:
         elif self.process.returncode is None:
             self.process.terminate()
 
-    async def ends_within(self, most_s: float) -> bool:
-        """Whether it ends by itself in that time, and in order if it has served; otherwise it is killed."""
+    async def ends_in_time(self) -> bool:
+        """Whether it ends by itself, and in order if it has served; when it takes too long it is killed."""
+        most_s = self.grace_s + SETTLE_S
         try:
             return await asyncio.wait_for(self.ended(), most_s) == 0 or not self.serving.is_set()
         except TimeoutError:
@@ -215,8 +220,7 @@ class Supervisor:
             place.listener.close()
         for worker in self._workers:
             worker.stop()
-        most_s = self._settings.grace_s + SETTLE_S
-        return all(await asyncio.gather(*(worker.ends_within(most_s) for worker in self._workers)))
+        return all(await asyncio.gather(*(worker.ends_in_time() for worker in self._workers)))
 
     # Filling places.
 
@@ -285,7 +289,7 @@ class Supervisor:
         except OSError as error:
             _logger.error("worker %d cannot be started: %s", place.number, error)
             return None
-        worker = Worker(place.number, process, await Channel.on(ours))
+        worker = Worker(place.number, process, await Channel.on(ours), grace_s=self._settings.grace_s)
         self._workers.add(worker)
         worker.hearing = asyncio.create_task(self._hear(worker))
         return worker
@@ -308,6 +312,7 @@ class Supervisor:
             worker.heard = True
             if message.word == "serving":
                 _logger.info("%r serves", worker)
+                worker.grace_s = worker.grace_s if message.grace_s is None else message.grace_s
                 worker.serving.set()
             elif message.word == "figures":
                 worker.figures = message.figures
@@ -370,7 +375,7 @@ class Supervisor:
             self._put(place, successor)
         if old is not None:
             old.channel.say("retire")
-            await old.ends_within(self._settings.grace_s + SETTLE_S)
+            await old.ends_in_time()
         return True
 
 

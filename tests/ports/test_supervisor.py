@@ -7,10 +7,11 @@ What it does with workers that serve is in `tests/stories/test_workers.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ import pytest
 
 from penstock import supervisor
 from penstock.api.listener import bind_apart
+from penstock.cli import serving_process
 from penstock.config import SecretSettings, ServerSettings, Settings
 from penstock.supervisor import Supervisor, _Place
 from tests.stories.caller import eventually
+from tests.stories.gateway import NOWHERE
+from tests.stories.process import ENVIRONMENT, START_S, configuration
 
 WORKER = """
 import asyncio, os, socket, sys
@@ -42,7 +46,7 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class Kept:
-    """A supervisor at work. `log` has the process ids of its workers, a line each."""
+    """A supervisor at work. `log` has the process ids of its workers, a line each, if they are those of this file."""
 
     log: Path
 
@@ -61,19 +65,25 @@ class Kept:
 
 
 @asynccontextmanager
-async def kept(folder: Path, settings: ServerSettings) -> AsyncIterator[Kept]:
+async def kept(
+    folder: Path,
+    settings: ServerSettings,
+    command: Callable[[int, int, int], Sequence[str]] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> AsyncIterator[Kept]:
     """A supervisor of one worker, which must end in order when it is told to stop."""
     pids = folder / "pids"
     pids.touch()
 
-    def command(number: int, listener: int, line: int) -> Sequence[str]:
+    def idle(number: int, listener: int, line: int) -> Sequence[str]:
         return sys.executable, "-c", WORKER, str(line), str(pids)
 
     def reload() -> Settings:
         return Settings(secrets=SecretSettings(b"", b""), server=settings)
 
     (listener,) = bind_apart(settings, 1)
-    running = asyncio.create_task(Supervisor([_Place(1, listener)], settings, command, os.environ, reload).run())
+    place = _Place(1, listener)
+    running = asyncio.create_task(Supervisor([place], settings, command or idle, environ, reload).run())
     try:
         yield Kept(pids)
     finally:
@@ -100,7 +110,7 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(
         os.kill(hung, signal.SIGSTOP)
         await workers.newest(2)
         assert not runs(hung)
-        assert any("hangs" in record.getMessage() for record in caplog.records)
+        assert await any_of(caplog, "hangs")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -118,3 +128,27 @@ async def test_a_new_worker_that_dies_or_hangs_is_replaced_while_the_one_before_
         assert runs(old)
     assert not runs(old)
     assert not runs(another)
+
+
+async def test_a_worker_may_take_the_grace_time_that_it_has_read_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(supervisor, "SETTLE_S", 0.0)
+    config = configuration(tmp_path, NOWHERE, grace_s=600)
+
+    async def serve(times: int) -> bool:
+        return sum(record.getMessage().endswith("serves") for record in caplog.records) == times
+
+    async with kept(tmp_path, ServerSettings(port=0, grace_s=0), serving_process.command(config, ""), ENVIRONMENT):
+        await eventually(lambda: serve(1), patience_s=START_S)
+        configuration(tmp_path, NOWHERE, grace_s=900)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await eventually(lambda: serve(2), patience_s=START_S)
+        await eventually(lambda: any_of(caplog, "all 1 workers have been replaced"))
+    assert not await any_of(caplog, "is killed")
+
+
+async def any_of(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    """Whether something has been said with these words in it."""
+    return any(words in record.getMessage() for record in caplog.records)
