@@ -471,7 +471,7 @@ class ChatStream:
     def _swap(self, event: bytes, data_at: int) -> bytes:
         """The event with our model and id."""
         known = self._swap_known(event)
-        if known:
+        if known and event.find(b'"model"', len(self._head)) < 0:  # a name may come again behind the choices
             return known
         fields = json_fields.split(event[data_at:])
         renamed = renamed_answer(fields, self._model, self._id_prefix)

@@ -390,6 +390,15 @@ def test_a_name_that_stands_twice_is_swapped_where_it_counts(event: bytes) -> No
         assert (told["model"], told["id"]) == ("mine", "cmpl-a")
 
 
+def test_a_name_that_comes_again_in_a_later_event_is_swapped() -> None:
+    reader = stream()
+    first = b'data: {"id":"a","model":"theirs","choices":[{"index":0,"delta":{"content":"a"}}]%b}\n\n'
+    for again in (b"", b',"model":"theirs"', b',"x":{"model":"theirs"}', b""):
+        told = load(reader.feed(first % again).out)
+        assert told["model"] == "mine"
+        assert told.get("x", {}).get("model", "theirs") == "theirs"
+
+
 TEXTS = st.text('ab "\\é\n,{}', max_size=24)
 CHUNKS = st.one_of(
     st.builds(lambda text: chunk({"content": text}), TEXTS),
