@@ -23,6 +23,7 @@ def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
         (b"data: 1\r\n\r\ndata: 2\r\n\r\n", [b"data: 1\r\n\r\n", b"data: 2\r\n\r\n"], b""),
         (b"data: 1\r\rdata: 2\r\r", [b"data: 1\r\r", b"data: 2\r\r"], b""),
         (b"data: 1\n\r\ndata: 2\r\n\n", [b"data: 1\n\r\n", b"data: 2\r\n\n"], b""),
+        (b"data: 1\n\rdata: 2\r\n\rdata: 3\n\r", [b"data: 1\n\r", b"data: 2\r\n\r"], b"data: 3\n\r"),
         (b": comment\n\ndata: a\ndata: b\n\n", [b": comment\n\n", b"data: a\ndata: b\n\n"], b""),
         (b"data: 1\n\n\n\n", [b"data: 1\n\n", b"\n\n"], b""),
         (b"data: 1\n\n\ndata: 2\n\n", [b"data: 1\n\n", b"\ndata: 2\n\n"], b""),
