@@ -13,8 +13,8 @@ from penstock.errors import UpstreamFailed
 
 MOST_EVENT_BYTES = 8 * 1024 * 1024  # room for an inline image, and a peer that never ends an event fills no memory
 
-# The ends of two lines in a row. LF CR LF covers CR LF CR LF. LF CR alone waits for the next byte, to know that it is no
-# LF, so where the stream happens to be cut never changes what is found.
+# The ends of two lines in a row. LF CR LF covers CR LF CR LF. LF CR alone waits for the next byte, which may be an LF,
+# so where the stream happens to be cut never changes what is found.
 _TERMINATOR = re.compile(rb"\n(?:\n|\r(?:\n|(?=.)))|\r\r", re.DOTALL)
 _LONGEST_TERMINATOR = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
