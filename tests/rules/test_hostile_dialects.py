@@ -117,6 +117,15 @@ def test_calls_are_written_in_a_time_like_their_size(of: str, pair: Pair) -> Non
     assert time.process_time() - began_s < 20
 
 
+def test_parts_of_parts_are_read_in_a_time_like_their_size() -> None:
+    wish = PEEK(body(anthropic_messages, stream=True))
+    stream = messages_to_chat.open_stream(wish=wish, label=LABEL)
+    parts = b'[{"thinking":' * 400 + b"[" + b'"a",' * 200_000 + b'"b"]' + b"}]" * 400
+    began_s = time.process_time()
+    assert stream.feed(b'data: {"choices":[{"index":0,"delta":{"content":' + parts + b"}}]}\n\n").produced > 50_000
+    assert time.process_time() - began_s < 10
+
+
 def test_thinking_is_read_in_a_time_like_its_size() -> None:
     wish = openai_chat.peek(body(openai_chat, stream=True), max_output_tokens=MOST)
     stream = chat_to_messages.open_stream(wish=wish, label=LABEL)

@@ -97,14 +97,21 @@ def pieces(delta: dict[str, Any]) -> list[Piece]:
 
 def _said(content: Any) -> Iterable[Piece]:
     """Text, also where a server sends a list of parts (Mistral's thinking models)."""
-    for part in content if isinstance(content, list) else (content,):
+    waiting = _parts(content, "text")  # the next one last: thinking may be in thinking, at any depth
+    while waiting:
+        part, kind = waiting.pop()
         if isinstance(part, str) and part:
-            yield Piece("text", "", part)
+            yield Piece(kind, "" if kind == "text" else "content", part)
         elif isinstance(part, dict):
             if isinstance(part.get("thinking"), list | str):
-                yield from (Piece("thinking", "content", piece.text) for piece in _said(part["thinking"]))
-            else:
-                yield from _said(part.get("text") if isinstance(part.get("text"), str) else None)
+                waiting += _parts(part["thinking"], "thinking")
+            elif isinstance(part.get("text"), str):
+                waiting.append((part["text"], kind))
+
+
+def _parts(content: Any, kind: Kind) -> list[tuple[Any, Kind]]:
+    parts = content if isinstance(content, list) else [content]
+    return [(part, kind) for part in reversed(parts)]
 
 
 def _called(call: dict[str, Any], place: int) -> Piece:
@@ -549,11 +556,11 @@ class ChatAsMessages:
             return Step(b"", done=True)
         try:
             chunk = _CHUNK.decode(data)
+            if chunk.error or chunk.object == "error":
+                return Step(b"", error=json_fields.error_message(json_fields.split(data)))
+            return self._read(event, chunk)
         except (ValueError, RecursionError):
             return Step(b"", error="The provider sent an event that is no chat completion chunk.")
-        if chunk.error or chunk.object == "error":
-            return Step(b"", error=json_fields.error_message(json_fields.split(data)))
-        return self._read(event, chunk)
 
     def _read(self, event: bytes, chunk: _Chunk) -> Step:
         usage = read_usage(chunk.usage) if bytes(chunk.usage) not in (b"", b"null") else None
