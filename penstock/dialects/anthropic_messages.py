@@ -330,6 +330,7 @@ _EVENT = json.Decoder(_Event)
 _CONTENT_OF = json.Decoder(_Content)
 _STOP = json.Decoder(_Stop)
 _BLOCKS = json.Decoder(list[_Content])
+MOST_OPEN = 128  # blocks that are begun and not ended: the API has one at a time, and what is free has to have an end
 _DELTA_HEAD = b"event: content_block_delta\ndata: "
 # An event that adds text or thinking to a block and nothing else, as most servers write it (Anthropic fills it up with
 # blanks). It has no escapes: so the text is as long as it looks.
@@ -430,8 +431,9 @@ class MessagesStream:
     def _begin_block(self, event: bytes, read: _Event) -> Step:
         """A block that may have content already. If it has, the event may be held back for money."""
         index = read.index or 0
-        is_new = index not in self._open
-        self._open.add(index)
+        is_new = index not in self._open and len(self._open) < MOST_OPEN
+        if is_new:
+            self._open.add(index)
         produced = estimate_delta_tokens(_CONTENT_OF.decode(read.content_block).size())
         self._opened = index if produced and is_new else None
         return Step(event, produced)

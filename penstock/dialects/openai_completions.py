@@ -158,10 +158,11 @@ def open_stream(*, wish: Wish, label: Label) -> CompletionStream:
 class CompletionStream(ChatStream):
     """One streamed completion: a chat's, whose choices have a `text`."""
 
-    __slots__ = ("_echoed", "_echoing")
+    __slots__ = ("_asked", "_echoed", "_echoing")
 
     def __init__(self, *, wish: Wish, label: Label) -> None:
         super().__init__(model=label.model, id_prefix=label.id_prefix, include_usage=wish.include_usage)
+        self._asked = wish.choices
         self._identity |= {"id": f"{label.id_prefix or 'cmpl-'}0", "object": "text_completion"}
         self._echoed = _echoed(wish)
         self._echoing: dict[int, int] = {}  # bytes of the prompt that are still to come, by choice
@@ -205,9 +206,13 @@ class CompletionStream(ChatStream):
         produced = 0
         finish_reason = None
         for choice in choices:
-            produced += estimate_delta_tokens(self._without_echo(choice))
             if choice.finish_reason is not None:
                 finish_reason = choice.finish_reason
+            if choice.index >= self._asked:  # nobody asked for it: it is counted and not remembered
+                produced += estimate_delta_tokens(_size(choice.text))
+                continue
+            produced += estimate_delta_tokens(self._without_echo(choice))
+            if choice.finish_reason is not None:
                 self._ended.add(choice.index)
             else:
                 self._open.add(choice.index)

@@ -222,6 +222,15 @@ def test_an_echo_in_a_stream_is_not_counted() -> None:
     assert [step.produced for step in through(stream, *map(frame, events))] == [0, 0, 1, 1]
 
 
+def test_choices_that_nobody_asked_for_are_counted_and_not_remembered() -> None:
+    stream = openai_completions.open_stream(wish=wish(["a", "b"], n=2, echo=True, stream=True), label=LABEL)
+    for start in range(0, 100_000, 1_000):
+        many = [{"index": index, "text": "word"} for index in range(start, start + 1_000)]
+        assert stream.feed(frame({"choices": many})).produced == 1_000
+    (final,) = sent([Step(stream.final_chunk(finish_reason="length", reason="x"))])
+    assert [choice["index"] for choice in final["choices"]] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "event", [b"data: {\n\n", b": ping\n\n", b"data: 5\n\n", frame({"choices": [{"text": 5}]}), frame({"choices": {}})]
 )

@@ -299,3 +299,12 @@ FIELDS = st.sampled_from(["index", "message", "content_block", "delta", "usage",
 NAMES = st.sampled_from(
     ["text", "type", "usage", "model", "stop_reason", "thinking", "output_tokens", "message", "partial_json", "input"]
 )
+
+
+def test_blocks_without_end_are_not_remembered() -> None:
+    stream = opened()
+    stream.feed(START)
+    for index in range(100_000):
+        begun = event("content_block_start", index=index, content_block={"type": "text", "text": "word"})
+        assert stream.feed(begun).produced == 1
+    assert len(sse.events(stream.final_chunk(finish_reason="length", reason="x"))) <= dialect.MOST_OPEN
