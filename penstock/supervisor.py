@@ -35,7 +35,7 @@ from penstock.outlet import fill_standard_streams, outlet
 START_S = 120.0  # for a worker to serve: it may have to wait for a database that is busy
 STEADY_S = 10.0  # a worker that has served for so long has not died of something that will kill the next one at once
 LONGEST_PAUSE_S = 30.0  # between two attempts to fill a place
-SETTLE_S = 25.0  # beyond `grace_s`, to cut calls and write down what they owe: the server's and the store's own limits
+SETTLE_S = 40.0  # beyond `grace_s`, to cut calls and write down what they owe: more than all limits of server and store
 REPORT_S = 1.0  # for a worker to say its figures
 ASK_S = 10.0  # between two questions whether a worker is still there
 MOST_UNANSWERED = 3  # in a row: counted and not timed, so that it is not blamed for a machine that stood still

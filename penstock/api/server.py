@@ -23,10 +23,11 @@ from penstock.api.farewell import Farewell
 from penstock.api.listener import BACKLOG, listen, url_of
 from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
+from penstock.db.groups import WRITE_S
 from penstock.ids import IdMaker
 
 SWEEP_S = 0.5  # between two looks at all connections, whether one is late
-CUT_S = 5.0  # for cut calls to end their streams and settle
+CUT_S = WRITE_S + 2.0  # for cut calls to end their streams: longer than the last bytes wait for a store that is away
 LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
 MOST_REFUSED = 100  # connections beyond `max_connections` that are answered, for a while; any more are hung up on
 LOOK_S = 0.05  # between looks whether connections have ended

@@ -19,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from penstock import supervisor
+from penstock.api import server
 from penstock.api.listener import bind_apart
 from penstock.cli import serving_process
 from penstock.config import SecretSettings, ServerSettings, Settings
+from penstock.db import groups, postgres
 from penstock.supervisor import Supervisor, _Place
 from tests.stories.caller import eventually
 from tests.stories.gateway import NOWHERE
@@ -147,6 +149,13 @@ async def test_a_worker_may_take_the_grace_time_that_it_has_read_itself(
         await eventually(lambda: serve(2), patience_s=START_S)
         await eventually(lambda: any_of(caplog, "all 1 workers have been replaced"))
     assert not await any_of(caplog, "is killed")
+
+
+def test_a_worker_whose_store_hangs_is_given_the_time_that_its_end_takes() -> None:
+    cut_s = 1 + server.CUT_S  # after a grace time that is over
+    store_s = groups.WAIT_S + groups.CLOSE_S + 3 * postgres.CONNECT_S  # chores that end, settlements, connections
+    assert cut_s + store_s < supervisor.SETTLE_S
+    assert groups.WRITE_S + groups.LOOK_S < server.CUT_S
 
 
 async def any_of(caplog: pytest.LogCaptureFixture, words: str) -> bool:

@@ -325,6 +325,38 @@ async def test_a_network_that_is_silent_cut_or_slow_and_a_database_that_is_locke
     await side_by_side(silent=silent(), cut=cut(), locked=locked(), read_only=read_only(), late=late())
 
 
+@pytest.mark.postgres
+async def test_told_to_stop_while_the_server_is_away_a_stream_ends_in_order(tmp_path: Path, server: Server) -> None:
+    async def silent() -> None:
+        async with by_a_way(tmp_path / "silent", server) as (here, way, _):
+            await ends_in_order_without_a_store(here, way.silent())
+
+    async def cut() -> None:
+        async with by_a_way(tmp_path / "cut", server) as (here, way, _):
+            await ends_in_order_without_a_store(here, way.cut())
+
+    await side_by_side(silent=silent(), cut=cut())
+
+
+async def ends_in_order_without_a_store(here: Site, fault: AbstractAsyncContextManager[None]) -> None:
+    """A stream is cut and told so, and what it owes is written when the store is back before the process has ended."""
+    here.upstream.script(Stream(TOKENS, hold_after=3))
+    async with calling(here.process.url) as caller:
+        await caller.ask(ROUTER, here.ada, model="metered", stream=True)
+        await caller.head()
+        words = [await caller.event() for _ in range(3)]
+        async with fault:
+            here.process.signal(signal.SIGTERM)
+            error, done = await caller.events()
+        assert (data(error)["error"]["code"], done) == ("shutting_down", DONE)
+    assert await here.process.ended() == 0
+    async with running(here.settings) as gateway:
+        (record,) = await gateway.usage(here.ada)
+        assert (record.ended, record.state, record.output_tokens) == ("shutdown", "final", len(words))
+        assert await gateway.nano(here.ada) == GRANTED - record.amount
+    assert await verified(here.config)
+
+
 async def is_slow_and_then_away(here: Site, way: Way) -> None:
     """Answers that come late slow calls down; when they come too late, the server counts as away."""
     way.delay_s, way.bytes_per_s = 0.02, 100_000
