@@ -1,8 +1,8 @@
 """The socket: uvicorn with uvloop and httptools around the door, and how it ends.
 
-On SIGTERM and SIGINT it takes no more connections, lets calls finish for `grace_s`, then cuts what is left; cut calls
-are settled before this returns. When it retires, because a successor serves at the same address, it also leaves every
-connection time to end between two requests.
+On SIGTERM and SIGINT it takes no more connections, lets calls finish for `grace_s`, or until a second SIGINT, then cuts
+what is left; cut calls are settled before this returns. When it retires, because a successor serves at the same
+address, it also leaves every connection time to end between two requests.
 """
 
 from __future__ import annotations
@@ -125,6 +125,20 @@ class _Server(uvicorn.Server):
             yield
             self._captured_signals.clear()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, which cuts calls when their time is over, and then to their end.
+
+        At a second SIGINT it waits no longer, and cuts no call: that is done here.
+        """
+        await super().shutdown(sockets)
+        cut = set(self.server_state.tasks)
+        if self.force_exit:
+            for call in cut:
+                call.cancel()
+        if cut:
+            _logger.warning("%d calls were cut", len(cut))
+            await asyncio.wait(cut, timeout=CUT_S)
+
     async def retire(self, most_s: float) -> None:
         """See `Serving.retire`."""
         for listening in self.servers:
@@ -164,10 +178,6 @@ async def _run(server: _Server, listener: socket.socket) -> None:
     sweeping = asyncio.create_task(server.sweep())
     with listener:
         await server.serve(sockets=[listener])
-        cut = set(server.server_state.tasks)
-        if cut:
-            _logger.warning("%d calls were cut", len(cut))
-            await asyncio.wait(cut, timeout=CUT_S)
     sweeping.cancel()
     for each in server.connections():
         each.transport.close()

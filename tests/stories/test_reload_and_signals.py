@@ -52,10 +52,15 @@ async def test_calls_that_end_within_the_grace_time_end_well(
         assert await gateway.nano(ada) == GRANTED - 2 * (7 * INPUT + 20 * OUTPUT)
 
 
+@pytest.mark.parametrize(
+    ("grace_s", "told"),
+    [(1.0, [signal.SIGTERM]), (600.0, [signal.SIGINT, signal.SIGINT])],
+    ids=["in time", "told twice"],
+)
 async def test_calls_that_do_not_are_cut_in_order_and_settled(
-    tmp_path: Path, store_url: str, upstream: ScriptedUpstream
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream, grace_s: float, told: list[signal.Signals]
 ) -> None:
-    config = configuration(tmp_path, upstream.base_url, store=store_url, grace_s=1)
+    config = configuration(tmp_path, upstream.base_url, store=store_url, grace_s=grace_s)
     ada = await person_of(config)
     upstream.script(Stream(tokens=20, hold_after=3), Stream(tokens=20, hold_after=0), Plain(hold=True))
     async with (
@@ -71,7 +76,9 @@ async def test_calls_that_do_not_are_cut_in_order_and_settled(
         await upstream.arrival(2)
         await plain.ask(ROUTER, ada, model="metered")
         await upstream.arrival(3)
-        process.signal(signal.SIGTERM)
+        for how in told:
+            process.signal(how)
+            await eventually(lambda: refuses(process.url))
         error, done = await begun.events()
         assert data(error)["error"]["code"] == "shutting_down"
         assert done == DONE
