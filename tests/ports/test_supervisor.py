@@ -23,7 +23,7 @@ from penstock.api import server
 from penstock.api.listener import bind_apart
 from penstock.cli import serving_process
 from penstock.config import SecretSettings, ServerSettings, Settings
-from penstock.db import groups, postgres
+from penstock.db import groups, migrate, postgres
 from penstock.supervisor import Supervisor, _Place
 from tests.stories.caller import eventually
 from tests.stories.gateway import NOWHERE
@@ -138,6 +138,7 @@ async def test_a_worker_may_take_the_grace_time_that_it_has_read_itself(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(supervisor, "SETTLE_S", 0.0)
     config = configuration(tmp_path, NOWHERE, grace_s=600)
+    migrate.upgrade(f"sqlite:///{tmp_path}/penstock.db")  # which a supervisor does before it starts a worker
 
     async def serve(times: int) -> bool:
         return sum(record.getMessage().endswith("serves") for record in caplog.records) == times
