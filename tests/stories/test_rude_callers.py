@@ -55,7 +55,7 @@ async def drip(gateway: Running, begin: bytes, drop: bytes) -> bytes:
         listening = asyncio.ensure_future(listen(caller.reader))
         with suppress(ConnectionError):
             await caller.send(begin)
-            while not listening.done():
+            while not (listening.done() or caller.writer.is_closing()):
                 await caller.send(drop)
                 await asyncio.sleep(0.05)  # a drop at a time is what this caller is about
         await listening
