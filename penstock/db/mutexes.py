@@ -2,7 +2,7 @@
 
 As it is usually built SQLite takes a mutex for every value that it is given or gives, and for every piece of memory, so
 that threads may share a connection. Ours do not: a connection is used by one thread at a time (`sqlite.py`). Without
-them, and without counting its memory, a call takes hundreds of atomic operations less: a twentieth of its CPU time
+them, and without counting its memory, a call takes hundreds of atomic operations less, some 3 % of its instructions
 (docs/performance.md). SQLite calls this multi-thread mode; its driver has no word for it, so the library itself is
 told.
 """
