@@ -10,19 +10,21 @@ Whose they are is decided by the account the caller acts for; what another accou
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import Raw, Struct
 
 from penstock.access import Caller
 from penstock.api.door import Endpoint
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Place
 from penstock.clock import Clock
-from penstock.db.responses import KeptResponse, conversation, drop, find
+from penstock.db.responses import KeptResponse, Link, conversation, drop, find, parts, turns
 from penstock.db.store import Store
+from penstock.dialects.json_fields import plain
 from penstock.dialects.response_input import items_of, output_of, shown
 from penstock.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFound
 
@@ -66,7 +68,9 @@ class KeptResponses:
     async def _get(self, account: str, id: str, exchange: Exchange, rest: str) -> Any:
         query = dict(parse_qsl(exchange.query))
         if rest == "input_items":
-            return _page(await self._input(account, id), query)
+            await self._find(account, id)
+            wanted = _wanted(query)
+            return await _page(self._input(account, id, newest_first=wanted.newest_first), wanted)
         _require(rest, "")
         if query.get("stream", "false") != "false":
             raise InvalidRequest("A response is kept whole; it cannot be streamed again.", param="stream")
@@ -89,17 +93,23 @@ class KeptResponses:
             raise _absent(id)
         return found
 
-    async def _input(self, account: str, id: str) -> list[Any]:
-        """All that a response was made from, the conversation before it too, as far as that is still there."""
-        turns = await self._store.read(conversation(account, id, self._clock.now_ms()))
-        turns = turns or [await self._find(account, id)]
-        items: list[Any] = []
-        for turn in turns:
-            own = items_of(msgspec.Raw(turn.input.encode()))
-            items += [shown(item, turn.id, place) for place, item in enumerate(own)]
-            if turn is not turns[-1]:
-                items += output_of(turn.answer)
-        return [item if isinstance(item, dict) else msgspec.json.decode(item) for item in items]
+    async def _input(self, account: str, id: str, *, newest_first: bool) -> AsyncIterator[dict[str, Any]]:
+        """All that a response was made from, the conversation before it too, as far as that is still there. It is read
+        in parts: a page has room for a few items, a conversation may be all that an account has."""
+        links = await self._store.read(conversation(account, id, self._clock.now_ms()))
+        links = links or [Link(id, 0)]
+        for part in parts(links[::-1] if newest_first else links):
+            for turn in await self._store.read(turns(account, part)):
+                items = _items(turn, with_output=turn.id != id)
+                for item in reversed(items) if newest_first else items:
+                    yield item
+
+
+def _items(turn: KeptResponse, *, with_output: bool) -> list[dict[str, Any]]:
+    own = items_of(Raw(turn.input.encode()))
+    items = [shown(item, turn.id, place) for place, item in enumerate(own)]
+    output = map(plain, output_of(turn.answer)) if with_output else ()
+    return [*items, *(item for item in output if isinstance(item, dict))]
 
 
 def _require(rest: str, wanted: str) -> None:
@@ -111,26 +121,41 @@ def _absent(id: str) -> NotFound:
     return NotFound(f"Response with id '{id[:100]}' not found.")
 
 
-def _page(items: list[Any], query: dict[str, str]) -> dict[str, Any]:
-    """A page of items, the newest first unless asked otherwise."""
-    order, limit, after = query.get("order", "desc"), query.get("limit", str(USUAL_ITEMS)), query.get("after")
+class _Wanted(Struct, frozen=True):
+    """Which items a query asks for."""
+
+    newest_first: bool
+    limit: int
+    after: str | None
+
+
+def _wanted(query: dict[str, str]) -> _Wanted:
+    """Of a query: the newest items first unless it says otherwise."""
+    order, limit = query.get("order", "desc"), query.get("limit", str(USUAL_ITEMS))
     if order not in ("asc", "desc"):
         raise InvalidRequest("'order' must be 'asc' or 'desc'.", param="order")
     if not limit.isdecimal() or len(limit) > 3 or not 1 <= int(limit) <= MOST_ITEMS:
         raise InvalidRequest(f"'limit' must be a whole number from 1 to {MOST_ITEMS}.", param="limit")
-    if order == "desc":
-        items = items[::-1]
-    if after is not None:
-        begin = next((place for place, item in enumerate(items, 1) if item.get("id") == after), None)
-        if begin is None:
+    return _Wanted(order == "desc", int(limit), query.get("after"))
+
+
+async def _page(items: AsyncIterator[dict[str, Any]], wanted: _Wanted) -> dict[str, Any]:
+    """A page of items, as published."""
+    after = wanted.after
+    while after is not None:
+        item = await anext(items, None)
+        if item is None:
             raise InvalidRequest(f"There is no item with id '{after[:100]}'.", param="after")
-        items = items[begin:]
-    page = items[: int(limit)]
-    ends = (page[0].get("id"), page[-1].get("id")) if page else (None, None)
+        after = None if item.get("id") == after else after
+    page: list[dict[str, Any]] = []
+    while len(page) <= wanted.limit and (item := await anext(items, None)) is not None:
+        page.append(item)
+    shown = page[: wanted.limit]
+    ends = (shown[0].get("id"), shown[-1].get("id")) if shown else (None, None)
     return {
         "object": "list",
-        "data": page,
+        "data": shown,
         "first_id": ends[0],
         "last_id": ends[1],
-        "has_more": len(items) > len(page),
+        "has_more": len(page) > len(shown),
     }

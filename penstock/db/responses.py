@@ -7,7 +7,7 @@ expiry moves together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 from sqlalchemy import Integer, bindparam, delete, func, literal_column, select, update
@@ -18,6 +18,7 @@ from penstock.db.program import Program, Run, Statement, any_of, fetch
 from penstock.db.schema import response_items, responses
 
 MOST_TURNS = 10_000  # of a conversation: a bound for the query, far beyond what a request body could hold
+READ_AT_ONCE = 4 * 1024 * 1024  # bytes of a conversation, so that no question of a few bytes fills the memory
 FORGET_AT_ONCE = 500  # responses in one transaction, so that nobody waits long behind it
 
 _c = responses.c
@@ -35,21 +36,22 @@ LIVE_LONGER = Statement(
     "account", "response", "least", "until",
 )  # fmt: skip
 _links = (
-    select(_c.id, _c.previous_id, literal_column("0", Integer).label("age"))
+    select(_c.id, _c.previous_id, _c.size_bytes, literal_column("0", Integer).label("age"))
     .where(_c.account_id == bindparam("account"), _c.id == bindparam("response"), _c.expires_ms > bindparam("now"))
     .cte("links", recursive=True)
 )
 _links = _links.union_all(
-    select(_c.id, _c.previous_id, _links.c.age + 1)
+    select(_c.id, _c.previous_id, _c.size_bytes, _links.c.age + 1)
     .join(_links, _c.id == _links.c.previous_id)
     .where(_c.account_id == bindparam("account"), _c.expires_ms > bindparam("now"), _links.c.age < bindparam("most"))
 )
-CHAIN = Statement(
-    select(*responses.columns)
-    .join(_links, _c.id == _links.c.id)
-    .where(_c.account_id == bindparam("account"))
-    .order_by(_links.c.age.desc()),
+LINKS = Statement(
+    select(_links.c.id, _links.c.previous_id, _links.c.size_bytes).order_by(_links.c.age.desc()),
     "account", "response", "now", "most",
+)  # fmt: skip
+TURNS = Statement(
+    select(*responses.columns).where(_c.account_id == bindparam("account"), any_of(_c.id, "responses")),
+    "account", "responses",
 )  # fmt: skip
 HOLDERS = Statement(
     select(response_items.c.item_id, response_items.c.response_id).where(
@@ -122,17 +124,45 @@ def keep(response: KeptResponse, *, items: Sequence[str], ancestors: Sequence[st
         yield Run(LIVE_LONGER, [(account, ancestor, until_ms, until_ms) for ancestor in ancestors])
 
 
-def conversation(account: str, response: str, now_ms: int) -> Program[list[KeptResponse]]:
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A response in a conversation, by its id and the bytes that it takes."""
+
+    id: str
+    size_bytes: int
+
+
+def conversation(account: str, response: str, now_ms: int) -> Program[list[Link]]:
     """A response after all that it continues, oldest first. Empty when any of them is not, or no longer, there."""
-    rows = yield from fetch(CHAIN, account, response, now_ms, MOST_TURNS)
-    found = [KeptResponse(*row) for row in rows]
-    return [] if not found or found[0].previous_id is not None else found
+    rows = yield from fetch(LINKS, account, response, now_ms, MOST_TURNS)
+    return [] if not rows or rows[0][1] is not None else [Link(id, size_bytes) for id, _, size_bytes in rows]
+
+
+def parts(links: Sequence[Link]) -> Iterator[list[str]]:
+    """The ids of a conversation, in parts that may be read at once."""
+    part: list[str] = []
+    size_bytes = 0
+    for link in links:
+        size_bytes += link.size_bytes
+        if part and size_bytes > READ_AT_ONCE:
+            yield part
+            part, size_bytes = [], link.size_bytes
+        part.append(link.id)
+    if part:
+        yield part
+
+
+def turns(account: str, responses: Sequence[str]) -> Program[list[KeptResponse]]:
+    """The responses of these ids, in their order, those of them that are there."""
+    rows = yield from fetch(TURNS, account, list(responses))
+    found = {turn.id: turn for turn in (KeptResponse(*row) for row in rows)}
+    return [found[id] for id in responses if id in found]
 
 
 def find(account: str, response: str, now_ms: int) -> Program[KeptResponse | None]:
     """A response by its id, whatever has become of those that it continues."""
-    rows = yield from fetch(CHAIN, account, response, now_ms, 0)
-    return KeptResponse(*rows[0]) if rows else None
+    found = yield from turns(account, [response])
+    return found[0] if found and found[0].expires_ms > now_ms else None
 
 
 def holders(account: str, items: Sequence[str]) -> Program[dict[str, list[str]]]:

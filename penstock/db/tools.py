@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from penstock.db.ledger import WRITE_USAGE
@@ -27,11 +27,14 @@ WRITE_POLICY = Statement(
     *_policy_names,
 )
 TURNS_NAMED = Statement(
-    select(tool_turns.c.digest, tool_turns.c.turns).where(
+    select(tool_turns.c.digest, func.length(tool_turns.c.turns)).where(
         any_of(tool_turns.c.digest, "digests"), tool_turns.c.expires_ms > bindparam("now")
     ),
     "digests", "now",
 )  # fmt: skip
+TURNS = Statement(
+    select(tool_turns.c.digest, tool_turns.c.turns).where(any_of(tool_turns.c.digest, "digests")), "digests"
+)
 _turn = insert(tool_turns)
 _turn_names = tuple(column.name for column in tool_turns.columns)
 WRITE_TURNS = Statement(
@@ -55,9 +58,17 @@ def write_policy(account: str, policy: dict[str, Any], now_ms: int) -> Program[N
     yield from run(WRITE_POLICY, account, msgspec.json.encode(policy).decode(), now_ms)
 
 
-def find_turns(digests: Sequence[str], now_ms: int) -> Program[dict[str, bytes]]:
-    """What is kept under these digests."""
-    return {row[0]: bytes(row[1]) for row in (yield from fetch(TURNS_NAMED, list(digests), now_ms))}
+def find_turns(digests: Sequence[str], now_ms: int, most_bytes: int) -> Program[dict[str, bytes]]:
+    """What is kept under these digests: of more than `most_bytes` the last ones named."""
+    rows = yield from fetch(TURNS_NAMED, list(digests), now_ms)
+    sizes = {str(row[0]): int(row[1]) for row in rows}
+    wanted: list[str] = []
+    for digest in dict.fromkeys(each for each in reversed(digests) if each in sizes):
+        most_bytes -= sizes[digest]
+        if most_bytes < 0:
+            break
+        wanted.append(digest)
+    return {row[0]: bytes(row[1]) for row in (yield from fetch(TURNS, wanted))} if wanted else {}
 
 
 def write_turns(digest: str, turns: bytes, expires_ms: int) -> Program[None]:

@@ -510,6 +510,8 @@ class ResponseStream:
         if seen.type.endswith(".delta"):
             self._counted.add(name if index is None else index)
             return estimate_delta_tokens(_size(delta))
+        if seen.type == "response.output_item.added" and not self._progress.has_room(len(bytes(seen.item))):
+            return estimate_tokens(len(bytes(seen.item)))
         if done is not None and done.type in _COUNTED_WHOLE and self._counted.isdisjoint((index, name)):
             return estimate_tokens(len(bytes(seen.item)))
         return 0

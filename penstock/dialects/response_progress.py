@@ -31,6 +31,8 @@ _CALLS = {
 _WITH_STATUS = frozenset({"message", "reasoning", "function_call"})
 _DELTAS = {f"{prefix}.delta" for prefix, *_ in (*_PARTS.values(), *_CALLS.values())}
 _ABSENT: Any = object()
+LARGEST_BEGINNING = 8192  # bytes of an item before anything has been added to it: some carry encrypted thoughts
+MOST_OPEN = 256  # items at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,10 @@ class Progress:
     def place_of(self, name: str | None) -> int | None:
         """Where the open item of this name is; without a name, the one that was begun last. None when there is none."""
         return next(reversed(self._open), None) if name is None else self._places.get(name)
+
+    def has_room(self, item_bytes: int) -> bool:
+        """Whether an item that begins is like those of a model: of a size to be filled yet, and beside few others."""
+        return item_bytes <= LARGEST_BEGINNING and len(self._open) <= MOST_OPEN
 
     def saw(self, type: str, index: int, place: int, delta: str | None, value: Raw) -> None:
         """An event about the item at `index` has passed; `place` is that of a part in it, `value` the item or part."""

@@ -16,7 +16,7 @@ from msgspec import Raw
 from penstock.access import Caller
 from penstock.clock import Clock
 from penstock.config import ResponseSettings
-from penstock.db.responses import KeptResponse, answer_of, conversation, holders, keep
+from penstock.db.responses import KeptResponse, answer_of, conversation, holders, keep, parts, turns
 from penstock.db.store import Store
 from penstock.dialects import json_fields
 from penstock.dialects.response_input import (
@@ -119,17 +119,26 @@ class ResponseMemory:
             _logger.warning("response %s is not kept: %s", kept.id, error.message)
 
     async def _before(self, account: str, previous: str) -> list[Raw]:
-        """The items of the conversation that ends with response `previous`."""
-        read = conversation(account, previous, self._conversations.clock.now_ms())
-        turns = await self._conversations.store.read(read) if is_id(previous) else []
-        if not turns:
+        """The items of the conversation that ends with response `previous`. It is read in parts, for a request of a few
+        bytes may continue all that an account has."""
+        store, now_ms = self._conversations.store, self._conversations.clock.now_ms()
+        links = await store.read(conversation(account, previous, now_ms)) if is_id(previous) else []
+        self._ancestors = [link.id for link in links]
+        items: list[Raw] = []
+        read, size_bytes = 0, 0
+        for part in parts(links):
+            for turn in await store.read(turns(account, part)):
+                here = [*items_of(Raw(turn.input.encode())), *output_of(turn.answer)]
+                items += [item.copy() for item in here]  # which keep nothing else of their response
+                read, size_bytes = read + 1, size_bytes + _size(here)
+            self._require_room(size_bytes)
+        if not links or read < len(links):  # or deleted meanwhile
             raise InvalidRequest(
                 f"Previous response with id '{previous[:100]}' not found.",
                 param="previous_response_id",
                 code="previous_response_not_found",
             )
-        self._ancestors = [turn.id for turn in turns]
-        return [item for turn in turns for item in (*items_of(Raw(turn.input.encode())), *output_of(turn.answer))]
+        return items
 
     async def _resolved(self, account: str, items: list[Raw]) -> list[Raw]:
         """The items, those in place of references that these name."""
@@ -158,14 +167,14 @@ class ResponseMemory:
         return found
 
     def _kept(self, account: str, response: Any) -> KeptResponse:
-        input, answer = json_fields.join(self._own).decode(), json_fields.join(response).decode()
+        input, answer = json_fields.join(self._own), json_fields.join(response)
         now_ms = self._conversations.clock.now_ms()
         return KeptResponse(
             account_id=account,
             id=str(json_fields.plain(response.get("id"))),
             previous_id=_last(self._ancestors),
-            input=input,
-            answer=answer,
+            input=input.decode(),
+            answer=answer.decode(),
             size_bytes=len(input) + len(answer),
             created_ms=now_ms,
             expires_ms=now_ms + self._conversations.settings.keep_days * DAY_MS,

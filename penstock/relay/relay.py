@@ -32,6 +32,7 @@ from penstock.relay.stream import LiveStream
 from penstock.relay.toolloop import Equipped
 from penstock.relay.tools import Bench, Tools, notes_of
 
+NAMED_TOOLS = 64  # in the header of an answer; the usage record has all
 LARGEST_KEPT = 1024 * 1024  # bytes of an answer kept for its idempotency key
 COMPLETE = frozenset({Ending.ANSWER, Ending.MONEY})  # a stream that broke may be asked for again
 EVENT_STREAM: Headers = [
@@ -170,8 +171,10 @@ class Relay:
 
 
 def _used(tools: str) -> tuple[bytes, bytes]:
-    """A header that names the tools that were run."""
-    return b"x-penstock-tools", ", ".join(note.name for note in notes_of(tools)).encode()
+    """A header that names the tools that were run; of very many the first, for callers take no header of any size."""
+    names = [note.name for note in notes_of(tools)]
+    more = [f"and {len(names) - NAMED_TOOLS} more"] if len(names) > NAMED_TOOLS else []
+    return b"x-penstock-tools", ", ".join([*names[:NAMED_TOOLS], *more]).encode()
 
 
 def _trail(served: Served, hold: Hold) -> Headers:

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from penstock.dialects import sse
 from penstock.dialects.rounds import Module, Round, Rounds, ToolCall, chat, messages, summed
 from penstock.dialects.usage import TokenUsage
-from penstock.errors import InvalidRequest, PenstockError, UpstreamError, UpstreamFailed
+from penstock.errors import InvalidRequest, PenstockError, UpstreamFailed
 from penstock.money.units import ceil_div
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ending import Ending
@@ -176,7 +176,7 @@ class ToolLoop:
                 round = self._rounds.read(await self._answer.read(limit))
                 if not await self._another(round):
                     return self._rounds.whole()
-        except UpstreamError:
+        except PenstockError:
             self._hold.meter.restart()
             raise
 
@@ -251,7 +251,8 @@ class ToolLoop:
     # From round to round.
 
     async def _another(self, round: Round) -> bool:
-        """Run what the round asks for, and open the next; False when there is none. UpstreamError when it fails."""
+        """Run what the round asks for, and open the next; False when there is none. UpstreamError when it fails,
+        StoreUnavailable."""
         if round.calls or self._number > 1:
             self._count(round)
         if self._hold.abandoned:
@@ -312,7 +313,7 @@ class ToolLoop:
             kind = self._answer.headers.get("content-type", "")
             if self._call.stream and not kind.startswith("text/event-stream"):
                 raise UpstreamFailed("The provider was asked for a stream and sent something else.")
-        except UpstreamError:
+        except PenstockError:
             self._hold.meter.abandon_round(used)
             raise
 

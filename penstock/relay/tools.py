@@ -31,6 +31,7 @@ REMEMBER_S = 1.0  # as long as a caller is remembered: a rule that was changed c
 REMEMBER_MOST = 20_000
 TURNS_MS = 24 * 3600 * 1000
 LARGEST_TURNS = 4 * 1024 * 1024  # bytes; beyond that the caller's conversation goes on without them
+MOST_TURNS = 16 * 1024 * 1024  # bytes for one request
 
 _logger = logging.getLogger("penstock.tools")
 _kept = msgspec.json.Decoder(Kept)
@@ -136,8 +137,8 @@ class Tools:
         await self._quietly(self._store.write, write_turns(digest, turns, self.clock.now_ms() + TURNS_MS))
 
     async def kept(self, digests: tuple[str, ...]) -> dict[str, Kept]:
-        """What was kept under these digests."""
-        found = await self._quietly(self._store.read, find_turns(digests, self.clock.now_ms()))
+        """What was kept under these digests; the newest of them when that is very much."""
+        found = await self._quietly(self._store.read, find_turns(digests, self.clock.now_ms(), MOST_TURNS))
         return {digest: _kept.decode(turns) for digest, turns in (found or {}).items()}
 
     async def _quietly(self, do: Any, program: Program[Any]) -> Any:

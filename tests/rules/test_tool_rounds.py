@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from penstock.dialects import sse
 from penstock.dialects.rounds import Kept, Round, chat, messages
@@ -382,6 +383,15 @@ def test_a_conversation_in_another_dialect_is_left_as_it_is(way: Way) -> None:
     foreign = Kept("another", [], [])
     restored = way[0].restored(request, "acc_1", {digest: foreign})
     assert json.loads(restored) == json.loads(request)
+
+
+@BOTH
+def test_a_message_that_is_repeated_repeats_nothing_that_was_kept(way: Way) -> None:
+    once = json.loads(answered_by_caller(way, ["c"]))
+    request = json.dumps({**once, "messages": once["messages"] * 50}).encode()
+    kept = Kept(way[0].NAME, [Raw(b'{"role":"assistant","content":"kept"}')])
+    (name,) = set(way[0].digests(request, "acc_1"))
+    assert way[0].restored(request, "acc_1", {name: kept}).count(b'"kept"') == 1
 
 
 @BOTH

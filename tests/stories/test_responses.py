@@ -368,6 +368,45 @@ async def test_an_answer_of_any_output_can_be_continued(
     assert (await gateway.get(f"{ROUTER}/responses/{answer['id']}/input_items", ada)).status_code == 200
 
 
+async def continued_at_length(gateway: Running, person: Person, turns: int, said: str, told: str) -> str:
+    """Keep a conversation of so many turns, whose answers say one text and tell another; the id of the last."""
+    now_ms, ids = gateway.office.clock.now_ms(), [f"resp_{number}" for number in range(turns)]
+    for id, previous in zip(ids, [None, *ids], strict=False):
+        item = {"type": "message", "role": "assistant", "id": f"msg_{id}", "content": said}
+        answer = json.dumps({"id": id, "status": "completed", "instructions": told, "output": [item]})
+        kept = KeptResponse(person.account, id, previous, "[]", answer, len(answer), now_ms, now_ms + 60_000)
+        await gateway.office.store.write(keep(kept, items=(), ancestors=[]))
+    return ids[-1]
+
+
+@over("openai_chat")
+@pytest.mark.parametrize("long", ["said", "told"])
+async def test_a_conversation_of_any_size_takes_the_room_of_a_part(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str, long: str
+) -> None:
+    ada = await gateway.person(usd="9")
+    texts = {"said": "x", "told": "x"} | {long: "x" * 1_000_000}
+    last = await continued_at_length(gateway, ada, 80, texts["said"], texts["told"])
+    assert (await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": "x"})).status_code == 200
+    body = {"model": LLAMA, "input": "y", "previous_response_id": last, "store": False}
+    tracemalloc.start()
+    try:
+        pages = [await gateway.get(f"{ROUTER}/responses/{last}/input_items", ada, query={"limit": "3", "order": order})
+                 for order in ("asc", "desc")]  # fmt: skip
+        continued = await gateway.post(f"{ROUTER}/responses", ada, body=body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [[each["id"][9:] for each in page.json()["data"]] for page in pages] == [["0", "1", "2"], ["78", "77", "76"]]
+    if long == "told":
+        assert continued.status_code == 200
+        assert len(upstream.requests[1].json["messages"]) == 81
+        assert peak < 30_000_000
+    else:
+        assert (continued.status_code, continued.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert peak < 60_000_000  # a request's room and a part
+
+
 @over("openai_chat")
 async def test_items_named_very_often_are_found_once(gateway: Running, upstream: ScriptedUpstream, spoken: str) -> None:
     ada = await gateway.person(usd="9")

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from penstock.config import PriceSettings, Settings
+from penstock.db.ledger import Extension
+from penstock.db.tools import find_turns, write_turns
 from penstock.db.workers import WorkerRow, note_workers
+from penstock.errors import StoreUnavailable
 from penstock.operations.actor import LOCAL
 from penstock.operations.tools import clear_tool_policy, set_tool_policy
+from penstock.relay import hold
 from penstock.tools import ToolResult
 from tests import toolcalls
 from tests.stories.caller import eventually
@@ -157,6 +161,21 @@ async def test_a_mixed_round_is_complete_in_the_next_request(
         ("id_a", "A"),
         ("id_w", "sunny"),
     ]
+
+
+async def test_of_very_much_that_was_kept_the_newest_comes_back(gateway: Running) -> None:
+    now_ms, store = gateway.office.clock.now_ms(), gateway.office.store
+    for name, text in (("old", "o"), ("new", "nn"), ("newest", "NNN")):
+        await store.write(write_turns(name, text.encode(), now_ms + 60_000))
+    await store.write(write_turns("gone", b"", now_ms))
+    named = ("old", "new", "new", "unknown", "gone", "newest")
+    found = {most: await store.read(find_turns(named, now_ms, most)) for most in (6, 5, 4)}
+    assert found == {
+        6: {"old": b"o", "new": b"nn", "newest": b"NNN"},
+        5: {"new": b"nn", "newest": b"NNN"},
+        4: {"newest": b"NNN"},
+    }
+    assert await store.read(find_turns(("gone",), now_ms, 6)) == {}
 
 
 async def test_a_tool_that_fails_or_takes_too_long_is_told_to_the_model(
@@ -471,6 +490,14 @@ async def test_a_round_of_very_many_calls_takes_a_time_like_their_number(
 # Endings.
 
 
+async def test_a_header_names_some_of_very_many_tools(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(toolcalls.chat(Turn("", tuple(call("a", {}, f"id_{number}") for number in range(5_000)))))
+    async with working(gateway, ada, Shelf(a=says("A"))):
+        answer = await gateway.chat(ROUTER, ada)
+    assert answer.headers["x-penstock-tools"] == ", ".join(["a"] * 64) + ", and 4936 more"
+
+
 async def test_a_plain_call_whose_later_round_fails_costs_nothing_and_runs_no_tool_twice(
     gateway: Running, upstream: ScriptedUpstream
 ) -> None:
@@ -484,6 +511,31 @@ async def test_a_plain_call_whose_later_round_fails_costs_nothing_and_runs_no_to
     assert await gateway.nano(ada) == 10**9
     (record,) = await gateway.usage(ada)
     assert (record.ended, record.attempts, len(record.tools)) == ("upstream_failed", 1, 1)
+
+
+async def test_a_plain_call_that_no_store_lets_go_on_costs_nothing(
+    gateway: Running, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(toolcalls.chat(Turn("", (call("a"),), prompt=100, output=20)))
+    store = gateway.office.store
+    commit = store.commit
+
+    def away(operation: Any) -> Any:
+        if not isinstance(operation, Extension):
+            return commit(operation)
+        failed = asyncio.get_running_loop().create_future()
+        failed.set_exception(StoreUnavailable("The store is away."))
+        return failed
+
+    monkeypatch.setattr(hold, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(store, "commit", away)
+    async with working(gateway, ada, Shelf(a=says("x" * 50_000))):
+        answer = await gateway.chat(ROUTER, ada, max_tokens=50)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+    assert await gateway.nano(ada) == 10**9
+    (record,) = await gateway.usage(ada)
+    assert (record.ended, record.amount, len(record.tools)) == ("fault", 0, 1)
 
 
 DAMAGED = [b'"h\xff"', b"1e400"]

@@ -14,7 +14,7 @@ conversation would have no trace of what our tools found out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -142,6 +142,13 @@ def digest(account: str, before: str, calls: Sequence[tuple[str, str, str]]) -> 
     arguments)`. Ids alone do not do, for some servers count them from zero in each answer."""
     canonical = [[id, name, _canonical(arguments)] for id, name, arguments in calls]
     return hashlib.sha256(msgspec.json.encode([account, before, canonical])).hexdigest()
+
+
+def newest(calling: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """The digests by the places of their messages in a request, each at its last place: what is kept is the latest of
+    its name, and a request that repeats a message must not repeat what is kept for it."""
+    last = {digest: place for place, digest in calling}
+    return {place: digest for digest, place in last.items()}
 
 
 def _canonical(arguments: str) -> Any:

@@ -23,6 +23,7 @@ from penstock.dialects.rounds import (
     appended,
     digest,
     encoded,
+    newest,
     object_of,
     summed,
 )
@@ -464,7 +465,7 @@ def restored(body: bytes, account: str, kept: Mapping[str, Kept]) -> bytes:
     """The request with what was kept in its place."""
     fields: dict[str, Any] = dict(json_fields.split(body))
     raw = msgspec.json.decode(fields["messages"], type=list[Raw])
-    places = dict(_calling(_objects(msgspec.json.decode(fields["messages"])), account))
+    places = newest(_calling(_objects(msgspec.json.decode(fields["messages"])), account))
     messages: list[Raw] = []
     for place, message in enumerate(raw):
         found = kept.get(places.get(place, ""))
