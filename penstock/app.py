@@ -249,7 +249,7 @@ async def _serve_alone(
         _logger.warning("%s", warning)
     async with (
         open_gateway(settings, outlet(sys.stdout), redact) as gateway,
-        serving(gateway.door, settings.server) as server,
+        serving(gateway.door, settings.server, deaf_afterwards=True) as server,
     ):
         _listen_to_signals(gateway, reload)
         _show_connections(gateway.observer, server, "1")
@@ -264,7 +264,7 @@ async def _serve_supervised(
     migrate.require(settings.store.url)  # the supervisor has seen to it; since then others may be waiting for it
     async with (
         open_gateway(settings, outlet(sys.stdout), redact) as gateway,
-        serving(gateway.door, settings.server, post.listener) as server,
+        serving(gateway.door, settings.server, post.listener, deaf_afterwards=True) as server,
     ):
         _listen_to_signals(gateway, reload)
         _show_connections(gateway.observer, server, str(post.number))

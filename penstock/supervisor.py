@@ -3,7 +3,7 @@
     a worker dies           another takes its place, after a pause that grows when it dies again and again
     a worker hangs          it answers nothing for half a minute: it is killed, and another takes its place
     no worker can start     it ends with the exit code of the last one
-    SIGTERM, SIGINT         every worker finishes its calls within `grace_s`; then it ends
+    SIGTERM, SIGINT         every worker finishes its calls within `grace_s`, or until a second SIGINT; then it ends
     SIGHUP                  every worker reads the configuration again
     SIGUSR2                 one after the other is replaced: the new one serves before the old one retires
     it is killed            its workers notice, and end as on SIGTERM
@@ -58,7 +58,14 @@ def supervise(
     migrate.upgrade(settings.store.url)
     listeners = bind_apart(settings.server, settings.server.workers)
     places = [_Place(number, listener) for number, listener in enumerate(listeners, 1)]
-    return asyncio.run(Supervisor(places, settings.server, command, environ, reload).run())
+    return asyncio.run(_to_the_end(Supervisor(places, settings.server, command, environ, reload)))
+
+
+async def _to_the_end(supervisor: Supervisor) -> int:
+    """Run it; from then on the exit code says how it went, whatever signal comes yet."""
+    code = await supervisor.run()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    return code
 
 
 class Worker:
@@ -117,6 +124,11 @@ class Worker:
             self.channel.let_go()
         elif self.process.returncode is None:
             self.process.terminate()
+
+    def hurry(self) -> None:
+        """Have it cut its calls, now that it ends."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGINT)
 
     async def ends_in_time(self) -> bool:
         """Whether it ends by itself, and in order if it has served; when it takes too long it is killed."""
@@ -193,10 +205,17 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         loop.add_signal_handler(signal.SIGUSR2, self._restarting.set)
+
+    def _interrupt(self) -> None:
+        """End; when that has begun already, with no more time for calls."""
+        if self._ending.is_set():
+            for worker in self._workers:
+                worker.hurry()
+        self._ending.set()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import uvicorn
-from uvicorn.server import ServerState
+from uvicorn.server import HANDLED_SIGNALS, ServerState
 
 from penstock.api.door import Door, FullDoor
 from penstock.api.farewell import Farewell
@@ -66,11 +67,12 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    door: Door, settings: ServerSettings, listener: socket.socket | None = None
+    door: Door, settings: ServerSettings, listener: socket.socket | None = None, *, deaf_afterwards: bool = False
 ) -> AsyncIterator[Serving]:
     """Serve `door` on the settings' address (port 0 takes any) until told to stop or the block is left.
 
-    A `listener` is a socket at that address which this takes its connections from.
+    A `listener` is a socket at that address which this takes its connections from. With `deaf_afterwards` the process
+    ignores SIGINT and SIGTERM from its end on: it is about to end, and what is left to be written takes bounded time.
     """
     listener = listener or listen(settings)
     ids, full = IdMaker(), FullDoor(door)
@@ -95,7 +97,7 @@ async def serving(
         timeout_graceful_shutdown=int(settings.grace_s) or 1,
         backlog=BACKLOG,
     )
-    server = _Server(config)
+    server = _Server(config, deaf_afterwards=deaf_afterwards)
     task = asyncio.create_task(_run(server, listener))
     try:
         while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn offers nothing to wait for
@@ -108,7 +110,11 @@ async def serving(
 
 class _Server(uvicorn.Server):
     """Uvicorn's server for our connections, but for one habit: when it has ended it raises the signal that stopped it
-    once more, which would kill the process before the calls it cut are settled. And it can retire."""
+    once more, which would kill the process before all is written. And it can retire."""
+
+    def __init__(self, config: uvicorn.Config, *, deaf_afterwards: bool) -> None:
+        super().__init__(config)
+        self._deaf_afterwards = deaf_afterwards
 
     async def sweep(self) -> None:
         """Look for connections that are late, also while it ends: until cancelled."""
@@ -121,9 +127,13 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals():
+        """Take signals as orders, in place of uvicorn's way."""
+        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
+        try:
             yield
-            self._captured_signals.clear()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if self._deaf_afterwards else handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Uvicorn's, which cuts calls when their time is over, and then to their end.

@@ -344,6 +344,21 @@ def test_deltas_of_an_item_that_nobody_has_heard_of_count_once() -> None:
         assert stream.feed(event("response.output_item.done", item={**call, "id": "fc_2"})).produced > 30
 
 
+def test_items_that_begin_full_or_in_any_number_are_counted() -> None:
+    stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+
+    def begun(index: int, text: str) -> int:
+        part = {"type": "output_text", "text": text}
+        item = {"type": "message", "id": f"msg_{index}", "role": "assistant", "content": [part]}
+        return stream.feed(event("response.output_item.added", output_index=index, item=item)).produced
+
+    assert begun(0, "") == 0
+    assert begun(1, "x" * 40_000) >= 10_000
+    stream.feed(event("response.output_item.done", output_index=1, item={}))
+    assert {begun(index, "") for index in range(2, 250)} == {0}
+    assert all([begun(index, "") for index in range(250, 300)][-40:])
+
+
 DEEP = b'{"content":' + b"[" * 5_000 + b"]" * 5_000 + b"}"
 
 

@@ -96,6 +96,25 @@ async def test_calls_that_do_not_are_cut_in_order_and_settled(
         assert await gateway.nano(ada) == GRANTED - sum(record.amount for record in records)
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_signals_without_end_do_not_keep_it_from_writing_what_is_left(
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream, how: signal.Signals
+) -> None:
+    config = configuration(tmp_path, upstream.base_url, store=store_url, grace_s=1)
+    ada = await person_of(config)
+    upstream.script(Stream(tokens=20, hold_after=3))
+    async with serving_process(config) as process, calling(process.url) as caller:
+        await caller.ask(ROUTER, ada, model="metered", stream=True)
+        await caller.head()
+        ending = asyncio.create_task(process.ended())
+        while not ending.done():
+            process.signal(how)
+            await asyncio.sleep(0.001)
+        assert await ending == 0
+    async with running(settings_of(config)) as gateway:
+        assert [record.ended for record in await gateway.usage(ada)] == ["shutdown"]
+
+
 async def test_a_new_configuration_is_taken_without_touching_what_runs(
     tmp_path: Path, store_url: str, upstream: ScriptedUpstream
 ) -> None:

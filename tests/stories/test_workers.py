@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from os import kill
 from pathlib import Path
@@ -196,9 +196,15 @@ async def test_workers_notice_that_their_supervisor_was_killed_and_end_in_order(
     await ends_in_order(tmp_path, upstream, signal.SIGKILL)
 
 
-async def ends_in_order(folder: Path, upstream: ScriptedUpstream, how: signal.Signals) -> None:
-    """Streams on every worker, half of which go on in time; then `how` to the supervisor."""
-    config = configuration(folder, upstream.base_url, workers=2, grace_s=1)
+async def test_told_twice_workers_cut_their_calls_at_once_and_told_on_and_on_they_still_end_in_order(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    await ends_in_order(tmp_path, upstream, signal.SIGINT, grace_s=600)
+
+
+async def ends_in_order(folder: Path, upstream: ScriptedUpstream, how: signal.Signals, *, grace_s: float = 1) -> None:
+    """Streams on every worker, half of which go on in time; then `how` to the supervisor, SIGINT again and again."""
+    config = configuration(folder, upstream.base_url, workers=2, grace_s=grace_s)
     ada = await person_of(config)
     scripts = [Stream(tokens=20, hold_after=3) for _ in range(16)]
     upstream.script(*scripts)
@@ -212,16 +218,28 @@ async def ends_in_order(folder: Path, upstream: ScriptedUpstream, how: signal.Si
         process.signal(how)
         for script in scripts[:8]:
             script.resume.set()
-        ends = [(await caller.events())[-2:] for caller in callers]
+        ends = [(await caller.events())[-2:] for caller in callers[:8]]
+        impatient = asyncio.create_task(again_and_again(process, how)) if how is signal.SIGINT else None
+        ends += [(await caller.events())[-2:] for caller in callers[8:]]
         assert {end[-1] for end in ends} == {b"data: [DONE]\n\n"}
         assert sum(b'"shutting_down"' in end[0] for end in ends) == 8
-        assert await process.ended() == (0 if how is signal.SIGTERM else -how)
+        assert await process.ended() == (-how if how is signal.SIGKILL else 0)
+        if impatient:
+            await impatient
         await eventually(lambda: all_gone(workers))
     async with running(settings_of(config)) as gateway:
         records = await gateway.usage(ada)
         assert sorted(record.ended for record in records) == ["answer"] * 8 + ["shutdown"] * 8
         assert await gateway.nano(ada) == 10 * 10**9 - sum(record.amount for record in records)
     assert await verified(config)
+
+
+async def again_and_again(process: Process, how: signal.Signals) -> None:
+    """Until it is gone."""
+    with suppress(ProcessLookupError):
+        while True:
+            process.signal(how)
+            await asyncio.sleep(0.002)
 
 
 async def all_gone(processes: Iterable[int]) -> bool:
