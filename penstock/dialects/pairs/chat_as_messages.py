@@ -7,10 +7,8 @@ the part that came first is written as it comes, and what belongs to later ones 
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Raw, Struct, json
 
@@ -27,6 +25,16 @@ from penstock.dialects.anthropic_events import (
     message_delta,
     message_start,
 )
+from penstock.dialects.pairs.chat_pieces import (
+    EXTRA,
+    Kind,
+    Piece,
+    content_of,
+    first_choice,
+    pieces,
+    size,
+)
+from penstock.dialects.pairs.growing_input import GrowingInput, is_object
 from penstock.dialects.usage import (
     TokenUsage,
     estimate_delta_tokens,
@@ -43,11 +51,7 @@ STOP_REASONS = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
-# Divides a call's id from what its server wants back with it (Gemini signs what it thought before a call, and refuses a
-# conversation without). An id is all of a call that every caller returns as it was.
-EXTRA = "__extra__"
 INVALID = "INVALID_JSON"  # Anthropic's own name for an input that is none, in what it says of tools that stream
-Kind = Literal["text", "thinking", "tool_use"]
 
 
 class Telling(Struct, frozen=True, gc=False):
@@ -62,113 +66,6 @@ class Telling(Struct, frozen=True, gc=False):
     stop_sequences: tuple[str, ...]
     names: dict[str, str]
     context: bool
-
-
-class Piece(Struct, frozen=True, gc=False):
-    """A part of a message, or what an event adds to one. `key` tells parts of one kind apart; a tool's `key` is its
-    place, and of thinking it is the field it came in."""
-
-    kind: Kind
-    key: str
-    text: str
-    id: str = ""
-    name: str = ""
-
-
-# Taking a chat message or a delta apart. Servers differ, so nothing is relied on.
-
-
-def pieces(delta: dict[str, Any]) -> list[Piece]:
-    """What a delta or a whole message has, in the order in which a model produces it."""
-    found: list[Piece] = []
-    for field in ("reasoning_content", "reasoning"):
-        text = delta.get(field)
-        if isinstance(text, str) and text:
-            found.append(Piece("thinking", field, text))
-            break  # servers that moved from one name to the other send the same text under both
-    found += _said(delta.get("content"))
-    found += _said(delta.get("refusal"))
-    calls = delta.get("tool_calls")
-    for place, call in enumerate(calls if isinstance(calls, list) else ()):
-        if isinstance(call, dict):
-            found.append(_called(call, place))
-    return found
-
-
-def _said(content: Any) -> Iterable[Piece]:
-    """Text, also where a server sends a list of parts (Mistral's thinking models)."""
-    waiting = _parts(content, "text")  # the next one last: thinking may be in thinking, at any depth
-    while waiting:
-        part, kind = waiting.pop()
-        if isinstance(part, str) and part:
-            yield Piece(kind, "" if kind == "text" else "content", part)
-        elif isinstance(part, dict):
-            if isinstance(part.get("thinking"), list | str):
-                waiting += _parts(part["thinking"], "thinking")
-            elif isinstance(part.get("text"), str):
-                waiting.append((part["text"], kind))
-
-
-def _parts(content: Any, kind: Kind) -> list[tuple[Any, Kind]]:
-    parts = content if isinstance(content, list) else [content]
-    return [(part, kind) for part in reversed(parts)]
-
-
-def _called(call: dict[str, Any], place: int) -> Piece:
-    function = call.get("function")
-    function = function if isinstance(function, dict) else {}
-    index, id, name = call.get("index"), call.get("id"), function.get("name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, dict):
-        arguments = json.encode(arguments).decode()
-    return Piece(
-        "tool_use",
-        str(index if isinstance(index, int) else place),
-        arguments if isinstance(arguments, str) else "",
-        id=with_extra(id if isinstance(id, str) else "", call.get("extra_content")),
-        name=name if isinstance(name, str) else "",
-    )
-
-
-def with_extra(id: str, extra: Any) -> str:
-    """A call's id with what its server wants back, in characters that an id may have."""
-    if not isinstance(extra, dict) or not extra:
-        return id
-    return id + EXTRA + urlsafe_b64encode(json.encode(extra)).decode().rstrip("=")
-
-
-def without_extra(id: str) -> tuple[str, Raw | None]:
-    """A call's own id, and what was put behind it."""
-    own, mark, extra = id.rpartition(EXTRA)
-    if not mark:
-        return id, None
-    try:
-        raw = urlsafe_b64decode(extra + "=" * (-len(extra) % 4))
-        json_fields.split(raw)
-    except (ValueError, RecursionError):  # it is somebody else's id
-        return id, None
-    return own, Raw(raw)
-
-
-def _size(found: Iterable[Piece]) -> int:
-    """Bytes of UTF-8."""
-    return sum(len((piece.text + piece.name).encode("utf-8", "surrogatepass")) for piece in found)
-
-
-def _first_choice(choices: Any) -> dict[str, Any] | None:
-    """The choice that counts; there is one only, since a message is one."""
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and choice.get("index") in (0, None):
-            return choice
-    return None
-
-
-def _content_of(choice: dict[str, Any]) -> dict[str, Any]:
-    for name in ("delta", "message"):
-        content = choice.get(name)
-        if isinstance(content, dict):
-            return content
-    return {}
 
 
 class Ending:
@@ -188,7 +85,7 @@ class Ending:
 
     def read(self, choice: dict[str, Any]) -> str | None:
         """Take in a choice; the reason to finish that it gives, if it does."""
-        content = _content_of(choice)
+        content = content_of(choice)
         refusal = content.get("refusal")
         if isinstance(refusal, str) and refusal:
             self._refusal.append(refusal)
@@ -225,14 +122,14 @@ class Ending:
 def answer(body: bytes, *, label: Label, telling: Telling) -> Plain:
     """Read a chat completion and give it as a message. `UpstreamFailed` when it is none."""
     fields = json_fields.answer_fields(body)
-    choice = _first_choice(json_fields.plain(fields.get("choices")))
+    choice = first_choice(json_fields.plain(fields.get("choices")))
     if choice is None:
         raise UpstreamFailed("The provider's answer has no choices.", began=True)
     ending = Ending(telling)
     ending.read(choice)
-    found = pieces(_content_of(choice))
+    found = pieces(content_of(choice))
     reported = read_usage(fields.get("usage"))
-    produced = estimate_tokens(_size(found)) if reported is None else reported.output
+    produced = estimate_tokens(size(found)) if reported is None else reported.output
     usage = reported or TokenUsage(telling.input_estimate, produced)
     model = json_fields.plain(fields.get("model"))
     document = {
@@ -273,15 +170,7 @@ def _input(arguments: str) -> Any:
     if not arguments.strip():
         return {}
     raw = arguments.encode("utf-8", "surrogatepass")
-    return Raw(raw) if _is_object(raw) else {} if raw.strip() == b"null" else {INVALID: arguments}
-
-
-def _is_object(raw: bytes) -> bool:
-    try:
-        json_fields.split(raw)
-        return True
-    except (ValueError, RecursionError):
-        return False
+    return Raw(raw) if is_object(raw) else {} if raw.strip() == b"null" else {INVALID: arguments}
 
 
 def _about_context(telling: Telling) -> dict[str, Any]:
@@ -290,54 +179,6 @@ def _about_context(telling: Telling) -> dict[str, Any]:
 
 
 # A stream.
-
-# What says where an object ends: its braces, where strings begin and end, and what is escaped in them. A backslash that
-# comes last waits for what it escapes.
-_MARKS = re.compile(r'[{}"]|\\.|\\\Z', re.DOTALL)
-_BLANKS = " \t\r\n"
-
-
-class _Input:
-    """A tool's input as it grows, and whether it is an object, and whole. However often that is asked, each part is
-    looked through once."""
-
-    __slots__ = ("_depth", "_ended", "_escape", "_quoted", "_read", "_texts", "_whole")
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._read = 0  # so many of them have been looked through
-        self._depth = 0
-        self._quoted = False
-        self._escape = ""
-        self._ended = False  # there were as many closing braces as opening ones
-        self._whole: bool | None = None
-
-    def __repr__(self) -> str:
-        return f"_Input({len(self._texts)} parts, whole={self._whole})"
-
-    def add(self, text: str) -> None:
-        self._texts.append(text)
-
-    def is_whole(self) -> bool:
-        for place in range(self._read, len(self._texts)):
-            self._look_through(self._texts[place])
-        self._read = len(self._texts)
-        if self._ended and self._whole is None:
-            self._whole = _is_object("".join(self._texts).encode("utf-8", "surrogatepass"))
-        return self._whole is True
-
-    def _look_through(self, text: str) -> None:
-        if self._ended:
-            self._whole = False if text.strip(_BLANKS) else self._whole
-            return
-        marks = _MARKS.findall(self._escape + text)
-        self._escape = marks[-1] if marks and marks[-1] == "\\" else ""
-        for mark in marks:
-            if mark == '"':
-                self._quoted = not self._quoted
-            elif mark in "{}" and not self._quoted:
-                self._depth += 1 if mark == "{" else -1
-                self._ended = self._ended or self._depth <= 0
 
 
 class _Block:
@@ -352,7 +193,7 @@ class _Block:
         self.name = piece.name
         self.texts: list[str] = []
         self.opened = False
-        self.input = _Input()  # a tool's, as far as it is written
+        self.input = GrowingInput()  # a tool's, as far as it is written
 
     def __repr__(self) -> str:
         return f"_Block({self.kind} {self.key}, opened={self.opened})"
@@ -567,16 +408,16 @@ class ChatAsMessages:
         if usage is not None:
             self._usage = usage
         out = self._begin(chunk.model)
-        choice = _first_choice(chunk.choices)
+        choice = first_choice(chunk.choices)
         if choice is None:
             self._sent = True, self._blocks.open
             return Step(out, usage=usage)
-        found = pieces(_content_of(choice))
+        found = pieces(content_of(choice))
         out += b"".join(self._blocks.add(piece) for piece in found if _shown(piece, self._telling))
         finish_reason = self._ending.read(choice)
         if finish_reason is not None:
             out += self._blocks.end()
-        produced = estimate_delta_tokens(_size(found))
+        produced = estimate_delta_tokens(size(found))
         if usage is None:
             self._head = event[: event.find(b'"choices"')] or self._head
         if not produced:  # then it is not held back for money

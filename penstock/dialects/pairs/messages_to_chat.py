@@ -20,7 +20,8 @@ from penstock.dialects import Label, Plain, Wish, json_fields
 from penstock.dialects.anthropic_events import SIGNATURE
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.pairs import chat_as_messages
-from penstock.dialects.pairs.chat_as_messages import ChatAsMessages, Telling, without_extra
+from penstock.dialects.pairs.chat_as_messages import ChatAsMessages, Telling
+from penstock.dialects.pairs.chat_pieces import without_extra
 from penstock.errors import InvalidRequest
 
 T = TypeVar("T")
