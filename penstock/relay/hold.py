@@ -444,10 +444,10 @@ class Hold:
         took_s = holds.monotonic() - self._started_s
         self._complete(record, owed, took_s)
         holds.open.pop(record.request_id, None)
-        holds.observe.closed(record, took_s - self.upstream_s)
         self._settling = holds.store.post(
             Settlement(record.request_id, self._need, owed, record, self.keep, self._once is not None)
         )
+        holds.observe.closed(record, took_s - self.upstream_s)
 
     async def written(self) -> None:
         """Wait until the settlement outlives this process, but not for ever (`Store.post`)."""

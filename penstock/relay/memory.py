@@ -7,8 +7,10 @@ be continued. Upstreams remember nothing: the conversation goes to whichever ser
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from msgspec import Raw
@@ -16,6 +18,7 @@ from msgspec import Raw
 from penstock.access import Caller
 from penstock.clock import Clock
 from penstock.config import ResponseSettings
+from penstock.db.program import Program
 from penstock.db.responses import KeptResponse, answer_of, conversation, holders, keep, parts, turns
 from penstock.db.store import Store
 from penstock.dialects import json_fields
@@ -31,6 +34,7 @@ from penstock.dialects.response_input import (
 from penstock.errors import InvalidRequest, StoreUnavailable
 
 DAY_MS = 24 * 3600 * 1000
+KEEP_S = 1.0  # that an answer waits until its response is kept
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -55,9 +59,25 @@ class Conversations:
         self.clock = clock
         self.settings = settings
         self.most_body_bytes = most_body_bytes
+        self._writing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"Conversations({self.settings!r})"
+
+    async def write(self, response: str, program: Program[None]) -> None:
+        """Have a response kept. Its answer waits for that a moment, so that it can be continued at once; where the
+        store takes longer the answer leaves, and it is kept when the store comes to it."""
+        writing = asyncio.create_task(self._write(response, program))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        with suppress(asyncio.CancelledError):  # the caller has gone, or the process is to stop: what is there goes out
+            await asyncio.wait([writing], timeout=KEEP_S)
+
+    async def _write(self, response: str, program: Program[None]) -> None:
+        try:
+            await self.store.write(program)
+        except StoreUnavailable as error:
+            _logger.warning("response %s is not kept: %s", response, error.message)
 
     def memory(self) -> ResponseMemory:
         """The memory of one call."""
@@ -113,10 +133,7 @@ class ResponseMemory:
             _logger.warning("response %s is not kept: %d bytes are more than %d", kept.id, kept.size_bytes, most)
             return
         items = item_ids(response.get("output"))
-        try:
-            await self._conversations.store.write(keep(kept, items=items, ancestors=self._ancestors))
-        except StoreUnavailable as error:
-            _logger.warning("response %s is not kept: %s", kept.id, error.message)
+        await self._conversations.write(kept.id, keep(kept, items=items, ancestors=self._ancestors))
 
     async def _before(self, account: str, previous: str) -> list[Raw]:
         """The items of the conversation that ends with response `previous`. It is read in parts, for a request of a few

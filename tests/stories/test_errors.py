@@ -9,6 +9,7 @@ import pytest
 
 from penstock.config import Settings
 from penstock.ports import Provider
+from penstock.relay.observe import Observer
 from tests.stories.gateway import (
     BASES,
     DEEPSEEK,
@@ -221,3 +222,19 @@ async def test_a_defect_of_ours_is_a_500_without_a_stack_and_costs_nothing(
     assert answer.headers["x-request-id"] in caplog.text
     assert await gateway.nano(ada) == 1_000_000_000
     assert [record.ended for record in await gateway.usage(ada)] == ["fault"]
+
+
+async def test_a_log_that_fails_leaves_no_hold_and_no_call_without_its_record(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await gateway.person(usd="1")
+
+    def fails(*_: object) -> None:
+        raise OSError("there is no log")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Observer, "closed", fails)
+        assert (await gateway.chat(ROUTER, ada)).status_code == 500
+    (record,) = await gateway.usage(ada)
+    assert record.amount > 0
+    assert (await gateway.balance(ada)).credits.held.nano == 0

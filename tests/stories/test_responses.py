@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import tracemalloc
@@ -13,8 +14,10 @@ from openai import BadRequestError, NotFoundError
 from openai.types.responses import Response
 from pydantic import BaseModel
 
-from penstock.config import Settings
+from penstock.config import ResponseSettings, Settings
 from penstock.db.responses import KeptResponse, forget, keep
+from penstock.relay import memory
+from tests.stories.caller import eventually
 from tests.stories.gateway import (
     DEEPSEEK,
     FORWARD,
@@ -405,6 +408,44 @@ async def test_a_conversation_of_any_size_takes_the_room_of_a_part(
     else:
         assert (continued.status_code, continued.json()["error"]["code"]) == (400, "context_length_exceeded")
         assert peak < 60_000_000  # a request's room and a part
+
+
+async def test_an_answer_waits_a_moment_for_its_keeping_and_no_longer(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada, store, free = await gateway.person(usd="1"), gateway.office.store, asyncio.Event()
+    write = store.write
+
+    async def slowly(program: Any) -> Any:
+        await free.wait()
+        return await write(program)
+
+    monkeypatch.setattr(store, "write", slowly)
+    monkeypatch.setattr(memory, "KEEP_S", 0.05)
+    upstream.script(answered(spoken))
+    answer = await gateway.post(f"{ROUTER}/responses", ada, body={"model": LLAMA, "input": "x"})
+    assert answer.status_code == 200
+    path = f"{ROUTER}/responses/{answer.json()['id']}"
+    assert (await gateway.get(path, ada)).status_code == 404
+    free.set()
+
+    async def kept() -> bool:
+        return (await gateway.get(path, ada)).status_code == 200
+
+    await eventually(kept)
+
+
+async def test_whoever_is_stopped_while_it_is_kept_sends_the_answer_all_the_same(gateway: Running) -> None:
+    class Never:
+        async def write(self, program: Any) -> None:
+            await asyncio.Event().wait()
+
+    store: Any = Never()
+    conversations = memory.Conversations(store, gateway.office.clock, ResponseSettings(), most_body_bytes=1)
+    waiting = asyncio.create_task(conversations.write("resp_1", forget(0, 0)))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    await waiting
 
 
 @over("openai_chat")
