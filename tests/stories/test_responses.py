@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from penstock.config import ResponseSettings, Settings
 from penstock.db.responses import KeptResponse, forget, keep
+from penstock.db.tools import forget_turns
 from penstock.relay import memory
 from tests.stories.caller import eventually
 from tests.stories.gateway import (
@@ -442,7 +443,7 @@ async def test_whoever_is_stopped_while_it_is_kept_sends_the_answer_all_the_same
 
     store: Any = Never()
     conversations = memory.Conversations(store, gateway.office.clock, ResponseSettings(), most_body_bytes=1)
-    waiting = asyncio.create_task(conversations.write("resp_1", forget(0, 0)))
+    waiting = asyncio.create_task(conversations.write("resp_1", forget_turns(0)))
     await asyncio.sleep(0.01)
     waiting.cancel()
     await waiting
