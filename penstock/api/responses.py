@@ -9,6 +9,7 @@ Whose they are is decided by the account the caller acts for; what another accou
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -31,6 +32,7 @@ from penstock.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFoun
 PATH = "/responses"
 JSON = [(b"content-type", b"application/json")]
 MOST_ITEMS, USUAL_ITEMS = 100, 20  # of a page, as published
+AT_ONCE = 200  # items that are taken apart before others have their turn
 _ID = re.compile(r"resp_[A-Za-z0-9]{1,100}")
 
 Enter = Callable[[Place, Exchange], Awaitable[Caller]]
@@ -95,21 +97,25 @@ class KeptResponses:
 
     async def _input(self, account: str, id: str, *, newest_first: bool) -> AsyncIterator[dict[str, Any]]:
         """All that a response was made from, the conversation before it too, as far as that is still there. It is read
-        in parts: a page has room for a few items, a conversation may be all that an account has."""
+        in parts, and taken apart item by item: a page has room for a few, a conversation may be all that an account
+        has."""
         links = await self._store.read(conversation(account, id, self._clock.now_ms()))
         links = links or [Link(id, 0)]
         for part in parts(links[::-1] if newest_first else links):
             for turn in await self._store.read(turns(account, part)):
                 items = _items(turn, with_output=turn.id != id)
-                for item in reversed(items) if newest_first else items:
-                    yield item
+                for number, (place, item) in enumerate(reversed(items) if newest_first else items, 1):
+                    value = plain(item) if place is None else shown(item, turn.id, place)
+                    if isinstance(value, dict):
+                        yield value
+                    if not number % AT_ONCE:
+                        await asyncio.sleep(0)
 
 
-def _items(turn: KeptResponse, *, with_output: bool) -> list[dict[str, Any]]:
-    own = items_of(Raw(turn.input.encode()))
-    items = [shown(item, turn.id, place) for place, item in enumerate(own)]
-    output = map(plain, output_of(turn.answer)) if with_output else ()
-    return [*items, *(item for item in output if isinstance(item, dict))]
+def _items(turn: KeptResponse, *, with_output: bool) -> list[tuple[int | None, Raw]]:
+    """The items of a turn, those of its input with their place in it."""
+    own: list[tuple[int | None, Raw]] = list(enumerate(items_of(Raw(turn.input.encode()))))
+    return own + [(None, item) for item in output_of(turn.answer)] if with_output else own
 
 
 def _require(rest: str, wanted: str) -> None:

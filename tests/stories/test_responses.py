@@ -14,9 +14,11 @@ from openai import BadRequestError, NotFoundError
 from openai.types.responses import Response
 from pydantic import BaseModel
 
+from penstock.api import responses
 from penstock.config import ResponseSettings, Settings
 from penstock.db.responses import KeptResponse, forget, keep
 from penstock.db.tools import forget_turns
+from penstock.dialects import response_input
 from penstock.relay import memory
 from tests.stories.caller import eventually
 from tests.stories.gateway import (
@@ -475,6 +477,25 @@ async def test_input_items_come_in_pages(gateway: Running, upstream: ScriptedUps
     for query in ({"limit": "0"}, {"limit": "000000001999"}, {"limit": "x"}, {"order": "up"}, {"after": "nothing"}):
         refused = await gateway.get(f"{ROUTER}/responses/{response.id}/input_items", ada, query=query)
         assert refused.status_code == 400
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_for_a_page_only_what_is_on_it_is_taken_apart(
+    gateway: Running, upstream: ScriptedUpstream, spoken: str, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    ada, taken = await gateway.person(usd="1"), []
+
+    def counted(item: Any, response: str, place: int) -> Any:
+        taken.append(place)
+        return response_input.shown(item, response, place)
+
+    monkeypatch.setattr(responses, "shown", counted)
+    upstream.script(answered(spoken))
+    body = {"model": LLAMA, "input": [{"role": "user", "content": "x"}] * 1_000}
+    id = (await gateway.post(f"{ROUTER}/responses", ada, body=body)).json()["id"]
+    page = await gateway.get(f"{ROUTER}/responses/{id}/input_items", ada, query={"limit": "2", "order": order})
+    assert page.json()["has_more"]
+    assert taken == ([0, 1, 2] if order == "asc" else [999, 998, 997])
 
 
 async def test_what_is_not_served_below_a_response_says_so(
