@@ -11,6 +11,7 @@ from msgspec import Raw, json
 from penstock.dialects import json_fields
 from penstock.dialects.json_fields import plain
 
+REFERENCE = b"item_reference"  # without these bytes nothing in an input is one
 _ITEMS = json.Decoder(list[Raw])
 _PREFIXES = {
     "message": "msg",
@@ -34,7 +35,7 @@ def items_of(input: Raw) -> list[Raw]:
 
 def reference_in(item: Raw) -> str | None:
     """The id of the item that this one only names; None when it is an item itself."""
-    if b"item_reference" not in bytes(item):
+    if REFERENCE not in bytes(item):
         return None
     value = plain(item)
     named = isinstance(value, dict) and value.get("type") == "item_reference"

@@ -23,6 +23,7 @@ from penstock.db.responses import KeptResponse, answer_of, conversation, holders
 from penstock.db.store import Store
 from penstock.dialects import json_fields
 from penstock.dialects.response_input import (
+    REFERENCE,
     is_id,
     item_ids,
     items_named,
@@ -105,7 +106,7 @@ class ResponseMemory:
             own = items_of(fields["input"])
         except (KeyError, ValueError, RecursionError):
             return body  # whoever reads it next says what is wrong with it
-        self._own = await self._resolved(caller.account, own)
+        self._own = await self._resolved(caller.account, own) if REFERENCE in body else own
         before = await self._before(caller.account, previous) if isinstance(previous, str) else []
         if not before and self._own == own:
             return body
