@@ -113,7 +113,7 @@ def _provider(
         provider_class=settings.ranks_as,
         healthy=look.error is None and state != "open",
         state=state,
-        retry_in_s=None if until_s is None else round(max(0.0, until_s - now_s), 1),
+        retry_in_s=None if until_s is None or state == "closed" else round(max(0.0, until_s - now_s), 1),
         check_ms=round(look.took_s * 1000),
         check_error=None if look.trouble is None else _trouble(look.trouble, actor),
         models=tuple(dict.fromkeys(each.model_id for each in offers)),

@@ -181,11 +181,19 @@ class Attempts:
         again = _soonest(search.failed, self.upstreams.health.settings.retry_wait_s)
         if again is not None:
             pause_s, offer = again
-            await asyncio.sleep(pause_s + TIMER_GRAIN_S)
+            await self._rest(offer, hold.account, pause_s)
             served = await self._try(search, offer, "again")
             if served is not None:
                 return served
         raise self._none_served(search)
+
+    async def _rest(self, offer: Offer, account: str, pause_s: float) -> None:
+        """Give an offer the pause that it asked for, and what it has asked others for meanwhile, if that is short too:
+        of many calls that it put off at once each waits for the last, and none finds it left alone."""
+        await asyncio.sleep(pause_s + TIMER_GRAIN_S)
+        more_s = self.upstreams.health.wait_s(offer, account)
+        if 0 < more_s <= self.upstreams.health.settings.retry_wait_s:
+            await asyncio.sleep(more_s + TIMER_GRAIN_S)
 
     async def _try(self, search: _Search, offer: Offer, reason: str) -> Served | None:
         """Call one offer. None when it does not serve, which is then noted in `search.failed`."""

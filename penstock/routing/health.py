@@ -3,7 +3,9 @@
     closed ── failures in a row, a grave one, or a failed check ──▶ open ◀─┐
       ▲                                                              │     │ the trial fails: a pause twice as long
       └───────────── the trial answers ───────────── half open ◀─────┘ ────┘
-                                                     (one trial at a time)
+                                                     (one trial at a time, and a further one a pause later)
+
+Who asks to be left alone (Retry-After) is open for just that long and then closed again: it has not failed.
 
 It is told what happens (`relay/attempt.py`, `pulse.py`) and asked who may be called; it calls nobody, and has no task
 and no timer: a breaker whose pause is over is half open because the clock says so. What it knows is this process's own.
@@ -41,67 +43,77 @@ ABOUT_ONE_MODEL = frozenset({404, 429})
 class Breaker:
     """The state machine, as values and the time. `key` is in `out` for as long as it is not closed."""
 
-    __slots__ = ("by_check", "failures", "key", "out", "pause_s", "trial", "until_s")
+    __slots__ = ("by_check", "failures", "key", "out", "pause_s", "trial_until_s", "until_s")
 
     def __init__(self, key: str, out: set[str]) -> None:
         self.key = key
         self.out = out
         self.failures = 0  # in a row
         self.until_s: float | None = None  # None is closed
-        self.pause_s = 0.0
-        self.trial = False  # the one call that finds out is under way
+        self.pause_s = 0.0  # none when it has not failed and only asked to be left alone
+        self.trial_until_s = 0.0  # until then nobody else calls: the one that finds out is under way
         self.by_check = False
 
     def __repr__(self) -> str:
-        return f"Breaker({self.key}, failures={self.failures}, until_s={self.until_s}, trial={self.trial})"
+        return f"Breaker({self.key}, failures={self.failures}, until_s={self.until_s}, pause_s={self.pause_s})"
 
     def state(self, now_s: float) -> State:
-        """Half open is whoever's pause is over."""
+        """Half open is whoever has failed and its pause is over."""
         if self.until_s is None:
             return "closed"
-        return "open" if now_s < self.until_s else "half_open"
+        if now_s < self.until_s:
+            return "open"
+        return "half_open" if self.pause_s else "closed"
 
     def admits(self, now_s: float) -> bool:
         """Whether a call could begin now."""
-        return self.until_s is None or (now_s >= self.until_s and not self.trial)
+        state = self.state(now_s)
+        return state == "closed" or (state == "half_open" and now_s >= self.trial_until_s)
 
-    def begin(self) -> bool:
-        """A call begins; whether it is the trial."""
+    def begin(self, now_s: float) -> bool:
+        """A call begins; whether it is the trial. A trial that takes longer than the pause is not waited for: it may be
+        a long answer from one that is well."""
         if self.until_s is None:
             return False
-        self.trial = True
+        if not self.pause_s:
+            self._close()
+            return False
+        self.trial_until_s = now_s + self.pause_s
         return True
 
     def succeed(self) -> None:
         """It has answered: closed, whoever asked."""
-        self.failures, self.until_s, self.pause_s, self.trial, self.by_check = 0, None, 0.0, False, False
-        self.out.discard(self.key)
+        self.failures = 0
+        self._close()
 
     def fail(self, now_s: float, settings: HealthSettings, *, weight: int = 1, on_trial: bool = False) -> None:
         """It has failed. Calls that began before it opened, and fail now, say nothing new."""
         self.failures += weight
-        if self.until_s is None:
+        if self.state(now_s) == "closed":
             if 0 < settings.failures <= self.failures:
                 self._open(now_s, settings.pause_s)
         elif on_trial:
-            pause_s = max(self.pause_s * PAUSE_GROWTH, settings.pause_s)  # none yet after a `rest`
+            pause_s = max(self.pause_s * PAUSE_GROWTH, settings.pause_s)  # none yet in a `rest`
             self._open(now_s, min(pause_s, settings.longest_pause_s))
 
     def rest(self, now_s: float, wait_s: float) -> None:
         """It asked to be left alone for so long: no failure, and no longer pause the next time."""
         self.until_s = max(self.until_s or 0.0, now_s + min(wait_s, LONGEST_WAIT_S))
-        self.trial = False
         self.out.add(self.key)
 
     def left(self) -> None:
-        """The trial ended without an outcome: its caller has gone. The next call is the trial."""
-        self.trial = False
+        """The trial is over. When it had no outcome (its caller has gone, it failed for another reason) the next call
+        is the trial."""
+        self.trial_until_s = 0.0
 
     def _open(self, now_s: float, pause_s: float) -> None:
         self.pause_s = pause_s
         self.until_s = now_s + pause_s
-        self.trial = False
         self.out.add(self.key)
+
+    def _close(self) -> None:
+        self.until_s, self.pause_s, self.trial_until_s, self.by_check = None, 0.0, 0.0, False
+        self.out.discard(self.key)
 
 
 class Trouble(NamedTuple):
@@ -161,9 +173,9 @@ class Attempt:
         self._condition = condition
         self._breaker = breaker
         self._own = own  # the offer's breaker, if it has one
-        self._trial = breaker.until_s is not None and breaker.begin()
-        self._trial_of_own = own is not None and own.begin()
-        self._began_s = health.clock.monotonic()
+        self._began_s = now_s = health.clock.monotonic()
+        self._trial = breaker.until_s is not None and breaker.begin(now_s)
+        self._trial_of_own = own is not None and own.begin(now_s)
         condition.outstanding += 1
 
     def __repr__(self) -> str:
@@ -193,10 +205,9 @@ class Attempt:
             return
         trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
         self._health.note(self._offer, error, self._account, **trials)
-        self._trial = self._trial_of_own = False
 
     def over(self) -> None:
-        """The call is over, however it went."""
+        """The call is over, however it went; so are its trials, of which a failure has settled one at most."""
         self._condition.outstanding -= 1
         if self._trial:
             self._breaker.left()
@@ -263,7 +274,7 @@ class Health:
         found = self._breakers(offer, account)
         if not all(each.admits(now_s) for each in found):
             return "open"
-        return "half_open" if any(each.until_s is not None for each in found) else "closed"
+        return "half_open" if any(each.state(now_s) == "half_open" for each in found) else "closed"
 
     def note(
         self,
@@ -286,8 +297,6 @@ class Health:
             return
         weight = GRAVE if status in OUR_CREDENTIALS or status == 404 else 1
         breaker.fail(now_s, self.settings, weight=weight, on_trial=on_trial_of_own if own else on_trial)
-        if own and on_trial:  # the provider has answered, if only to say no
-            self._breaker(offer, account).left()
 
     def checked(self, provider: str, models: tuple[str, ...]) -> None:
         """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""
@@ -298,11 +307,11 @@ class Health:
 
     def check_failed(self, provider: str, error: UpstreamError) -> None:
         """A health check failed: out at once, and again at every further one."""
-        condition = self.of(provider)
-        condition.checked_s = self.clock.monotonic()
+        condition, now_s = self.of(provider), self.clock.monotonic()
+        condition.checked_s = now_s
         condition.errors.append(self.trouble(error, None))
-        was_closed = condition.breaker.until_s is None
-        condition.breaker.fail(self.clock.monotonic(), self.settings, weight=GRAVE, on_trial=not was_closed)
+        was_closed = condition.breaker.state(now_s) == "closed"
+        condition.breaker.fail(now_s, self.settings, weight=GRAVE, on_trial=not was_closed)
         condition.breaker.by_check = condition.breaker.by_check or was_closed
 
     def trouble(self, error: UpstreamError, model: str | None) -> Trouble:

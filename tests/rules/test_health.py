@@ -198,18 +198,83 @@ def test_who_asks_for_a_pause_gets_just_that_and_no_more_than_an_hour(
     fail(health, status(429, wait_s=asked_s))
     assert health.wait_s(A) == left_alone_s
     clock.now_s += left_alone_s
-    assert health.state(A) == "half_open"
+    assert states(health) == CLOSED
     serve(health)
+    assert (states(health), health.out) == (CLOSED, set())
+
+
+def test_after_a_pause_that_was_asked_for_everybody_may_call_at_once(health: Health, clock: Hand) -> None:
+    fail(health, status(429, wait_s=0.5))
+    clock.now_s += 0.5
+    crowd = [began(health) for _ in range(10)]
+    assert states(health) == CLOSED
+    for attempt in crowd[:2]:
+        attempt.failed(status(429))
+        attempt.over()
+    assert states(health) == CLOSED, "the pause was no failure"
+    crowd[2].failed(status(429))
+    assert (states(health), health.wait_s(A)) == (ONLY_A, 1.0)
+
+
+def test_a_trial_that_asks_for_a_pause_is_followed_by_another_trial(health: Health, clock: Hand) -> None:
+    for _ in range(3):
+        fail(health)
+    clock.now_s += 1
+    fail(health, status(503, wait_s=5.0))
+    assert (health.wait_s(A), health.state(A)) == (5.0, "open")
+    clock.now_s += 5
+    began(health)
+    assert health.attempt(A) is None, "it has failed before"
+
+
+@pytest.mark.parametrize(
+    ("first", "trial", "after"),
+    [
+        pytest.param([DOWN] * 3, status(429, wait_s=1.0), "open", id="the provider's, and the model asks for a pause"),
+        pytest.param([DOWN] * 3, status(404), "open", id="the provider's, and the model is not there"),
+        pytest.param([status(429)] * 3, status(500), "half_open", id="the model's, and the provider fails"),
+        pytest.param([status(404)], DOWN, "half_open", id="the model's, and the provider is not reached"),
+    ],
+)
+def test_a_trial_that_fails_for_another_reason_keeps_nobody_out_for_ever(
+    health: Health, clock: Hand, first: list[UpstreamError], trial: UpstreamError, after: str
+) -> None:
+    for failure in first:
+        fail(health, failure)
+    clock.now_s += 1
+    fail(health, trial)
+    assert health.state(A) == after
+    clock.now_s += 60
+    serve(health)
+    assert (states(health), health.out) == (CLOSED, set())
+
+
+def test_a_trial_that_takes_longer_than_the_pause_holds_up_nobody(health: Health, clock: Hand) -> None:
+    for _ in range(3):
+        fail(health)
+    clock.now_s += 1
+    long = began(health)
+    assert health.attempt(A) is None
+    clock.now_s += 1
+    serve(health)
+    assert states(health) == CLOSED
+    long.answered()
+    long.over()
     assert states(health) == CLOSED
 
 
-def test_a_trial_that_fails_after_a_pause_that_was_asked_for_begins_the_usual_pauses(
-    health: Health, clock: Hand
-) -> None:
-    fail(health, status(429, wait_s=0.5))
-    clock.now_s += 0.5
-    fail(health, status(429))
-    assert health.wait_s(A) == 1.0
+def test_of_one_that_hangs_a_call_in_each_pause_finds_out(health: Health, clock: Hand) -> None:
+    for _ in range(3):
+        fail(health)
+    hanging = []
+    for _ in range(5):
+        clock.now_s += 1
+        hanging.append(began(health))
+        assert health.attempt(A) is None
+    for attempt in hanging:
+        attempt.failed(UpstreamTimeout())
+        attempt.over()
+    assert health.wait_s(A) == 8.0
 
 
 def test_an_offer_that_is_no_more_is_forgotten(health: Health) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import anthropic
@@ -21,7 +21,7 @@ from penstock.relay.ask import Ask, Said
 from tests.stories.caller import calling, data, eventually
 from tests.stories.gateway import HELLO, ROUTER, TRUST, events
 from tests.stories.three import ALL, CLASSES, INPUT, OUTPUT, PRICE, QUICK, Scene, scene
-from tests.upstream import Plain, Raw, Refusal, Stream
+from tests.upstream import Exchange, Plain, Raw, Refusal, ScriptedUpstream, Stream
 
 
 @pytest.fixture
@@ -174,6 +174,30 @@ async def test_a_provider_that_keeps_failing_is_left_alone_and_is_taken_up_again
         assert (await here.ask()).json()["model"] == "gpu-model"
 
 
+async def test_a_long_trial_keeps_others_out_for_one_pause_and_no_longer(store_url: str) -> None:
+    async with scene(store_url, health=QUICK) as here:
+        gpu = here.upstreams["gpu"]
+        gpu.script(*[Refusal(500)] * 3, held := Plain(hold=True))
+        for _ in range(3):
+            await here.ask("gpu-model")
+
+        async def trying() -> bool:
+            trial = asyncio.create_task(here.ask("gpu-model"))
+            tried.append(trial)
+            await asyncio.wait({trial}, timeout=0.05)
+            return len(gpu.requests) == 4
+
+        tried: list[asyncio.Task[Any]] = []
+        await eventually(trying)
+
+        async def served() -> bool:
+            return (await here.ask("gpu-model")).status_code == 200
+
+        await eventually(served)
+        held.resume.set()
+        assert (await tried[-1]).status_code == 200
+
+
 async def test_while_it_is_left_alone_nobody_asks_it_and_a_pinned_call_is_refused_at_once(here: Scene) -> None:
     here.upstreams["gpu"].script(*[Refusal(500)] * 3)
     for _ in range(3):
@@ -277,6 +301,19 @@ def busy(**headers: str) -> Refusal:
     return Refusal(429, headers=[(name.replace("_", "-"), value) for name, value in headers.items()])
 
 
+@dataclass(frozen=True)
+class AllAtOnce:
+    """Does nothing before so many requests have come, and then the same with each."""
+
+    upstream: ScriptedUpstream
+    number: int
+    then: Refusal
+
+    async def play(self, exchange: Exchange) -> None:
+        await self.upstream.arrival(self.number)
+        await self.then.play(exchange)
+
+
 async def test_one_that_asks_for_a_pause_is_left_alone_for_just_that(here: Scene) -> None:
     here.upstreams["gpu"].script(busy(retry_after="30"))
     assert (await here.ask()).json()["model"] == "cli-model"
@@ -292,6 +329,22 @@ async def test_a_short_pause_is_waited_for_when_there_is_nobody_else(here: Scene
     assert answer.headers["x-penstock-route"] == "gpu;attempts=2;class=gpu;why=again;after=gpu:unavailable"
     (record,) = await here.gateway.usage(here.ada)
     assert (record.attempts, record.cost.nano) == (2, (INPUT + OUTPUT) * 100)
+
+
+async def test_each_of_many_that_are_put_off_at_once_gets_its_second_call(here: Scene) -> None:
+    here.upstreams["gpu"].script(*[AllAtOnce(here.upstreams["gpu"], 10, busy(retry_after_ms="300"))] * 10)
+    answers = await asyncio.gather(*(here.ask("gpu-model") for _ in range(10)))
+    assert [answer.status_code for answer in answers] == [200] * 10
+    assert here.asked()["gpu"] == 20
+
+
+async def test_a_long_answer_after_a_pause_keeps_nobody_else_waiting(here: Scene) -> None:
+    here.upstreams["gpu"].script(busy(retry_after_ms="20"), held := Plain(hold=True))
+    long = asyncio.create_task(here.ask("gpu-model"))
+    await here.upstreams["gpu"].arrival(2)
+    assert (await here.ask("gpu-model")).status_code == 200
+    held.resume.set()
+    assert (await long).status_code == 200
 
 
 async def test_a_long_pause_is_the_callers_to_wait_for(here: Scene) -> None:
