@@ -20,11 +20,13 @@
     ├── ConfigError                             before the gateway serves at all
     └── UpstreamError
         ├── UpstreamFailed                      502
+        │   └── ModelAbsent                     502
         ├── UpstreamUnavailable                 503
         │   └── UpstreamBusy                    503, and it says nothing about the next call
         ├── NoHealthyProvider                   503
         ├── UpstreamTimeout                     504
         └── UpstreamRefused                     the upstream's own 4xx about the request
+            └── NotCarried, BeyondAllowance     another may take it
 
 A class has a kind (what renderers key on), a status and a docstring that is its default message. The domain
 raises; doors render (`penstock/api/errors.py`). No class here knows about HTTP frameworks or dialects.
@@ -173,6 +175,10 @@ class UpstreamFailed(UpstreamError):
     """The provider answered with an error or with something that is not an answer."""
 
 
+class ModelAbsent(UpstreamFailed):
+    """The provider does not have this model, whatever the request."""
+
+
 class UpstreamUnavailable(UpstreamError):
     """The provider could not be reached."""
 
@@ -209,6 +215,12 @@ class UpstreamRefused(UpstreamError):
 
 class NotCarried(UpstreamRefused):
     """The provider has no way to take what the request asks for. Another may have one."""
+
+    elsewhere = True
+
+
+class BeyondAllowance(UpstreamRefused):
+    """The request is larger than what the provider lets us use at once, or than our credit there."""
 
     elsewhere = True
 

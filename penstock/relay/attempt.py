@@ -3,7 +3,7 @@
 Failover ends with the first byte of a good answer: a stream's first event is awaited here and a plain answer is read
 whole, so a provider that breaks before that is passed over unseen. What an upstream says about the *request* (its own
 4xx) goes to the caller, unless it is that the request is too long for it and there is another; what it says about *us*
-(bad key, no credit there) is our fault and never the caller's.
+(bad key, no credit there) is our fault and never the caller's (`blame.py`).
 
 An offer whose breaker has opened since the plan was made is passed over, and so is one to whose dialect the request
 cannot be carried. When all have failed and one of them asked for a short pause, it gets that pause and a second call.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from operator import itemgetter
@@ -24,8 +23,9 @@ from msgspec.structs import replace
 from penstock.catalogue import Offer
 from penstock.dialects import Label, Pair, Plain, Stream, Wish, sse
 from penstock.dialects.pairs import between
-from penstock.dialects.refusals import read_refusal
+from penstock.dialects.refusals import Said, read_refusal
 from penstock.errors import (
+    BeyondAllowance,
     InvalidRequest,
     NoHealthyProvider,
     NotCarried,
@@ -33,10 +33,10 @@ from penstock.errors import (
     UpstreamFailed,
     UpstreamRefused,
     UpstreamTimeout,
-    UpstreamUnavailable,
 )
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ask import Ask
+from penstock.relay.blame import blame
 from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
@@ -50,16 +50,9 @@ LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a fu
 LARGEST_ERROR = 64 * 1024
 LONGEST_SECRET = 4_096
 LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
-OUR_FAULT = frozenset({401, 402, 403, 404, 407})  # credentials, credit, address: ours to mend
-WORTH_ANOTHER = frozenset({408, 409, 425, 429})
 TIMER_GRAIN_S = 0.002  # a timer may go off so much early, and a breaker does not open before its time
-OVERLOADED = frozenset({429, 503, 529})
 TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 BROKE = frozenset({Ending.UPSTREAM_FAILED, Ending.TIMEOUT})
-# What xAI, Gemini and Anthropic say under status 400, as if it were the request's fault.
-_OURS = re.compile("(?i)incorrect api key|api key (not valid|expired)|credit balance is too low")
-# What OpenRouter says under status 403 of a prompt that it does not pass on.
-_MODERATED = re.compile("(?i)\\b(flagged|moderation)\\b")
 
 _logger = logging.getLogger("penstock.relay")
 
@@ -240,6 +233,8 @@ class Attempts:
             attempt.over()
             if not (error.elsewhere or (_is_too_long(error) and _has_more_room(search.plan, offer))):
                 raise error
+            if isinstance(error, BeyondAllowance):
+                _logger.warning("%s did not take a request for %s: %s", offer.provider, offer.model, error.message)
         else:
             attempt.failed(error)
             attempt.over()
@@ -304,21 +299,12 @@ class Attempts:
 
     async def _refusal(self, answer: Answer) -> UpstreamError:
         """What an answer that is not 200 comes to."""
-        body = await answer.read(LARGEST_ERROR)
-        message, code, param = (each and self.redact(each) for each in read_refusal(body))
-        status = answer.status
-        if status in OVERLOADED:
-            return _overloaded(status, wait_s(answer.headers, self.upstreams.health.clock.now_ms()))
-        if _OURS.search(message or ""):
-            words = f"The provider answered with status {status}, about our key or credit there."
-            return UpstreamFailed(words, upstream_status=401)  # which is what it should have been
-        if status == 403 and _MODERATED.search(message or ""):
-            status = 400  # to a caller 403 is about a key
-        named = status == 404 and param not in (None, "model")  # not found is what the request names, no model
-        if 400 <= status < 500 and (named or status not in OUR_FAULT) and status not in WORTH_ANOTHER:
-            words = message or "The provider refused the request."
-            return UpstreamRefused(words, refused_status=status, code=code, param=param)
-        return UpstreamFailed(f"The provider answered with status {status}.", upstream_status=status)
+        try:
+            body = await answer.read(LARGEST_ERROR)
+        except UpstreamFailed:  # too long, for it repeats the request, or broken off: the status is known all the same
+            body = b""
+        said = Said(*(each and self.redact(each) for each in read_refusal(body)))
+        return blame(answer.status, said, wait_s(answer.headers, self.upstreams.health.clock.now_ms()))
 
     def _require_stream(self, answer: Answer) -> None:
         kind = answer.headers.get("content-type", "")
@@ -367,13 +353,6 @@ def _soonest(failed: list[Failed], most_s: float) -> tuple[float, Offer] | None:
     pauses = [(each.error.wait_s, each.offer) for each in failed if isinstance(each.error, UpstreamError)]
     short = [(pause_s, offer) for pause_s, offer in pauses if pause_s is not None and pause_s <= most_s]
     return min(short, key=itemgetter(0), default=None)
-
-
-def _overloaded(status: int, wait_s: float | None) -> UpstreamUnavailable:
-    """An upstream that cannot take the call now, and for how long, if it says so."""
-    told = None if wait_s is None else retry_after_s([wait_s])
-    words = f"The provider answered with status {status}."
-    return UpstreamUnavailable(words, began=True, upstream_status=status, wait_s=wait_s, retry_after_s=told)
 
 
 def _is_too_long(refused: UpstreamRefused) -> bool:

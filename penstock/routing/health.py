@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, get_args
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
-from penstock.errors import UpstreamBusy, UpstreamError, UpstreamRefused
+from penstock.errors import ModelAbsent, UpstreamBusy, UpstreamError, UpstreamRefused
 
 State = Literal["closed", "open", "half_open"]
 STATES: tuple[State, ...] = get_args(State)
@@ -295,8 +295,8 @@ class Health:
         if error.wait_s is not None and self.settings.failures:
             breaker.rest(now_s, error.wait_s)
             return
-        weight = GRAVE if status in OUR_CREDENTIALS or status == 404 else 1
-        breaker.fail(now_s, self.settings, weight=weight, on_trial=on_trial_of_own if own else on_trial)
+        grave = status in OUR_CREDENTIALS or isinstance(error, ModelAbsent)
+        breaker.fail(now_s, self.settings, weight=GRAVE if grave else 1, on_trial=on_trial_of_own if own else on_trial)
 
     def checked(self, provider: str, models: tuple[str, ...]) -> None:
         """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""

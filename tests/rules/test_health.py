@@ -10,6 +10,7 @@ from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
 from penstock.errors import (
+    ModelAbsent,
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
@@ -23,6 +24,7 @@ from tests.rules.offers import offer
 SETTINGS = HealthSettings(failures=3, pause_s=1.0, longest_pause_s=8.0)
 A, B = offer("one", model="a"), offer("one", model="b")  # two models at one provider
 OTHER = offer("two", model="a")
+ABSENT = ModelAbsent("The provider answered with status 404.", upstream_status=404)
 DOWN = UpstreamUnavailable("Nobody is there; the key was sk-secret.")
 
 
@@ -94,7 +96,9 @@ ONLY_A = ("open", "closed", "closed")
         pytest.param([status(402)], ALL_OF_ONE, id="we have no credit there"),
         pytest.param([status(403)] * 2, CLOSED, id="not let in, which one caller's words may be the reason for"),
         pytest.param([status(403)] * 3, ALL_OF_ONE, id="not let in, again and again"),
-        pytest.param([status(404)], ONLY_A, id="it does not have that model"),
+        pytest.param([ABSENT], ONLY_A, id="it does not have that model"),
+        pytest.param([status(404)] * 2, CLOSED, id="something was not found, nobody knows what"),
+        pytest.param([status(404)] * 3, ONLY_A, id="it is not found again and again"),
         pytest.param([status(429)] * 2, CLOSED, id="too many calls, twice"),
         pytest.param([status(429)] * 3, ONLY_A, id="too many calls of one model"),
         pytest.param([status(429, wait_s=2.0)], ONLY_A, id="it says for how long"),
@@ -231,9 +235,9 @@ def test_a_trial_that_asks_for_a_pause_is_followed_by_another_trial(health: Heal
     ("first", "trial", "after"),
     [
         pytest.param([DOWN] * 3, status(429, wait_s=1.0), "open", id="the provider's, and the model asks for a pause"),
-        pytest.param([DOWN] * 3, status(404), "open", id="the provider's, and the model is not there"),
+        pytest.param([DOWN] * 3, ABSENT, "open", id="the provider's, and the model is not there"),
         pytest.param([status(429)] * 3, status(500), "half_open", id="the model's, and the provider fails"),
-        pytest.param([status(404)], DOWN, "half_open", id="the model's, and the provider is not reached"),
+        pytest.param([ABSENT], DOWN, "half_open", id="the model's, and the provider is not reached"),
     ],
 )
 def test_a_trial_that_fails_for_another_reason_keeps_nobody_out_for_ever(
@@ -278,7 +282,7 @@ def test_of_one_that_hangs_a_call_in_each_pause_finds_out(health: Health, clock:
 
 
 def test_an_offer_that_is_no_more_is_forgotten(health: Health) -> None:
-    fail(health, status(404))
+    fail(health, ABSENT)
     health.keep({("one", "a")})
     assert states(health) == ONLY_A
     health.keep({("one", "b")})
@@ -287,7 +291,7 @@ def test_an_offer_that_is_no_more_is_forgotten(health: Health) -> None:
 
 def test_with_no_failures_to_count_nobody_is_ever_left_alone(clock: Hand) -> None:
     health = Health(HealthSettings(failures=0), clock, str)
-    for failure in (DOWN, status(401), status(404), status(429, wait_s=9.0), status(503, wait_s=9.0)) * 3:
+    for failure in (DOWN, status(401), ABSENT, status(429, wait_s=9.0), status(503, wait_s=9.0)) * 3:
         fail(health, failure)
     assert states(health) == CLOSED
 
@@ -296,7 +300,7 @@ def test_no_such_model_as_a_trials_outcome_lets_the_next_model_try_the_provider(
     for _ in range(3):
         fail(health)
     clock.now_s += 1
-    fail(health, status(404))
+    fail(health, ABSENT)
     assert (health.state(A), health.state(B)) == ("open", "half_open")
     serve(health, B)
     assert states(health) == ONLY_A
@@ -314,7 +318,7 @@ def test_a_failed_check_opens_and_a_good_one_closes_what_checks_have_opened(heal
 
 
 def test_a_provider_that_is_configured_anew_starts_well(health: Health) -> None:
-    for failure in (status(401), status(404)):
+    for failure in (status(401), ABSENT):
         fail(health, failure, A if failure.upstream_status == 401 else OTHER)
     assert states(health) == ("open", "open", "open")
     health.forget("one")

@@ -227,6 +227,9 @@ async def test_a_request_that_an_upstream_refuses_is_nobodys_failure(here: Scene
     [
         (Refusal(404, "There is no item 'rs_1'.", param="input"), 404),
         (Refusal(403, "It requires moderation, and your input was flagged."), 400),
+        (Refusal(404, "File not found: file_011", type="not_found_error"), 404),
+        (Refusal(400, "Invalid value: 'incorrect api key'. Supported values are: 'user'.", param="messages[0]"), 400),
+        (Refusal(400, "Unknown role: API key not valid. Please pass another."), 400),
     ],
 )
 async def test_one_callers_bad_prompt_takes_a_provider_out_for_nobody(
@@ -236,6 +239,34 @@ async def test_one_callers_bad_prompt_takes_a_provider_out_for_nobody(
     for _ in range(4):
         refused = await here.ask()
         assert (refused.status_code, refused.json()["error"]["message"]) == (status, refusal.message)
+    assert (await here.ask()).json()["model"] == "gpu-model"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status"),
+    [
+        (Refusal(404, "No endpoints found that support image input"), 404),
+        (Refusal(402, "This request requires more credits, or fewer max_tokens. You can only afford 5000."), 413),
+        (Refusal(429, "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 45000."), 413),
+    ],
+)
+async def test_a_request_that_is_too_much_for_one_goes_to_the_next_and_takes_nobody_out(
+    here: Scene, refusal: Refusal, status: int
+) -> None:
+    here.upstreams["gpu"].script(*[refusal] * 5)
+    for _ in range(4):
+        refused = await here.ask("gpu-model")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert (await here.ask()).json()["model"] == "cli-model"
+    assert (await here.ask()).json()["model"] == "gpu-model"
+
+
+async def test_a_refusal_that_repeats_a_long_request_is_a_refusal_all_the_same(here: Scene) -> None:
+    mistake = {"loc": ["body", "messages"], "msg": "Input should be a valid list", "input": "y" * 70_000}
+    here.upstreams["gpu"].script(*[Raw(json.dumps({"detail": [mistake]}).encode(), status=422)] * 4)
+    for _ in range(4):
+        refused = await here.ask()
+        assert (refused.status_code, refused.json()["error"]["type"]) == (422, "invalid_request_error")
     assert (await here.ask()).json()["model"] == "gpu-model"
 
 

@@ -234,12 +234,12 @@ async def test_an_engine_without_room_is_no_failure_the_call_is_given_again(
     assert {record.attempts for record in await gateway.usage(ada)} == {1}
 
 
-@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("refusal", [Refusal(401), Refusal(404, "The model `m` does not exist.")])
 async def test_a_worker_of_one_account_makes_nobody_elses_seem_sick(
-    store_url: str, upstream: ScriptedUpstream, status: int
+    store_url: str, upstream: ScriptedUpstream, refusal: Refusal
 ) -> None:
     settings = replace(with_workers(settings_for(store_url)), health=HealthSettings(failures=3))
-    async with running(settings) as gateway, ScriptedUpstream(Calls(Refusal(status))) as sick:
+    async with running(settings) as gateway, ScriptedUpstream(Calls(refusal)) as sick:
         ada, eve = await gateway.person(usd="1"), await gateway.person(usd="1")
         well, ill = [await gateway.key("worker", user=each.user) for each in (ada, eve)]
         async with worker(gateway, ill.key, sick.base_url), worker(gateway, well.key, upstream.base_url):
