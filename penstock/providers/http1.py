@@ -27,7 +27,7 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
 
-from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Timeouts
 from penstock.providers.origin import PATH, Headers, Origin, Proxy, authorities, header_lines, proxy_of, site_of
 
@@ -120,8 +120,8 @@ class Client:
 
         `path` is relative to the base URL. `sent` is called when there is a connection and the request is on its way.
         ValueError when method, path or headers would not stay one request; UpstreamUnavailable, UpstreamTimeout and
-        UpstreamFailed for what the network and the upstream do. Cancelling closes the connection. The total time runs
-        from when the request is sent.
+        UpstreamFailed for what the network and the upstream do; UpstreamBusy when all connections stay in use.
+        Cancelling closes the connection. The total time runs from when the request is sent.
         """
         head = self._head(method, path, headers, body)
         try:
@@ -138,7 +138,7 @@ class Client:
             self._timer.cancel()
             self._timer = None
         for waiter in list(self._waiting):
-            self._refuse(waiter, "The client is closed.")
+            self._refuse(waiter, UpstreamUnavailable("The client is closed."))
         for connection in list(self._all):
             connection.drop()
         await asyncio.sleep(0)  # the loop reports the losses on its next turn
@@ -218,7 +218,7 @@ class Client:
         return given
 
     async def _turn(self) -> _Connection | None:
-        """Wait in line for a connection, or for a slot (None). UpstreamUnavailable after the connect time-out."""
+        """Wait in line for a connection, or for a slot (None). UpstreamBusy after the connect time-out."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[_Connection | None] = loop.create_future()
         self._waiting[waiter] = loop.time() + self._origin.timeouts.connect_s
@@ -243,10 +243,10 @@ class Client:
         else:
             self._idle.append(given)
 
-    def _refuse(self, waiter: asyncio.Future[_Connection | None], why: str) -> None:
+    def _refuse(self, waiter: asyncio.Future[_Connection | None], error: UpstreamUnavailable) -> None:
         del self._waiting[waiter]
         if not waiter.done():
-            waiter.set_exception(UpstreamUnavailable(why))
+            waiter.set_exception(error)
 
     def forget(self, connection: _Connection) -> None:
         """Let go of a lost connection; its slot is free."""
@@ -317,7 +317,7 @@ class Client:
         for waiter, deadline in list(self._waiting.items()):
             if deadline > now:
                 break
-            self._refuse(waiter, "All connections to the provider are in use.")
+            self._refuse(waiter, UpstreamBusy("All connections to the provider are in use."))
         if self._all or self._waiting:
             self._watch(loop)
 

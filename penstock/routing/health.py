@@ -306,9 +306,12 @@ class Health:
             condition.breaker.succeed()
 
     def check_failed(self, provider: str, error: UpstreamError) -> None:
-        """A health check failed: out at once, and again at every further one."""
+        """A health check failed: out at once, and again at every further one. One that did not get through, because our
+        own calls keep it busy, says nothing."""
         condition, now_s = self.of(provider), self.clock.monotonic()
         condition.checked_s = now_s
+        if isinstance(error, UpstreamBusy):
+            return
         condition.errors.append(self.trouble(error, None))
         was_closed = condition.breaker.state(now_s) == "closed"
         condition.breaker.fail(now_s, self.settings, weight=GRAVE, on_trial=not was_closed)

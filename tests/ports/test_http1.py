@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.ports import Answer, Timeouts
 from penstock.providers import http1
 from penstock.providers.http1 import Client, Response
@@ -470,7 +470,7 @@ async def test_a_full_pool_ends_in_unavailable_after_the_connect_time_out() -> N
     async with serving(script) as server, calling(server, timeouts=limits, max_connections=1) as client:
         first = asyncio.ensure_future(ask(client))
         await until(lambda: len(server.requests) == 1)
-        with pytest.raises(UpstreamUnavailable, match="in use"):
+        with pytest.raises(UpstreamBusy, match="in use"):
             await ask(client)
         held.set()
         assert await first == b"ok"
@@ -923,7 +923,8 @@ async def test_no_slot_is_lost_whatever_callers_and_upstream_do() -> None:
             await turns(chance.randrange(20))
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(end) for end in ends} - {type(None)} <= {
-            asyncio.CancelledError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable, http1._StaleConnection
+            asyncio.CancelledError, UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable,
+            http1._StaleConnection,
         }  # fmt: skip
         await until(lambda: client.open_connections == client.idle_connections)
         assert client._slots + client.open_connections == 3

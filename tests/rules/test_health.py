@@ -317,6 +317,11 @@ def test_a_failed_check_opens_and_a_good_one_closes_what_checks_have_opened(heal
     assert states(health) == ALL_OF_ONE, "that it lists its models does not prove that it serves them"
 
 
+def test_a_check_that_found_no_way_through_our_own_calls_says_nothing(health: Health, clock: Hand) -> None:
+    health.check_failed("one", UpstreamBusy())
+    assert (states(health), health.of("one").checked_s) == (CLOSED, clock.now_s)
+
+
 def test_a_provider_that_is_configured_anew_starts_well(health: Health) -> None:
     for failure in (status(401), ABSENT):
         fail(health, failure, A if failure.upstream_status == 401 else OTHER)

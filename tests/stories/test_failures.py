@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from penstock.config import Settings
+from penstock.config import HealthSettings, Settings
 from tests.stories.caller import calling, data
 from tests.stories.gateway import DEEPSEEK, ROUTER, UPSTREAM_KEY, Running, running, with_provider
 from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
@@ -167,3 +169,22 @@ async def test_a_plain_answer_that_is_none_is_a_bad_gateway_and_free(
     (record,) = await gateway.usage(ada)
     assert (record.ended, record.amount) == ("upstream_failed", 0)
     assert await gateway.nano(ada) == GRANTED
+
+
+async def test_a_provider_that_our_own_calls_keep_busy_is_as_well_as_before(
+    settings: Settings, upstream: ScriptedUpstream
+) -> None:
+    narrow = with_provider(settings, "main", max_connections=1, connect_timeout_s=0.05, health_check_s=60.0)
+    async with running(replace(narrow, health=HealthSettings(failures=3, pause_s=60.0))) as gateway:
+        ada, office = await gateway.person(usd="1"), gateway.office
+        upstream.script(held := Stream(tokens=10, hold_after=1))
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada, stream=True)
+            await caller.head()
+            refused = await asyncio.gather(*(gateway.chat(ROUTER, ada) for _ in range(4)))
+            await office.pulse.look_at_due(office.settings.providers)
+            held.resume.set()
+            await caller.events()
+        assert {(each.status_code, each.json()["error"]["code"]) for each in refused} == {(503, "upstream_unavailable")}
+        assert len(upstream.requests) == 1
+        assert (await gateway.chat(ROUTER, ada)).status_code == 200
