@@ -226,7 +226,8 @@ class Attempts:
         return Served(offer, reason, hold.record.attempts, tuple(search.failed), answer, body, attempt)
 
     def _failed(self, search: _Search, offer: Offer, attempt: Attempt, error: UpstreamError) -> None:
-        """Note that an offer did not serve. What it says about the request is raised, for all would say the same."""
+        """Note that an offer did not serve. What it says about the request is raised, for all would say the same.
+        CancelledError when the caller has gone meanwhile."""
         if isinstance(error, UpstreamRefused):
             attempt.answered()
             attempt.finished()
@@ -243,6 +244,9 @@ class Attempts:
             if search.equipped is not None and search.equipped.used:
                 raise error
         search.note(offer, error)
+        search.hold.passed_over()
+        if search.hold.abandoned:
+            raise asyncio.CancelledError  # as if by his leaving: no further offer is called for nobody
 
     def _none_served(self, search: _Search) -> UpstreamError | InvalidRequest:
         """What to say when no offer has served: of a request that is too long, or cannot be carried, just that; of

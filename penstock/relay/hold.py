@@ -293,6 +293,12 @@ class Hold:
         """The offer did not serve."""
         self._holds.observe.failed_upstream(self.record.provider, error.kind)
 
+    def passed_over(self) -> None:
+        """The offer did not serve, and is not the caller's to pay. Until another is called nobody is at work for him:
+        should he leave now, there is nothing to read to its end."""
+        self.meter.restart()
+        self._departure.on_cancel = "drain" if self._once else "stop"
+
     def added_s(self) -> float:
         """Seconds that the call has spent here and not waiting for an upstream."""
         return self._holds.monotonic() - self._started_s - self.upstream_s

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
-from penstock.config import Settings
+from penstock.config import HealthSettings, Settings
 from penstock.db.program import Program, Statement, fetch
 from penstock.db.schema import holds
 from penstock.errors import OutcomeUnknown
 from penstock.providers.openai_compatible import OpenAICompatible
 from tests.faults import kept_by_another
 from tests.stories.caller import Caller, calling, eventually, the_record
-from tests.stories.gateway import LLAMA, ROUTER, Person, Running, running, settings_for, with_provider
-from tests.upstream import Plain, ScriptedUpstream, Stream
+from tests.stories.gateway import DEEPSEEK, LLAMA, ROUTER, Person, Running, running, settings_for, with_provider
+from tests.upstream import Exchange, Plain, Refusal, ScriptedUpstream, Stream
 
 INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
 INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template
@@ -255,6 +255,83 @@ async def test_money_ends_a_drained_stream_as_any_other(settings: Settings, upst
         assert (await upstream.arrival(1)).aborted_at is not None
         assert record.ended == "caller_gone"
         assert 0 <= await gateway.nano(ada) < 500_000 - 400 * OUTPUT
+
+
+PUT_OFF = Refusal(429, headers=[("retry-after", "5")])
+
+
+@pytest.mark.parametrize("on_cancel", ["stop", "drain", "full"])
+async def test_who_leaves_in_the_pause_that_a_provider_asked_for_pays_nothing(
+    settings: Settings, upstream: ScriptedUpstream, on_cancel: str
+) -> None:
+    waiting = replace(with_provider(settings, "main", on_cancel=on_cancel), health=HealthSettings(retry_wait_s=10))
+    async with running(waiting) as gateway:
+        ada = await gateway.person(usd="1")
+        upstream.script(PUT_OFF)
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada)
+
+            async def put_off() -> bool:
+                return bool(gateway.office.upstreams.health.out)
+
+            await eventually(put_off)
+            caller.hang_up()
+            record = await the_record(gateway, ada)
+        assert (record.ended, record.status, record.amount, record.attempts) == ("caller_gone", 499, 0, 1)
+        assert len(upstream.requests) == 1
+        assert await gateway.nano(ada) == GRANTED
+
+
+@dataclass(frozen=True)
+class Later:
+    """Refuses when it is told to."""
+
+    refusal: Refusal
+    resume: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def play(self, exchange: Exchange) -> None:
+        await self.resume.wait()
+        await self.refusal.play(exchange)
+
+
+@pytest.mark.parametrize("refusal", [Refusal(500), PUT_OFF], ids=["to the next", "once more"])
+@pytest.mark.parametrize("on_cancel", ["drain", "full"])
+async def test_no_further_call_is_made_for_a_caller_who_has_gone(
+    settings: Settings, upstream: ScriptedUpstream, spare: ScriptedUpstream, on_cancel: str, refusal: Refusal
+) -> None:
+    waiting = replace(with_provider(settings, "main", on_cancel=on_cancel), health=HealthSettings(retry_wait_s=10))
+    async with running(waiting) as gateway:
+        ada = await gateway.person(usd="1")
+        upstream.script(later := Later(refusal))
+        async with calling(gateway.url) as caller:
+            await caller.ask(ROUTER, ada, model=LLAMA if refusal is PUT_OFF else DEEPSEEK)
+            await upstream.arrival(1)
+            caller.hang_up()
+            await eventually(draining(gateway))
+            later.resume.set()
+            record = await the_record(gateway, ada)
+        assert (record.ended, record.status, record.amount, record.attempts) == ("caller_gone", 499, 0, 1)
+        assert (len(upstream.requests), spare.requests) == (1, [])
+        assert await gateway.nano(ada) == GRANTED
+
+
+async def test_an_answer_with_an_idempotency_key_is_sought_at_the_next_provider_though_its_caller_has_gone(
+    gateway: Running, upstream: ScriptedUpstream, spare: ScriptedUpstream
+) -> None:
+    ada = await gateway.person(usd="1")
+    once = {"idempotency-key": "come-back-later"}
+    upstream.script(later := Later(Refusal(500)))
+    async with calling(gateway.url) as caller:
+        await caller.ask(ROUTER, ada, headers=once, model=DEEPSEEK)
+        await upstream.arrival(1)
+        caller.hang_up()
+        await eventually(draining(gateway))
+        later.resume.set()
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.provider, record.attempts) == ("caller_gone", "spare", 2)
+    again = await gateway.chat(ROUTER, ada, headers=once, model=DEEPSEEK)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(spare.requests) == 1
 
 
 async def waiting(gateway: Running) -> bool:
