@@ -49,6 +49,7 @@ from penstock.routing.upstreams import Upstreams
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes of a plain answer; embeddings of a full batch are the largest
 LARGEST_ERROR = 64 * 1024
 LONGEST_SECRET = 4_096
+MOST_COMMENTS = 8 * 1024  # bytes of them before a stream begins that are passed on: one a second for minutes
 LONGEST_WORDS = 4_000  # characters of an upstream's error that are repeated: enough to say what is wrong
 TIMER_GRAIN_S = 0.002  # a timer may go off so much early, and a breaker does not open before its time
 TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
@@ -285,12 +286,15 @@ class Attempts:
             raise await self._refusal(answer)
         _require_plain_text(answer)
         self._require_stream(answer)
-        pieces, splitter = aiter(answer), sse.Splitter()
+        pieces, splitter, comments = aiter(answer), sse.Splitter(), b""
         async for piece in pieces:
             block = splitter.feed(piece)
-            if block:
-                self._require_no_error(block[: sse.event_end(block, 0)], pair, wish, label)
-                return Begun(pair.open_stream(wish=wish, label=label), block, pieces, splitter)
+            event = _first_with_data(block)
+            if event:
+                self._require_no_error(event, pair, wish, label)
+                return Begun(pair.open_stream(wish=wish, label=label), comments + block, pieces, splitter)
+            if len(comments) + len(block) <= MOST_COMMENTS:
+                comments += block
         raise UpstreamFailed("The provider ended the stream before it began.")
 
     def _require_no_error(self, event: bytes, pair: Pair, wish: Wish, label: Label) -> None:
@@ -325,6 +329,18 @@ def _trail(provider: str, attempts: int, provider_class: str, reason: str) -> by
 def _require_plain_text(answer: Answer) -> None:
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise UpstreamFailed("The provider compressed its answer, which was not asked for.")
+
+
+def _first_with_data(block: bytes) -> bytes:
+    """The first event of a block that says anything; empty when there are only comments, as a sign of life."""
+    start = 0
+    while start < len(block):
+        end = sse.event_end(block, start)
+        event = block[start:end]
+        if event.startswith(b"data:") or sse.data(event) is not None:
+            return event
+        start = end
+    return b""
 
 
 def _call(offer: Offer, pair: Pair, search: _Search) -> Call:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from penstock.config import HealthSettings, Settings
 from tests.stories.caller import calling, data
-from tests.stories.gateway import DEEPSEEK, ROUTER, UPSTREAM_KEY, Running, running, with_provider
-from tests.upstream import Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
+from tests.stories.gateway import DEEPSEEK, ROUTER, UPSTREAM_KEY, Running, events, running, with_provider
+from tests.upstream import Exchange, Hang, Plain, Raw, Refusal, Script, ScriptedUpstream, Stream, Wire
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": PROCESSING\n\n"
 INPUT, OUTPUT = 590, 790  # nano-USD a token of LLAMA
 INPUT_ESTIMATE = 6  # tokens of the message in HELLO and its template
 GRANTED = 10**9
@@ -25,6 +26,20 @@ ERROR = b'data: {"error":{"message":"Out of memory, said %s","type":"oops","code
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@dataclass(frozen=True)
+class Events:
+    """A stream of these events, each sent by itself."""
+
+    events: tuple[bytes, ...]
+
+    async def play(self, exchange: Exchange) -> None:
+        await exchange.stream_head(())
+        for event in self.events:
+            await exchange.event(event)
+            await asyncio.sleep(0)
+        await exchange.end()
 
 
 BREAKS: dict[str, tuple[Script, int]] = {  # and the tokens that came before
@@ -89,6 +104,9 @@ UNBEGUN: dict[str, Script] = {
     "a web page": Raw(b"<html>", content_type="text/html"),
     "an answer in one piece": Plain(),
     "nothing but an error": Wire(STREAM_HEAD + chunk(ERROR + DONE) + b"0\r\n\r\n"),
+    "a comment and an error": Events((COMMENT, ERROR)),
+    "comments and an error in one piece": Wire(STREAM_HEAD + chunk(COMMENT * 2 + ERROR + DONE) + b"0\r\n\r\n"),
+    "nothing but comments": Events((COMMENT, COMMENT)),
     "silence": Hang(),
 }
 
@@ -110,13 +128,22 @@ async def test_a_stream_that_does_not_begin_is_served_by_the_next_offer(
     async with calling(impatient.url) as caller:
         await caller.ask(ROUTER, ada, model=DEEPSEEK, stream=True)
         head = await caller.head()
-        events = await caller.events()
+        came = await caller.events()
     assert head.headers["x-penstock-route"].startswith("spare;attempts=2;")
-    assert len(events) == 5
+    assert len(came) == 5
     assert spare.requests[0].json["model"] == "deepseek-spare"
     (record,) = await impatient.usage(ada)
     assert (record.provider, record.attempts, record.ended, record.total_tokens) == ("spare", 2, "answer", 10)
     assert await impatient.nano(ada) == GRANTED - 7 * 200 - 3 * 400
+
+
+async def test_comments_before_the_first_event_hold_up_no_answer(gateway: Running, upstream: ScriptedUpstream) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Events((COMMENT, COMMENT, WORD, COMMENT, WORD + DONE)))
+    answer = await gateway.chat(ROUTER, ada, model=DEEPSEEK, stream=True)
+    words = [event["choices"][0]["delta"]["content"] for event in events(answer.text)[:-1]]
+    assert (answer.status_code, words) == (200, ["Hi", "Hi"])
+    assert answer.content.startswith(COMMENT * 2 + b"data:"), "they pass as they came"
 
 
 async def test_when_no_offer_is_left_the_caller_gets_an_error_and_pays_nothing(

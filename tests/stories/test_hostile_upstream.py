@@ -167,6 +167,7 @@ NO_ANSWERS: dict[str, Script] = {
     "an encoding that is named only": Raw(GOOD, headers=[("content-encoding", "br")]),
     "a million arrays": Raw(b"[" * 1_000_000 + b"]" * 1_000_000),
     "choices of a million arrays": Raw(b'{"error":"x","choices":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}"),
+    "comments that never end": Endless(OK.replace(b"application/json", b"text/event-stream") + b"\r\n", b": x\n\n"),
     "a body that never ends": Endless(OK + b"\r\n" + GOOD[:-1], b" " * 60_000),
 }
 

@@ -186,5 +186,5 @@ async def test_an_error_under_status_200_is_an_error(at: Any) -> None:
         streamed = f": OPENROUTER PROCESSING\n\ndata: {error}\n\n".encode()
         script = Raw(streamed, content_type="text/event-stream")
         answer = await vendor.chat(script, stream=True)
-        assert events(answer.text)[0]["error"]["message"] == "Upstream overloaded"
+        assert (answer.status_code, answer.json()["error"]["message"]) == (502, "Upstream overloaded")
         assert await vendor.gateway.nano(vendor.ada) == 10**9
