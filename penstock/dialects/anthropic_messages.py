@@ -443,6 +443,8 @@ class MessagesStream:
         self._started = True
         fields = json_fields.split(message)
         usage = self._count(fields.get("usage"))
+        if usage is not None and not usage.input:  # there is no prompt of nothing: it has not been counted yet
+            self._report, usage = UsageReport(), None
         if usage is not None:  # what it counts of the output comes in the events that follow, and is counted there
             usage = replace(usage, output=0, reasoning=0, total=usage.input)
         if self._label.model is None:

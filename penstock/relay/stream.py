@@ -180,13 +180,20 @@ class LiveStream:
         return self._output_after(step) > self._hold.covered_output
 
     def _output_after(self, step: Step) -> int:
-        """Output tokens with this event, by the upstream's running count or by estimate."""
-        return self._hold.meter.output + step.produced if step.usage is None else step.usage.output
+        """Output tokens with this event, by the upstream's count or by estimate."""
+        if step.usage is not None and step.finish_reason is not None:
+            return step.usage.output
+        return self._hold.meter.after(step.produced, step.usage)
 
     def _count(self, step: Step) -> None:
-        self._hold.meter.feed(step.produced, step.usage)
         if step.finish_reason is not None:
             self._finished = True
+        elif step.produced:
+            self._finished = False
+        if step.usage is None or self._finished:
+            self._hold.meter.feed(step.produced, step.usage)
+        else:
+            self._hold.meter.follow(step.produced, step.usage)
         if step.usage is not None and step.out and not step.produced:
             self._usage_sent = True
 
@@ -195,9 +202,13 @@ class LiveStream:
         self._hold.ending = Ending.MONEY
         self._usage_sent = False  # what was told before is no longer all
         self._out.append(self._stream.final_chunk(finish_reason="length", reason="insufficient_balance"))
-        self._end()
+        self._tell_usage()
 
     def _end(self) -> None:
+        self._hold.meter.end()
+        self._tell_usage()
+
+    def _tell_usage(self) -> None:
         if self._include_usage and not self._usage_sent:
             self._out.append(self._stream.usage_chunk(self._hold.meter.tokens()))
 

@@ -224,6 +224,16 @@ def test_a_later_report_keeps_what_only_an_earlier_one_said() -> None:
     assert usage == TokenUsage(8, 5, cache_write=3, total=13)
 
 
+def test_a_prompt_of_nothing_in_the_first_event_is_no_count() -> None:
+    stream = opened()
+    nothing = {"input_tokens": 0, "output_tokens": 0}
+    begun = event("message_start", message={"id": "msg_1", "content": [], "usage": nothing})
+    assert stream.feed(begun).usage is None
+    assert stream.feed(event("message_delta", delta={}, usage={"output_tokens": 4})).usage is None
+    late = {"input_tokens": 7, "output_tokens": 5}
+    assert stream.feed(event("message_delta", delta={}, usage=late)).usage == TokenUsage(7, 5, total=12)
+
+
 def test_an_error_in_the_stream_is_told_in_its_words_and_is_the_last_that_comes() -> None:
     stream = opened()
     stream.feed(START)

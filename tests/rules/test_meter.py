@@ -74,6 +74,84 @@ def test_an_estimate_is_never_below_what_was_sent_and_never_shrinks(sizes: list[
         before = made.owed(PRICE)
 
 
+def running(*pieces: tuple[int, int], input: int = 10) -> Meter:
+    """A stream with a count in each event: `(produced, counted)`."""
+    made = meter()
+    for produced, output in pieces:
+        made.follow(produced, TokenUsage(input, output, total=input + output))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pieces", "output", "estimated"),
+    [
+        pytest.param([(1, 1), (1, 2), (1, 3)], 3, False, id="a count that grows"),
+        pytest.param([(1, 3), (1, 6)], 6, False, id="a count above our estimate"),
+        pytest.param([(1, 0)] * 40, 40, True, id="zeros"),
+        pytest.param([(1, 1)] * 40, 40, True, id="a count of each event alone"),
+        pytest.param([(5, 2), (5, 4)], 10, True, id="a count below our estimate"),
+    ],
+)
+def test_a_running_count_takes_back_nothing_that_has_come(
+    pieces: list[tuple[int, int]], output: int, estimated: bool
+) -> None:
+    made, before = meter(), 0
+    for produced, counted in pieces:
+        usage = TokenUsage(10, counted, total=10 + counted)
+        after = made.after(produced, usage)
+        made.follow(produced, usage)
+        assert before <= made.output == after
+        before = after
+    assert made.tokens() == TokenUsage(10, output, total=10 + output)
+    assert made.estimated is estimated
+    assert made.after(2, None) == output + 2
+
+
+def test_what_comes_after_a_running_count_is_counted_on_top_of_the_larger_one() -> None:
+    made = running((4, 2))
+    made.feed(3, None)
+    assert made.output == 7
+    made.follow(1, TokenUsage(10, 20, total=30))
+    made.feed(2, None)
+    assert (made.output, made.tokens().total) == (22, 32)
+
+
+def test_a_prompt_of_nothing_has_not_been_counted_while_the_stream_goes_on() -> None:
+    made = running((0, 0), input=0)
+    assert (made.tokens(), made.estimated) == (TokenUsage(50, 0, total=50), True)
+    made.feed(0, COUNTED)
+    assert (made.tokens(), made.estimated) == (COUNTED, False)
+
+
+@pytest.mark.parametrize("produced", [5, 500])
+def test_the_count_at_the_end_stands_though_it_is_lower(produced: int) -> None:
+    ended = running((produced, 2), (produced, 4))
+    ended.end()
+    assert (ended.output, ended.estimated) == (4, False)
+    told = running((produced, 2), (produced, 3))
+    told.feed(0, TokenUsage(10, 4, total=14))
+    assert (told.output, told.estimated) == (4, False)
+
+
+def test_a_count_that_is_older_than_the_last_text_is_not_that_of_all() -> None:
+    made = running((5, 2))
+    made.feed(3, None)
+    made.end()
+    assert (made.output, made.estimated) == (8, True)
+
+
+@pytest.mark.parametrize("each", [0, 1])
+def test_what_was_said_all_along_while_text_came_is_no_count_in_the_end_either(each: int) -> None:
+    ended = running(*[(1, each)] * 40)
+    ended.end()
+    told = running(*[(1, each)] * 40)
+    told.feed(0, TokenUsage(10, each, total=10 + each))
+    told.end()
+    assert [(made.output, made.estimated) for made in (ended, told)] == [(40, True)] * 2
+    told.feed(0, TokenUsage(10, 33, total=43))
+    assert (told.output, told.estimated) == (33, False)
+
+
 def test_a_further_request_is_owed_from_when_it_begins_and_counted_when_it_is() -> None:
     counting = meter((0, COUNTED))
     counting.begin_round(COUNTED, input_estimate=40)

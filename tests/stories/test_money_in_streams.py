@@ -13,7 +13,7 @@ from penstock.operations.key_views import MintedKey
 from tests.faults import kept_by_another
 from tests.stories.caller import Caller, calling, data, eventually
 from tests.stories.gateway import FORWARD, LLAMA, ROUTER, TRUST, Person, Running, running, settings_for
-from tests.upstream import Plain, ScriptedUpstream, Stream
+from tests.upstream import Plain, Raw, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"
 METERED = "metered"  # $0.10 and $2 a million
@@ -131,6 +131,25 @@ async def test_a_running_count_of_the_upstream_is_believed(gateway: Running, ups
     assert 3 * (len(events) - 3) == 999
     assert await gateway.nano(ada) == 1_000
     assert (await gateway.usage(ada))[0].estimated is False
+
+
+WORD = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
+    b'"delta":{"content":"word"},"finish_reason":null}],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n'
+)
+
+
+@pytest.mark.parametrize("each", [0, 1])
+async def test_a_running_count_that_does_not_grow_lets_nobody_read_for_nothing(
+    gateway: Running, upstream: ScriptedUpstream, each: int
+) -> None:
+    ada = await gateway.person(usd="0.001")
+    upstream.script(Raw(WORD % (each, each) * 5_000, content_type="text/event-stream"))
+    events = await streamed(gateway, ROUTER, ada, BY_OUTPUT)
+    assert assert_ends_with_the_money(events) == 1_000
+    assert await gateway.nano(ada) == 0
+    (record,) = await gateway.usage(ada)
+    assert (record.output_tokens, record.input_tokens > 0, record.estimated) == (1_000, True, True)
 
 
 async def test_the_official_sdk_reads_the_end(gateway: Running, upstream: ScriptedUpstream) -> None:

@@ -254,6 +254,8 @@ class MessagesAsChat:
             case "message_start" if event.message is not None:
                 self._model = self._label.model or event.message.model
                 usage = self._counted(event.message.usage)
+                if usage is not None and not usage.input:  # there is no prompt of nothing: it has not been counted yet
+                    self._usage, usage = UsageReport(), None
                 if usage is not None:  # what it counts of the output comes in the events that follow
                     usage = replace(usage, output=0, reasoning=0, total=usage.input)
                 return Step(b"", usage=usage)
