@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 from msgspec.structs import replace
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, unread
 from penstock.dialects.anthropic_events import (
     MESSAGE_STOP,
     SIGNATURE,
@@ -329,7 +329,8 @@ class _Event(Struct, gc=False):
 _EVENT = json.Decoder(_Event)
 _CONTENT_OF = json.Decoder(_Content)
 _STOP = json.Decoder(_Stop)
-_BLOCKS = json.Decoder(list[_Content])
+_BLOCKS = json.Decoder(list[Raw])
+_OBJECT = json.Decoder(dict[str, Any])
 MOST_OPEN = 128  # blocks that are begun and not ended: the API has one at a time, and what is free has to have an end
 _DELTA_HEAD = b"event: content_block_delta\ndata: "
 # An event that adds text or thinking to a block and nothing else, as most servers write it (Anthropic fills it up with
@@ -367,9 +368,14 @@ def message_fields(body: bytes) -> Fields:
 def estimate_content(raw: Raw | None) -> int:
     """An estimate of the output tokens in the content of a message."""
     try:
-        return sum(estimate_tokens(block.size()) for block in _BLOCKS.decode(raw or b"[]"))
+        return sum(estimate_tokens(_size_of(block)) for block in _BLOCKS.decode(raw or b"[]"))
     except (ValueError, RecursionError):
         return estimate_tokens(len(bytes(raw or b"")))
+
+
+def _size_of(content: Raw) -> int:
+    """Bytes of what a model has produced in a block, or in a delta. ValueError and RecursionError when it is none."""
+    return _CONTENT_OF.decode(content).size() or unread.in_block(_OBJECT.decode(content))
 
 
 def open_stream(*, wish: Wish, label: Label) -> MessagesStream:
@@ -410,7 +416,7 @@ class MessagesStream:
     def _read(self, event: bytes, data: bytes, read: _Event) -> Step:
         match read.type:
             case "content_block_delta":
-                return Step(event, estimate_delta_tokens(_CONTENT_OF.decode(read.delta).size()))
+                return Step(event, estimate_delta_tokens(_size_of(read.delta)))
             case "content_block_start":
                 return self._begin_block(event, read)
             case "content_block_stop":
@@ -434,7 +440,7 @@ class MessagesStream:
         is_new = index not in self._open and len(self._open) < MOST_OPEN
         if is_new:
             self._open.add(index)
-        produced = estimate_delta_tokens(_CONTENT_OF.decode(read.content_block).size())
+        produced = estimate_delta_tokens(_size_of(read.content_block))
         self._opened = index if produced and is_new else None
         return Step(event, produced)
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, unread
 from penstock.dialects.alike import Alike, is_plain, put_together
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
@@ -256,7 +256,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     usage = read_usage(fields.get("usage"))
     if model is not None or id_prefix is not None:
         body = json_fields.join(renamed_answer(fields, model, id_prefix))
-    return Plain(body, usage, _estimated(fields.get("choices")) if usage is None else usage.output)
+    return Plain(body, usage, _estimated(fields, body) if usage is None else usage.output)
 
 
 def open_stream(*, wish: Wish, label: Label) -> ChatStream:
@@ -264,12 +264,20 @@ def open_stream(*, wish: Wish, label: Label) -> ChatStream:
     return ChatStream(model=label.model, id_prefix=label.id_prefix, include_usage=wish.include_usage)
 
 
-def _estimated(raw: Raw | None) -> int:
+def _estimated(fields: Fields, body: bytes) -> int:
     """An estimate of the tokens in all choices."""
-    choices = _choices(raw)
+    choices = _choices(fields.get("choices"))
     if choices is None:
-        return estimate_tokens(len(bytes(raw or b"")))
-    return sum(estimate_tokens(choice.message.size()) for choice in choices if choice.message)
+        return estimate_tokens(len(bytes(fields["choices"])))
+    return sum(estimate_tokens(choice.message.size()) for choice in choices if choice.message) + _unread(body)
+
+
+def _unread(data: bytes) -> int:
+    """Tokens in what has no text that is read here. What cannot be read at all counts as a whole."""
+    try:
+        return unread.in_chunk(data)
+    except (ValueError, RecursionError):
+        return estimate_tokens(len(data))
 
 
 def _choices(raw: Raw | None) -> list[_Choice] | None:
@@ -357,11 +365,12 @@ class ChatStream:
         if not event.startswith(b"data:"):
             return self._unusual(event)
         try:
-            chunk = _CHUNK.decode(event[_DATA_AT:])
+            data = event[_DATA_AT:]
+            chunk = _CHUNK.decode(data)
             usage = None if chunk.usage is None else chunk.usage.counted()
             if chunk.error or not chunk.choices:
                 return self._without_choices(event, _DATA_AT, usage)
-            produced, finish_reason = self._count(chunk.choices)
+            produced, finish_reason = self._count(chunk.choices, data)
             return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
         except (ValueError, RecursionError):  # also of a name that is no UTF-8: it is looked at only when it is split
             return self._unusual(event)
@@ -417,7 +426,7 @@ class ChatStream:
         """The last bytes of a stream."""
         return DONE
 
-    def _count(self, choices: Iterable[_Choice]) -> tuple[int, str | None]:
+    def _count(self, choices: Iterable[_Choice], data: bytes) -> tuple[int, str | None]:
         """Tokens in the choices of one event, and how the last of them that ended did."""
         produced = 0
         finish_reason = None
@@ -431,6 +440,8 @@ class ChatStream:
                 self._ended.add(choice.index)
             else:
                 self._open.add(choice.index)
+        if not produced or len(data) > unread.LONG_EVENT:
+            produced += _unread(data)
         return produced, finish_reason
 
     def _without_choices(self, event: bytes, data_at: int, usage: TokenUsage | None) -> Step:
@@ -465,7 +476,7 @@ class ChatStream:
             return self._without_choices(event, data_at, usage)
         if choices is None:
             return Step(self._swap(event, data_at), estimate_tokens(len(bytes(fields["choices"]))), usage)
-        produced, finish_reason = self._count(choices)
+        produced, finish_reason = self._count(choices, event[data_at:])
         return Step(self._swap(event, data_at), produced, usage, finish_reason)
 
     def _swap(self, event: bytes, data_at: int) -> bytes:

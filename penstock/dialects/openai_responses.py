@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse, unread
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.response_progress import Progress
 from penstock.dialects.usage import Count, TokenUsage, count_of, estimate_delta_tokens, estimate_tokens
@@ -391,9 +391,9 @@ class _Done(Struct, gc=False):
 
 _EVENT = json.Decoder(_Event)
 _ITEM = json.Decoder(_Done)
+_OBJECT = json.Decoder(dict[str, Any])
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _ENDED_BADLY = frozenset({"response.failed", "error"})
-_COUNTED_WHOLE = frozenset({"message", "function_call", "custom_tool_call"})
 _LONGEST_CODE = 64
 
 
@@ -509,11 +509,12 @@ class ResponseStream:
             self._progress.saw(seen.type, index, place or 0, delta, seen.part or seen.item)
         if seen.type.endswith(".delta"):
             self._counted.add(name if index is None else index)
-            return estimate_delta_tokens(_size(delta))
+            size = len(json.encode(seen.delta)) if delta is None and seen.delta else _size(delta)
+            return estimate_delta_tokens(size)
         if seen.type == "response.output_item.added" and not self._progress.has_room(len(bytes(seen.item))):
             return estimate_tokens(len(bytes(seen.item)))
-        if done is not None and done.type in _COUNTED_WHOLE and self._counted.isdisjoint((index, name)):
-            return estimate_tokens(len(bytes(seen.item)))
+        if done is not None and self._counted.isdisjoint((index, name)):
+            return estimate_tokens(unread.in_item(_OBJECT.decode(seen.item)))
         return 0
 
     def _place(self, type: str, name: str | None) -> int | None:

@@ -274,9 +274,36 @@ def test_an_upstreams_error_is_an_error(failed: bytes) -> None:
 def test_an_item_that_comes_whole_is_counted() -> None:
     stream = openai_responses.open_stream(wish=asked(), label=LABEL)
     call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "x" * 100}
-    assert stream.feed(event("response.output_item.done", output_index=0, item=call)).produced > 30
+    assert stream.feed(event("response.output_item.done", output_index=0, item=call)).produced == 26
     image = {"type": "image_generation_call", "id": "ig_1", "result": "x" * 1_000}
-    assert stream.feed(event("response.output_item.done", output_index=1, item=image)).produced == 0
+    assert stream.feed(event("response.output_item.done", output_index=1, item=image)).produced == 4
+
+
+@pytest.mark.parametrize(
+    ("item", "produced"),
+    [
+        ({"type": "local_shell_call", "action": {"type": "exec", "command": ["x" * 400]}}, 108),
+        ({"type": "shell_call", "call_id": "c", "action": {"commands": ["x" * 400]}}, 105),
+        ({"type": "apply_patch_call", "status": "completed", "operation": {"diff": "x" * 400}}, 103),
+        ({"type": "reasoning", "summary": [{"type": "summary_text", "text": "x" * 400}]}, 109),
+        ({"type": "reasoning", "content": [{"text": "x" * 400}], "encrypted_content": "x" * 404}, 104),
+        ({"type": "something_new", "thought": "x" * 400, "score": 3}, 100),
+        ({"type": "reasoning", "summary": [], "content": [], "encrypted_content": ""}, 0),
+        ({"type": "message", "role": "assistant", "content": []}, 0),
+        ({"type": "mcp_list_tools", "server_label": "s", "tools": [{"name": "x" * 400}]}, 0),
+        ({"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "x" * 400}]}, 0),
+        ({"type": "file_search_call", "queries": ["x"], "results": [{"text": "x" * 400}]}, 2),
+    ],
+)
+def test_an_item_of_any_kind_that_had_no_deltas_counts_what_a_model_said_in_it(
+    item: dict[str, Any], produced: int
+) -> None:
+    stream = openai_responses.open_stream(wish=asked(), label=LABEL)
+    done = event("response.output_item.done", output_index=0, item={"id": "item_1", **item})
+    assert stream.feed(done).produced == produced
+    grown = openai_responses.open_stream(wish=asked(), label=LABEL)
+    assert grown.feed(event("response.new.delta", output_index=0, item_id="item_1", delta={"text": "x" * 20})).produced
+    assert grown.feed(done).produced == 0
 
 
 def terse() -> list[bytes]:
@@ -341,7 +368,7 @@ def test_deltas_of_an_item_that_nobody_has_heard_of_count_once() -> None:
         assert stream.feed(delta).produced == 25
         item = call if "fc_1" in named.values() else {**call, "id": None, "call_id": None}
         assert stream.feed(event("response.output_item.done", item=item)).produced == 0
-        assert stream.feed(event("response.output_item.done", item={**call, "id": "fc_2"})).produced > 30
+        assert stream.feed(event("response.output_item.done", item={**call, "id": "fc_2"})).produced == 26
 
 
 def test_items_that_begin_full_or_in_any_number_are_counted() -> None:

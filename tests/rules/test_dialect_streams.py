@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.dialects import Step, sse
+from penstock.dialects import Label, Step, openai_chat, sse
 from penstock.dialects.openai_chat import DONE, ChatStream
+from penstock.dialects.pairs import responses_to_chat
+from penstock.dialects.pairs.chat_as_messages import ChatAsMessages, Telling
 from penstock.dialects.usage import TokenUsage
+from tests.wishes import WISH
+
+LABEL = Label("mine", None, "req_7", 9)
 
 
 class Outcome(NamedTuple):
@@ -210,6 +215,42 @@ def test_unknown_fields_keep_their_bytes() -> None:
 )
 def test_each_delta_counts_by_its_bytes(delta: dict[str, Any], tokens: int) -> None:
     assert stream().feed(frame(chunk(delta))).produced == tokens
+
+
+CUSTOM = {"index": 0, "custom": {"input": "x" * 400}}
+
+
+@pytest.mark.parametrize(
+    ("delta", "tokens"),
+    [
+        ({"tool_calls": [CUSTOM]}, 100),
+        ({"tool_calls": [{"custom": {"input": "x" * 8_000}}, {"function": {"arguments": "y" * 40}}]}, 2_010),
+        ({"tool_calls": [{"index": 0, "type": "new", "new": {"said": "x" * 400}}]}, 103),
+        ({"audio": {"id": "a", "transcript": "x" * 400, "expires_at": 9}}, 100),
+        ({"audio": {"id": "a", "data": "A" * 64_000}}, 250),
+        ({"content": "", "images": [{"image_url": {"url": "data:image/png;base64," + "A" * 64_000}}]}, 251),
+        ({"content": "word", "images": [{"image_url": {"url": "data:image/png;base64," + "A" * 64_000}}]}, 252),
+        ({"reasoning_details": [{"type": "reasoning.text", "text": "x" * 400}]}, 100),
+        ({"reasoning": "x" * 400, "reasoning_details": [{"type": "reasoning.text", "text": "x" * 400}]}, 100),
+        ({"reasoning": "x" * 8_000, "reasoning_details": [{"type": "reasoning.text", "text": "x" * 8_000}]}, 2_000),
+        ({"reasoning": "", "reasoning_details": [{"type": "reasoning.text", "signature": "x" * 400}]}, 0),
+        ({"reasoning_details": [{"type": "reasoning.new", "said": "x" * 400}]}, 109),
+        ({"something_new": "x" * 400}, 100),
+        ({"role": "assistant", "content": "", "refusal": None, "tool_calls": [], "audio": None}, 0),
+        ({"role": "assistant", "content": "", "annotations": [{"url": "x" * 400}]}, 0),
+        ({"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"arguments": ""}}]}, 0),
+    ],
+)
+def test_what_has_no_text_that_is_read_counts_by_its_size(delta: dict[str, Any], tokens: int) -> None:
+    event = frame(chunk(delta))
+    assert stream().feed(event).produced == tokens
+    assert stream().feed(event.replace(b"data:", b"event: x\ndata:", 1)).produced == tokens
+    assert responses_to_chat.open_stream(wish=WISH, label=LABEL).feed(event).produced == tokens
+    message = {"choices": [{"index": 0, "message": {"role": "assistant", **delta}, "finish_reason": "stop"}]}
+    for pair in (openai_chat, responses_to_chat):
+        assert pair.answer(json.dumps(message).encode(), wish=WISH, label=LABEL).produced == tokens
+    telling = Telling(1, thinking=True, stop_sequences=(), names={}, context=False)
+    assert ChatAsMessages(LABEL, telling).feed(event).produced == tokens
 
 
 def test_choices_count_apart() -> None:

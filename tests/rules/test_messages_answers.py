@@ -13,6 +13,7 @@ from msgspec import Raw
 from penstock.dialects import Label, Step, Stream, sse
 from penstock.dialects import anthropic_messages as dialect
 from penstock.dialects.anthropic_usage import read_report, write_report
+from penstock.dialects.pairs import messages_as_chat
 from penstock.dialects.usage import TokenUsage
 from penstock.errors import UpstreamFailed
 from tests.upstream_messages import event
@@ -209,10 +210,34 @@ def test_what_is_produced_is_estimated_event_by_event() -> None:
         1,
         0,
         0,
-        0,
+        1,
         9,
         0,
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "produced"),
+    [
+        ("content_block_delta", {"type": "compaction_delta", "content": "x" * 400}, 100),
+        ("content_block_delta", {"type": "some_new_delta", "fresh": {"at": "x" * 400}}, 103),
+        ("content_block_start", {"type": "compaction", "content": "x" * 400}, 100),
+        ("content_block_start", {"type": "compaction", "content": None}, 0),
+        ("content_block_start", {"type": "web_search_tool_result", "content": [{"title": "x" * 400}]}, 0),
+        ("content_block_delta", {"type": "signature_delta", "signature": "x" * 400}, 0),
+        ("content_block_delta", {"type": "citations_delta", "citation": {"cited_text": "x" * 400}}, 0),
+    ],
+)
+def test_what_a_model_says_in_a_form_that_is_new_counts_by_its_size(
+    kind: str, content: dict[str, Any], produced: int
+) -> None:
+    name = "delta" if kind.endswith("delta") else "content_block"
+    said = event(kind, index=0, **{name: content})
+    assert opened().feed(said).produced == produced
+    other = messages_as_chat.MessagesAsChat(MINE, legacy=False)
+    assert other.feed(said).produced == produced
+    body = json.dumps({"content": [content]}).encode()
+    assert dialect.answer(body, wish=WISH, label=MINE).produced == produced
 
 
 def test_a_later_report_keeps_what_only_an_earlier_one_said() -> None:

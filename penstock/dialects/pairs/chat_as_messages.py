@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, json_fields, sse
+from penstock.dialects import Label, Plain, Step, json_fields, sse, unread
 from penstock.dialects.anthropic_events import (
     MESSAGE_STOP,
     PING,
@@ -127,9 +127,10 @@ def answer(body: bytes, *, label: Label, telling: Telling) -> Plain:
         raise UpstreamFailed("The provider's answer has no choices.", began=True)
     ending = Ending(telling)
     ending.read(choice)
-    found = pieces(content_of(choice))
+    said = content_of(choice)
+    found = pieces(said)
     reported = read_usage(fields.get("usage"))
-    produced = estimate_tokens(size(found)) if reported is None else reported.output
+    produced = estimate_tokens(size(found) + unread.in_chat(said)) if reported is None else reported.output
     usage = reported or TokenUsage(telling.input_estimate, produced)
     model = json_fields.plain(fields.get("model"))
     document = {
@@ -412,12 +413,15 @@ class ChatAsMessages:
         if choice is None:
             self._sent = True, self._blocks.open
             return Step(out, usage=usage)
-        found = pieces(content_of(choice))
+        said = content_of(choice)
+        found = pieces(said)
         out += b"".join(self._blocks.add(piece) for piece in found if _shown(piece, self._telling))
         finish_reason = self._ending.read(choice)
         if finish_reason is not None:
             out += self._blocks.end()
         produced = estimate_delta_tokens(size(found))
+        if not produced or len(event) > unread.LONG_EVENT:
+            produced += estimate_delta_tokens(unread.in_chat(said))
         if usage is None:
             self._head = event[: event.find(b'"choices"')] or self._head
         if not produced:  # then it is not held back for money

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 from msgspec.structs import replace
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, unread
 from penstock.dialects.anthropic_usage import UsageReport, read_report
 from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens
 from penstock.errors import UpstreamFailed
@@ -76,8 +76,15 @@ class _Event(Struct, gc=False):
     usage: Raw = Raw()
 
 
+class _Content(Struct, gc=False):
+    delta: dict[str, Any] | None = None
+    content_block: dict[str, Any] | None = None
+
+
 _MESSAGE = json.Decoder(_Message)
 _EVENT = json.Decoder(_Event)
+_CONTENT = json.Decoder(_Content)
+_OF_BLOCKS = frozenset({"content_block_start", "content_block_delta"})
 
 
 def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
@@ -215,7 +222,9 @@ class MessagesAsChat:
         if data is None:
             return Step(b"")
         try:
-            return self._read(_EVENT.decode(data), data)
+            read = _EVENT.decode(data)
+            step = self._read(read, data)
+            return self._left_out(data) if not step.out and read.type in _OF_BLOCKS else step
         except (ValueError, RecursionError):
             return Step(b"")
 
@@ -267,6 +276,12 @@ class MessagesAsChat:
                 words = json_fields.error_message(json_fields.split(data))
                 return Step(b"", error=words or "The provider reported an error.")
         return Step(b"")
+
+    def _left_out(self, data: bytes) -> Step:
+        """An event that is not told to the caller: what a model has said in it counts by its size."""
+        read = _CONTENT.decode(data)
+        said = read.content_block if read.delta is None else read.delta
+        return Step(b"", 0 if said is None else estimate_delta_tokens(unread.in_block(said)))
 
     def _counted(self, usage: Raw) -> TokenUsage | None:
         """The count so far, each report of a stream being a running total. None when nothing was counted anew, so that

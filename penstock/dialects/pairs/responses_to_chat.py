@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse, unread
 from penstock.dialects.json_fields import plain
 from penstock.dialects.pairs.responses_items import messages, sealed
 from penstock.dialects.pairs.responses_tools import LOCAL_SHELL, Tool, Tools, action_of, input_of, new_call
@@ -220,7 +220,7 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     said, reason = choices[0].message, choices[0].finish_reason
     writer.add(said, choices[0].logprobs)
     writer.end(reason)
-    produced = estimate_tokens(_size_of(said)) if usage is None else usage.output
+    produced = estimate_tokens(_size_of(said)) + unread.in_chunk(body) if usage is None else usage.output
     response = response_object.ended(writer.begun, writer.output(), usage, reason)
     return Plain(json_fields.join(response), usage, produced)
 
@@ -268,7 +268,7 @@ class ResponseOfChat:
             chunk = _CHUNK.decode(data)
             if chunk.error or not chunk.choices:
                 return self._without_choices(data, chunk)
-            return self._step(chunk.choices[0], chunk.usage)
+            return self._step(chunk.choices[0], chunk.usage, data)
         except (ValueError, RecursionError):
             return Step(b"", estimate_tokens(len(data)))
 
@@ -316,12 +316,14 @@ class ResponseOfChat:
         event, begun = self._writer.progress.event, self._writer.begun
         return event("response.created", response=begun) + event("response.in_progress", response=begun)
 
-    def _step(self, choice: _Choice, report: Raw) -> Step:
+    def _step(self, choice: _Choice, report: Raw, data: bytes) -> Step:
         out, produced = [self._begin()], 0
         for said in (choice.delta, choice.message):
             if said is not None:
                 produced += estimate_delta_tokens(_size_of(said))
                 out.append(self._writer.add(said, choice.logprobs))
+        if not produced or len(data) > unread.LONG_EVENT:
+            produced += unread.in_chunk(data)
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason
             out.append(self._writer.end(choice.finish_reason))
