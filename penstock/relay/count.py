@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from penstock.dialects import Wish, anthropic_messages
+from penstock.dialects.usage import Count
 from penstock.errors import UpstreamError
 from penstock.ports import Call, Provider
 from penstock.relay.route import Plan
@@ -16,7 +17,7 @@ LARGEST_COUNT = 64 * 1024  # bytes of an answer that is a number
 
 
 class _Count(msgspec.Struct):
-    input_tokens: int
+    input_tokens: Count
 
 
 async def count(
@@ -47,5 +48,5 @@ async def _ask(provider: Provider, call: Call) -> int | None:
             return msgspec.json.decode(await answer.read(LARGEST_COUNT), type=_Count).input_tokens
         finally:
             answer.close()
-    except (UpstreamError, ValueError):
+    except (UpstreamError, ValueError, RecursionError):
         return None

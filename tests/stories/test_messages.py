@@ -241,6 +241,15 @@ async def test_a_provider_that_will_not_count_is_estimated(gateway: Running, ada
         assert (await client.messages.count_tokens(model=LLAMA, messages=HELLO)).input_tokens == 6
 
 
+@pytest.mark.parametrize("body", [b'{"x":' + b"[" * 30_000 + b"]" * 30_000 + b"}", b'{"input_tokens":-5}', b"5"])
+async def test_a_count_that_is_none_is_estimated(
+    gateway: Running, ada: Person, provider: Speaking, body: bytes
+) -> None:
+    provider.upstream.script(Raw(body))
+    async with gateway.anthropic(ada) as client:
+        assert (await client.messages.count_tokens(model=LLAMA, messages=HELLO)).input_tokens == 6
+
+
 async def test_models_are_listed_as_anthropic_lists_them(gateway: Running, ada: Person) -> None:
     async with gateway.anthropic(ada) as client:
         listed = [model async for model in client.models.list(limit=1)]
