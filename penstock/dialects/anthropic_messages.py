@@ -426,7 +426,7 @@ class MessagesStream:
                 return self._begin(event, data, read.message)
             case "message_delta":
                 stop = _STOP.decode(read.delta) if read.delta else _Stop()
-                return Step(event, usage=self._count(read.usage), finish_reason=stop.stop_reason)
+                return Step(event, usage=self._count(read.usage), finish_reason=stop.stop_reason or None)
             case "message_stop":
                 self._stop = event
                 return Step(b"", done=True)

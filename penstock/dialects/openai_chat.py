@@ -427,7 +427,7 @@ class ChatStream:
         return DONE
 
     def _count(self, choices: Iterable[_Choice], data: bytes) -> tuple[int, str | None]:
-        """Tokens in the choices of one event, and how the last of them that ended did."""
+        """Tokens in the choices of one event, and how the last of them ended once all choices that were seen have."""
         produced = 0
         finish_reason = None
         for choice in choices:
@@ -435,11 +435,13 @@ class ChatStream:
                 produced += estimate_delta_tokens(choice.delta.size())
             if choice.message is not None:
                 produced += estimate_delta_tokens(choice.message.size())
-            if choice.finish_reason is not None:
+            if choice.finish_reason:
                 finish_reason = choice.finish_reason
                 self._ended.add(choice.index)
             else:
                 self._open.add(choice.index)
+        if finish_reason is not None and not self._open <= self._ended:
+            finish_reason = None
         if not produced or len(data) > unread.LONG_EVENT:
             produced += _unread(data)
         return produced, finish_reason

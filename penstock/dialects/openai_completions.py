@@ -202,21 +202,21 @@ class CompletionStream(ChatStream):
         return Step(self._swap(event, data_at), produced, usage, finish_reason)
 
     def _counted(self, choices: Iterable[_Choice]) -> tuple[int, str | None]:
-        """Tokens in the choices of one event, and how the last of them that ended did."""
+        """Tokens in the choices of one event, and how the last of them ended once all choices that were seen have."""
         produced = 0
         finish_reason = None
         for choice in choices:
-            if choice.finish_reason is not None:
+            if choice.finish_reason:
                 finish_reason = choice.finish_reason
             if choice.index >= self._asked:  # nobody asked for it: it is counted and not remembered
                 produced += estimate_delta_tokens(_size(choice.text))
                 continue
             produced += estimate_delta_tokens(self._without_echo(choice))
-            if choice.finish_reason is not None:
+            if choice.finish_reason:
                 self._ended.add(choice.index)
             else:
                 self._open.add(choice.index)
-        return produced, finish_reason
+        return produced, finish_reason if self._open <= self._ended else None
 
     def _without_echo(self, choice: _Choice) -> int:
         """Bytes of a choice's text that are not the prompt's."""

@@ -65,7 +65,7 @@ class LiveStream:
         self._redact = redact
         self._include_usage = include_usage
         self._first = True
-        self._finished = False  # a choice has ended: the upstream may close without its terminator
+        self._finished = False  # every choice has ended: the upstream may close without its terminator
         self._usage_sent = False
         self._sent = True  # something, since the last look
         self._sent_s = 0.0  # when that look was

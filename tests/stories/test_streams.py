@@ -197,6 +197,33 @@ async def test_every_choice_passes_and_is_charged(gateway: Running, upstream: Sc
     assert (record.output_tokens, record.estimated) == (6, True)
 
 
+def said(index: int, end: bytes) -> bytes:
+    """An event that adds two letters to a choice, or ends it."""
+    text = b"" if end.startswith(b'"s') else b'"content":"ha"'
+    chunk = b'data: {"id":"c","model":"m","choices":[{"index":%d,"delta":{%b},"finish_reason":%b}]}\n\n'
+    return chunk % (index, text, end)
+
+
+@pytest.mark.parametrize(
+    ("events", "ended"),
+    [
+        pytest.param([said(0, b'""')] * 3, "upstream_failed", id="a reason that is empty"),
+        pytest.param([said(0, b"null"), said(1, b"null"), said(0, b'"stop"')], "upstream_failed", id="one of two"),
+        pytest.param([said(0, b'"stop"'), said(1, b"null")], "upstream_failed", id="one after the other"),
+        pytest.param([said(0, b"null"), said(1, b"null"), said(0, b'"stop"'), said(1, b'"stop"')], "answer", id="both"),
+        pytest.param([said(0, b'""'), said(0, b'"stop"')], "answer", id="empty until it ends"),
+    ],
+)
+async def test_a_stream_without_its_terminator_is_whole_when_every_choice_has_ended(
+    gateway: Running, upstream: ScriptedUpstream, events: list[bytes], ended: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    upstream.script(Pieces(events))
+    answer = await gateway.chat(ROUTER, ada, stream=True, n=2)
+    assert (b"upstream_failed" in answer.content) is (ended == "upstream_failed")
+    assert (await gateway.usage(ada))[0].ended == ended
+
+
 async def test_a_quiet_stream_is_kept_alive_with_comments(store_url: str, upstream: ScriptedUpstream) -> None:
     settings = settings_for(store_url, upstream=upstream.base_url)
     settings = replace(settings, server=replace(settings.server, keepalive_comment_s=0.05))

@@ -91,7 +91,7 @@ class Ending:
             self._refusal.append(refusal)
         self._called = self._called or bool(content.get("tool_calls"))
         reason = choice.get("finish_reason")
-        if not isinstance(reason, str):
+        if not isinstance(reason, str) or not reason:
             return None
         self._reason = reason
         for name in ("stop_reason", "matched_stop"):  # what vLLM and SGLang call the sequence that they met

@@ -154,7 +154,7 @@ class CompletionsOfChat(CompletionStream):
         return openai_completions.event({**self._identity, "choices": choices} | ({"usage": usage} if reports else {}))
 
     def _noted(self, choice: _Choice) -> dict[str, Any]:
-        (self._open if choice.finish_reason is None else self._ended).add(choice.index)
+        (self._ended if choice.finish_reason else self._open).add(choice.index)
         return _completed(choice)
 
 

@@ -344,7 +344,7 @@ class MessagesAsChat:
         if refusal:
             self._finish += self._chunk({"refusal": refusal}, None)
         self._finish += self._chunk({}, finish)
-        return Step(b"", usage=self._counted(usage), finish_reason=finish)
+        return Step(b"", usage=self._counted(usage), finish_reason=finish if delta.stop_reason else None)
 
     def _say(self, delta: dict[str, Any], produced: str) -> Step:
         return Step(self._start() + self._chunk(delta, None), estimate_delta_tokens(len(produced.encode())))

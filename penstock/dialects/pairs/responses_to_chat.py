@@ -324,10 +324,10 @@ class ResponseOfChat:
                 out.append(self._writer.add(said, choice.logprobs))
         if not produced or len(data) > unread.LONG_EVENT:
             produced += unread.in_chunk(data)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:
             self._finish_reason = choice.finish_reason
             out.append(self._writer.end(choice.finish_reason))
-        return Step(b"".join(out), produced, self._count(report), choice.finish_reason)
+        return Step(b"".join(out), produced, self._count(report), choice.finish_reason or None)
 
     def _without_choices(self, data: bytes, chunk: _Chunk) -> Step:
         """A chunk with the usage, an error, or something of a server's own, which is not passed on."""

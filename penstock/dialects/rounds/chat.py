@@ -389,7 +389,7 @@ class _Filter:
         if theirs:
             delta["tool_calls"] = theirs
         finish = choice.get("finish_reason")
-        if isinstance(finish, str):
+        if isinstance(finish, str) and finish:
             self._course.finish = finish
             self.finish_held = self._course.number_ours > 0
         if self._later:
