@@ -30,6 +30,7 @@ from penstock.routing.upstreams import Upstreams
 
 LANES = ("credits", "contract")
 ESTIMATED_BYTES_PER_TOKEN = 4  # of prompt text; what is charged when nobody counted
+LARGEST_CONTEXT = 1_048_576  # tokens; what the largest contexts that are sold have, for models whose own is not told
 ONLY: tuple[str, ...] = ("only",)
 NOBODY_ANSWERS = frozenset[Away]({"open", "not_ready"})
 NOT_FOR_YOU = frozenset[Away]({"account", "key", "denied"})
@@ -171,8 +172,8 @@ def _input(wish: Wish, model: Model) -> tuple[int, int]:
     """`(bound, estimate)` of the prompt's tokens for a model."""
     media = wish.images * model.image_tokens
     bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids) + media
-    if wish.unmeasured and model.context_length is not None:  # a small document may fill it
-        bound = max(bound, model.context_length)
+    if wish.unmeasured:  # a small document may fill the context
+        bound = max(bound, *(offer.context_length or LARGEST_CONTEXT for offer in model.offers))
     estimate = wish.token_ids or ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN)
     return bound, min(bound, estimate + media)
 

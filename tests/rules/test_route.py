@@ -174,6 +174,7 @@ def test_a_model_declared_free_is_served_and_its_bound_is_nothing() -> None:
         pytest.param("seeing", {"input_bytes": 100, "text_bytes": 88, "images": 3}, 3_050, 3_022, id="and images"),
         pytest.param("reading", {"images": 1, "unmeasured": 1}, 5_000, 1_023, id="a document may fill the context"),
         pytest.param("reading", {"images": 1}, 1_101, 1_023, id="and nothing else does"),
+        pytest.param("seeing", {"images": 1, "unmeasured": 1}, 1_048_576, 1_023, id="a context that is not told"),
         pytest.param("Llama", {"input_bytes": 0, "text_bytes": 0}, 0, 0, id="nothing"),
     ],
 )
