@@ -119,8 +119,11 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             "base_url": "https://api.openai.com/v1",
             "dialects": [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS],
             "output_limit_field": "max_completion_tokens",
-            "priced_fields": ["service_tier", "web_search_options"],
-            "priced_tools": ["web_search", "file_search", "code_interpreter", "image_generation", "mcp"],
+            "priced_fields": ["service_tier", "web_search_options", "modalities"],  # sound has a price of its own
+            "priced_tools": [
+                *["web_search", "file_search", "code_interpreter", "image_generation", "mcp"],
+                "shell/container",  # a caller's own has another environment, or none
+            ],
         },
         "openrouter": {
             "base_url": "https://openrouter.ai/api/v1",
@@ -128,7 +131,7 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             # Plugins are billed by themselves; the others have another model or another, dearer host answer.
             "priced_fields": [
                 *["plugins", "models", "fallbacks", "route", "provider", "preset"],
-                *["web_search_options", "service_tier"],
+                *["web_search_options", "service_tier", "modalities"],
             ],
             "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
             "priced_tools": ["openrouter:"],

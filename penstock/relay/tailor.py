@@ -21,6 +21,7 @@ _USUAL: Mapping[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default", "standard", "standard_only", "on_demand"),
     "speed": ("standard",),
     "fallbacks": ("default",),
+    "modalities": (["text"],),
 }
 _NOTHING: tuple[object, ...] = (None, False, [], "")
 
@@ -52,9 +53,10 @@ def _is_usual(name: str, raw: Raw) -> bool:
 
 
 def _require_free_tools(raw: Raw, priced: tuple[str, ...]) -> None:
-    """Tools that the provider itself carries out are told by their type; a function's own name does not matter."""
+    """Tools that the provider itself carries out are told by their type, and some by where they run; a function's own
+    name does not matter."""
     written = bytes(raw)
-    if b"\\u" not in written and not any(beginning.encode() in written for beginning in priced):
+    if b"\\u" not in written and not any(each.partition("/")[0].encode() in written for each in priced):
         return  # nearly always, and cheaper than reading it
     try:
         tools = _TOOLS.decode(raw)
@@ -62,6 +64,12 @@ def _require_free_tools(raw: Raw, priced: tuple[str, ...]) -> None:
         raise InvalidRequest("'tools' must be a list of objects.", param="tools") from None
     for index, tool in enumerate(tools):
         kind = json_fields.plain(tool.get("type"))
-        if isinstance(kind, str) and kind.startswith(priced):
+        if isinstance(kind, str) and f"{kind}{_place(tool)}".startswith(priced):
             where = f"tools[{index}].type"
             raise InvalidRequest(f"'{where}': {kind[:50]} is billed apart, and is not on offer here.", param=where)
+
+
+def _place(tool: Fields) -> str:
+    """Where a tool that names an environment is run, as `priced_tools` has it: `/` and the environment's type."""
+    environment = json_fields.plain(tool.get("environment"))
+    return f"/{environment.get('type')}" if isinstance(environment, dict) else ""

@@ -40,6 +40,8 @@ def wish(**fields: Any) -> Wish:
     [
         ("openai", "service_tier", "priority"),
         ("openai", "web_search_options", {}),
+        ("openai", "modalities", ["text", "audio"]),
+        ("openrouter", "modalities", ["image", "text"]),
         ("openrouter", "plugins", [{"id": "web"}]),
         ("openrouter", "models", ["openai/gpt-5"]),
         ("anthropic", "speed", "fast"),
@@ -62,6 +64,7 @@ def test_what_changes_the_price_is_refused_by_name_unless_the_operator_allows_it
     [
         ("openai", "service_tier", "auto"),
         ("openai", "service_tier", None),
+        ("openai", "modalities", ["text"]),
         ("groq", "service_tier", "on_demand"),
         ("openrouter", "plugins", []),
         ("anthropic", "speed", "standard"),
@@ -80,6 +83,20 @@ def test_a_tool_that_the_provider_bills_apart_is_refused_by_its_place() -> None:
     with pytest.raises(InvalidRequest) as caught:
         require_covered(wish(tools=[function, search]), offer("anthropic"))
     assert caught.value.param == "tools[1].type"
+
+
+@pytest.mark.parametrize("place", ["container_auto", "container_reference"])
+def test_a_shell_that_the_provider_runs_is_billed_apart_and_a_callers_own_is_not(place: str) -> None:
+    local: list[dict[str, Any]] = [
+        {"type": "shell"},
+        {"type": "shell", "environment": {"type": "local"}},
+        {"type": "local_shell"},
+        {"type": "function", "function": {"name": "shell", "parameters": {"environment": {"type": place}}}},
+    ]
+    require_covered(wish(tools=local), offer("openai"))
+    with pytest.raises(InvalidRequest) as caught:
+        require_covered(wish(tools=[*local, {"type": "shell", "environment": {"type": place}}]), offer("openai"))
+    assert caught.value.param == "tools[4].type"
 
 
 def test_what_a_provider_refuses_and_nobody_misses_is_left_out() -> None:
