@@ -43,6 +43,7 @@ _MEANT = json_fields.Meant(
         "n_predict": "max_tokens",
     },
 )
+_FORMATS = ("output_config", "output_format")
 # Content inside content that is looked into: a message's, a tool result's, a document's in it. What is deeper counts by
 # its size, so that no body is read again and again.
 _DEEPEST = 3
@@ -65,6 +66,9 @@ class _Block(Struct, gc=False):
     input: Raw = Raw()
     content: Raw = Raw()
     source: Raw = Raw()
+    data: Raw = Raw()
+    title: Raw = Raw()
+    context: Raw = Raw()
 
 
 class _Message(Struct, gc=False):
@@ -106,8 +110,11 @@ class Weight:
             return
         for block in content:
             self.text_bytes += _size(block.text) + _size(block.thinking) + len(bytes(block.input))
+            self.text_bytes += sum(map(json_fields.given_size, (block.data, block.title, block.context)))
             if block.type in ("image", "document"):
                 self._add_media(block.type, _source(block.source), depth)
+            else:
+                self.text_bytes += len(bytes(block.source))
             self.add_raw(block.content, depth + 1)
 
     def add_raw(self, raw: Raw, depth: int) -> None:
@@ -217,6 +224,7 @@ def _weigh(fields: Fields) -> Weight:
         weight.add(system)
     if json_fields.read(fields, "tools", _TOOLS, "a list of objects"):
         weight.text_bytes += len(bytes(fields["tools"]))
+    weight.text_bytes += sum(json_fields.schema_size(fields, name) for name in _FORMATS)
     return weight
 
 
@@ -227,7 +235,7 @@ def _needs(fields: Fields, weight: Weight) -> frozenset[str]:
         needs.add("tools")
     if weight.images:
         needs.add("images")
-    if any(b'"json_schema"' in bytes(fields.get(name, b"")) for name in ("output_config", "output_format")):
+    if any(b'"json_schema"' in bytes(fields.get(name, b"")) for name in _FORMATS):
         needs.add("json_schema")
     return frozenset(needs)
 

@@ -22,6 +22,7 @@ _STRING = json.Decoder(str)
 _ENCODER = json.Encoder()
 MOST_REMEMBERED = 256  # sets of names
 LONGEST_REMEMBERED = 400  # characters of one
+_EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 _MANY = frozenset({"n", "n_cmpl", "best_of"})
 
 split = _OBJECT.decode  # raises ValueError when it is not a JSON object and RecursionError when it is nested too deep
@@ -119,6 +120,17 @@ def plain(raw: Raw | None) -> Any:
         return json.decode(raw)
     except (ValueError, RecursionError):
         return None
+
+
+def given_size(raw: Raw | None) -> int:
+    """Bytes of a value as it is written; 0 when there is none, or nothing in it."""
+    return 0 if raw is None or bytes(raw) in _EMPTY else len(bytes(raw))
+
+
+def schema_size(fields: Mapping[str, Raw], name: str) -> int:
+    """Bytes of a field that says how to answer, if a schema is in it, which a model gets to read."""
+    raw = fields.get(name)
+    return 0 if raw is None or b'"schema"' not in bytes(raw) else len(bytes(raw))
 
 
 def error_message(fields: Mapping[str, Raw]) -> str | None:

@@ -50,6 +50,11 @@ _MEANT = json_fields.Meant(
 _NOTHING: frozenset[str] = frozenset()
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
+_PLAIN_BYTES = 24  # what JSON has around a text beside the bytes reckoned for a template: names, a role, marks
+ESCAPED_SHARE = 16  # a text is written about so much longer, by a part of its size
+_DEFINITIONS = ("tools", "functions")  # what is written into a prompt besides messages
+_THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details")  # the same under other names
+_MEASURED_FIELDS = frozenset({"role", "content", "audio", *_THOUGHTS})
 _LABELS = (("id", (b'"id":', b'"id": ')), ("model", (b'"model":', b'"model": ')))  # of what is replaced in events
 _ID_PREFIXES = ("chatcmpl-", "cmpl-")
 
@@ -77,6 +82,8 @@ class _StreamOptions(Struct, gc=False):
 
 
 _MESSAGES = json.Decoder(Annotated[list[_Message], Meta(min_length=1)])
+_MESSAGE_FIELDS = json.Decoder(list[Fields])
+_PARTS = json.Decoder(list[Raw])
 _FLAG = json.Decoder(bool | None)
 _LIMIT = json.Decoder(Annotated[int, Meta(ge=1)] | None)
 _CHOICES = json.Decoder(Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None)
@@ -93,7 +100,6 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     if messages is None:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
     images, image_bytes, unmeasured = _media(messages)
-    tools = fields.get("tools")
     options = None
     if "stream_options" in fields:
         options = json_fields.read(
@@ -106,7 +112,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         choices=(json_fields.read(fields, "n", _CHOICES, _CHOICES_SHAPE) or 1) if "n" in fields else 1,
         include_usage=options is not None and options.include_usage is True,
         input_bytes=len(body) - image_bytes,
-        text_bytes=sum(map(_text_size, messages)) + (len(bytes(tools)) if tools is not None else 0),
+        text_bytes=_prompt_size(fields, messages, image_bytes + _PLAIN_BYTES * (len(messages) + 2 * images)),
         images=images,
         fields=fields,
         needs=_needs(fields, images),
@@ -161,6 +167,33 @@ def _media(messages: list[_Message]) -> tuple[int, int, int]:
             if url is not None and url.startswith("data:image/"):
                 size += len(url)
     return count, size, unmeasured
+
+
+def _prompt_size(fields: Fields, messages: list[_Message], beside: int) -> int:
+    """About as many bytes of text as a model reads. Messages with more in them than their texts, and the bytes that are
+    usual `beside` those, are looked at again."""
+    size = sum(map(_text_size, messages))
+    raw = fields["messages"]
+    if len(memoryview(raw)) > size + size // ESCAPED_SHARE + beside:
+        size = sum(map(_said_before, messages, _MESSAGE_FIELDS.decode(raw)))
+    for name in _DEFINITIONS:
+        if name in fields:
+            size += len(bytes(fields[name]))
+    return size + json_fields.schema_size(fields, "response_format")
+
+
+def _said_before(message: _Message, fields: Fields) -> int:
+    """Bytes of a message with all that is in it: calls of tools, what was thought before, whatever is new. Media have
+    counts of their own."""
+    size = _text_size(message)
+    if isinstance(message.content, list):
+        for part, raw in zip(message.content, _PARTS.decode(fields["content"]), strict=True):
+            if isinstance(part, str):
+                size += _size(part)
+            elif part is not None and part.type in _TEXT_PARTS and not part.text and part.image_url is None:
+                size += len(bytes(raw))
+    size += max(json_fields.given_size(fields.get(name)) for name in _THOUGHTS)
+    return size + sum(json_fields.given_size(raw) for name, raw in fields.items() if name not in _MEASURED_FIELDS)
 
 
 def _text_size(message: _Message) -> int:

@@ -76,11 +76,17 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         choices=choices * len(given),
         include_usage=options is not None and options.include_usage is True,
         input_bytes=len(body),
-        text_bytes=sum(_size(prompt) for prompt in given if isinstance(prompt, str)),
+        text_bytes=sum(_size(prompt) for prompt in given if isinstance(prompt, str)) + _suffix_size(fields),
         images=0,
         fields=fields,
         token_ids=sum(len(prompt) for prompt in given if not isinstance(prompt, str)),
     )
+
+
+def _suffix_size(fields: Fields) -> int:
+    """Bytes of what is to follow the text."""
+    suffix = json_fields.plain(fields.get("suffix"))
+    return _size(suffix) if isinstance(suffix, str) else 0
 
 
 def prompts(fields: Fields) -> Prompts:

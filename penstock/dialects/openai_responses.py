@@ -17,6 +17,7 @@ from msgspec import Meta, Raw, Struct, json
 
 from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse, unread
 from penstock.dialects.json_fields import Fields
+from penstock.dialects.openai_chat import ESCAPED_SHARE
 from penstock.dialects.response_progress import Progress
 from penstock.dialects.usage import Count, TokenUsage, count_of, estimate_delta_tokens, estimate_tokens
 from penstock.errors import InvalidRequest, UpstreamFailed
@@ -59,6 +60,12 @@ _MEANT = json_fields.Meant(
     },
 )
 _MEASURED = frozenset({"input_image", "input_audio", "computer_screenshot"})  # kinds of parts; others may be anything
+_PLAIN_BYTES = 64  # what JSON has around the texts of an item beside the bytes reckoned for a template
+# Of an item: texts that are measured one by one, what it is called, and an image that was made before.
+_MEASURED_FIELDS = frozenset({"type", "id", "call_id", "status", "role", "content", "summary", "result", "output"}) | {
+    "arguments",
+    "input",
+}
 _MEANT_IN_ITEMS = json_fields.Meant(("type", "id"))
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal", "summary_text", "reasoning_text", "text"})
 # Items that make sense without an id. With one, an upstream that stores nothing looks for what it never kept.
@@ -131,7 +138,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         choices=1,
         include_usage=True,
         input_bytes=len(body) - image_bytes,
-        text_bytes=_text_size(fields, items),
+        text_bytes=_text_size(fields, items, image_bytes),
         images=images,
         fields=fields,
         needs=_needs(fields, images),
@@ -184,22 +191,53 @@ def _parts(item: _Item) -> list[_Part | str]:
     if not isinstance(item.output, list):
         return content
     try:
-        return content + _PARTS.decode(json.encode(item.output))
+        output = _PARTS.decode(json.encode(item.output))
+        return content + [part for part in output if isinstance(part, str) or part.type is not None]
     except ValueError:
         return content
 
 
-def _text_size(fields: Fields, items: str | list[_Item]) -> int:
-    """Bytes of text that a model reads: input, instructions, tools; and about what a template wraps around them."""
+def _text_size(fields: Fields, items: str | list[_Item], image_bytes: int) -> int:
+    """Bytes of text that a model reads: input, instructions, tools, format; and about what a template wraps around
+    them. Items with more in them than texts are looked at again."""
     size = sum(len(bytes(fields[name])) for name in ("instructions", "tools") if name in fields)
+    size += json_fields.schema_size(fields, "text")
     if isinstance(items, str):
         return size + TEMPLATE_BYTES + _size(items)
-    for item in items:
-        size += TEMPLATE_BYTES + _size(item.arguments) + _size(item.input)
-        size += sum(_size(text) for text in (item.content, item.output) if isinstance(text, str))
-        size += sum(_size(part if isinstance(part, str) else part.text) for part in _parts(item))
-        size += sum(_size(part.text) for part in item.summary or ())
+    texts = sum(map(_item_size, items))
+    raw = fields["input"]
+    if len(memoryview(raw)) > texts + texts // ESCAPED_SHARE + _PLAIN_BYTES * len(items) + image_bytes:
+        texts = sum(map(_whole_item_size, items, _RAW_ITEMS.decode(raw)))
+    return size + texts
+
+
+def _item_size(item: _Item) -> int:
+    """Bytes of text in an item."""
+    size = TEMPLATE_BYTES + _size(item.arguments) + _size(item.input)
+    size += sum(_size(text) for text in (item.content, item.output) if isinstance(text, str))
+    size += sum(_size(part if isinstance(part, str) else part.text) for part in _parts(item))
+    return size + sum(_size(part.text) for part in item.summary or ())
+
+
+def _whole_item_size(item: _Item, fields: Fields) -> int:
+    """Bytes of an item with all that is in it: actions, patches, outputs that are objects, whatever is new. Media have
+    counts of their own."""
+    size = _item_size(item)
+    if item.type == "reasoning":  # what it has encrypted is the same thought
+        return max(size, TEMPLATE_BYTES + json_fields.given_size(fields.get("encrypted_content")))
+    size += sum(json_fields.given_size(raw) for name, raw in fields.items() if name not in _MEASURED_FIELDS)
+    if isinstance(item.output, dict) and item.output.get("type") not in _MEASURED:
+        size += len(bytes(fields["output"]))
+    content = fields.get("content", _NOTHING)
+    for parts in (item.output, json_fields.plain(content) if b'"refusal"' in bytes(content) else None):
+        if isinstance(parts, list):
+            size += sum(len(json.encode(part)) for part in parts if _has_other_text(part))
     return size
+
+
+def _has_other_text(part: Any) -> bool:
+    """Whether a part has its text elsewhere: a refusal, and what a shell put out, which has no type."""
+    return isinstance(part, dict) and "text" not in part and part.get("type") in (None, "refusal")
 
 
 def _needs(fields: Fields, images: int) -> frozenset[str]:

@@ -73,6 +73,10 @@ def test_a_prompt_may_be_texts_or_tokens_and_each_is_answered(
     assert upstream_body(openai_completions, read)["prompt"] == prompt
 
 
+def test_what_is_to_follow_the_text_is_in_the_estimate_too() -> None:
+    assert wish("Grüezi", suffix="Ciao").text_bytes == 11
+
+
 @pytest.mark.parametrize("prompt", [None, [], ["a", 1], [["a"]], 5, {}, True, [None], ["x"] * 2049])
 def test_what_is_no_prompt_is_refused_by_name(prompt: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:

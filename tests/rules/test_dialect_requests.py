@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.dialects import Wish, openai_chat
+from penstock.dialects.openai_chat import TEMPLATE_BYTES
 from penstock.errors import InvalidRequest, ModelMissing
 
 MOST = 1_000_000
@@ -252,3 +253,47 @@ def test_arbitrary_bytes_are_read_or_refused(body: bytes) -> None:
     except InvalidRequest:
         return
     assert wish.input_bytes <= len(body)
+
+
+BIG = "y" * 4_000
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        ({"tool_calls": [{"function": {"name": "f", "arguments": BIG}}]}, {}),
+        ({"function_call": {"name": "f", "arguments": BIG}}, {}),
+        ({"reasoning_content": BIG, "reasoning": BIG}, {}),
+        ({"reasoning_details": [{"text": BIG}]}, {}),
+        ({"refusal": BIG}, {}),
+        ({"content": [{"type": "refusal", "refusal": BIG}]}, {}),
+        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": BIG}]}]}, {}),
+        ({"content": [BIG]}, {}),
+        ({"name": BIG}, {}),
+        ({"something_new": {"said": BIG}}, {}),
+        ({}, {"functions": [{"name": "f", "description": BIG}]}),
+        ({}, {"tools": [{"type": "function", "function": {"name": "f", "description": BIG}}]}),
+        ({}, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"description": BIG}}}}),
+    ],
+)
+def test_all_that_a_model_reads_of_a_prompt_is_in_its_estimate(message: dict[str, Any], more: dict[str, Any]) -> None:
+    assistant = {"role": "assistant", "content": None, **message}
+    body = json.dumps({"model": "m", "messages": [USER, assistant], **more}).encode()
+    assert 4_000 < peek(body).text_bytes < 4_200
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": 'one\nline\nand "more"\n'},
+        {"content": "", "refusal": None, "tool_calls": [], "audio": None, "function_call": None, "annotations": []},
+        {"content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + BIG}}]},
+        {"content": [{"type": "input_audio", "input_audio": {"data": BIG, "format": "wav"}}]},
+        {"content": [{"type": "file", "file": {"file_data": BIG}}]},
+    ],
+)
+def test_what_is_empty_and_what_has_a_count_of_its_own_is_no_text(message: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", "messages": [USER, {"role": "assistant", **message}]}).encode()
+    text = message["content"] if isinstance(message["content"], str) else ""
+    assert peek(body).text_bytes == 2 * TEMPLATE_BYTES + len("x") + len(text)

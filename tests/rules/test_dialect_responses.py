@@ -88,6 +88,46 @@ def test_images_that_a_tool_showed_are_counted() -> None:
     assert wish.input_bytes < 200
 
 
+BIG = "y" * 4_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"description": BIG}}}},
+        {"input": [{"type": "function_call", "arguments": BIG}]},
+        {"input": [{"type": "function_call_output", "output": {"a": BIG}}]},
+        {"input": [{"type": "shell_call_output", "output": [{"stdout": BIG, "stderr": ""}]}]},
+        {"input": [{"type": "local_shell_call", "action": {"command": [BIG]}}]},
+        {"input": [{"type": "apply_patch_call", "operation": {"diff": BIG}}]},
+        {"input": [{"type": "compaction", "encrypted_content": BIG}]},
+        {
+            "input": [
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": BIG}], "encrypted_content": BIG}
+            ]
+        },
+        {"input": [{"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": BIG}]}]},
+        {"input": [{"type": "something_new", "said": BIG}]},
+    ],
+)
+def test_all_that_a_model_reads_of_a_prompt_is_in_its_estimate(fields: dict[str, Any]) -> None:
+    wish = asked(**fields)
+    assert 4_000 < wish.text_bytes < 4_200
+    assert (wish.images, wish.unmeasured) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": IMAGE + BIG}},
+        {"type": "image_generation_call", "result": BIG},
+        {"role": "user", "content": [{"type": "input_image", "image_url": IMAGE + BIG}]},
+    ],
+)
+def test_an_image_is_no_text(item: dict[str, Any]) -> None:
+    assert asked(input=[item]).text_bytes == 16
+
+
 @pytest.mark.parametrize(
     ("param", "fields"),
     [

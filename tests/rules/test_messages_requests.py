@@ -211,3 +211,21 @@ def test_thinking_of_another_upstream_is_not_shown_to_one_that_checks_signatures
 def test_a_prompt_is_counted_without_a_limit() -> None:
     assert dialect.peek_prompt(b'{"model":"m","messages":[{"role":"user","content":"hi"}]}').text_bytes == 18
     assert json.loads(dialect.counted(7)) == {"input_tokens": 7}
+
+
+BIG = "y" * 4_000
+
+
+@pytest.mark.parametrize(
+    ("block", "more"),
+    [
+        ({"type": "search_result", "source": BIG, "title": "t", "content": [{"type": "text", "text": "a"}]}, {}),
+        ({"type": "search_result", "source": "s", "title": BIG, "content": [{"type": "text", "text": "a"}]}, {}),
+        ({"type": "document", "context": BIG, "source": {"type": "text", "data": "a"}}, {}),
+        ({"type": "redacted_thinking", "data": BIG}, {}),
+        ({"type": "text", "text": "a"}, {"output_config": {"format": {"type": "json_schema", "schema": {"a": BIG}}}}),
+    ],
+)
+def test_all_that_a_model_reads_of_a_prompt_is_in_its_estimate(block: dict[str, Any], more: dict[str, Any]) -> None:
+    wish = peek(body(messages=[{"role": "user", "content": [block]}], **more))
+    assert 4_000 < wish.text_bytes < 4_200
