@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from penstock.db.program import Program, Row, Statement, any_of, each_of, fetch, run
+from penstock.db.program import Program, Row, Run, Statement, any_of, each_of, fetch, run
 from penstock.db.routing import Wanted, read_routing
 from penstock.db.schema import credentials, memberships, users
 
@@ -56,18 +56,15 @@ CREDENTIALS_OF = Statement(
     .order_by(credentials.c.id),
     "accounts", "user",
 )  # fmt: skip
-CHILDREN = Statement(select(credentials.c.id).where(credentials.c.parent_id == bindparam("parent")), "parent")
-STILL_GOOD = Statement(
-    select(credentials.c.id)
-    .outerjoin(users, users.c.id == credentials.c.user_id)
-    .where(
-        any_of(credentials.c.id, "ids"),
-        credentials.c.revoked_ms.is_(None),
-        credentials.c.expires_ms.is_(None) | (credentials.c.expires_ms > bindparam("now")),
-        users.c.disabled_ms.is_(None),
-    ),
-    "ids", "now",
-)  # fmt: skip
+_minted = (
+    select(credentials.c.id, credentials.c.revoked_ms)
+    .where(credentials.c.parent_id == bindparam("key"))
+    .cte("minted", recursive=True)
+)
+_minted = _minted.union_all(
+    select(credentials.c.id, credentials.c.revoked_ms).join(_minted, credentials.c.parent_id == _minted.c.id)
+)
+MINTED = Statement(select(_minted.c.id).where(_minted.c.revoked_ms.is_(None)), "key")
 REVOKE = Statement(
     update(credentials)
     .where(credentials.c.id == bindparam("key"), credentials.c.revoked_ms.is_(None))
@@ -180,13 +177,15 @@ def find_lineage(id: str) -> Program[list[Credential]]:
     return lineage
 
 
-def revoke(id: str, now_ms: int) -> Program[None]:
-    """Revoke a credential and all that were minted from it. What is revoked already keeps its time."""
-    pending = [id]
-    while pending:
-        each = pending.pop()
-        yield from run(REVOKE, now_ms, each)
-        pending += [row[0] for row in (yield from fetch(CHILDREN, each))]
+def revoke(ids: Sequence[str], now_ms: int) -> Program[None]:
+    """Revoke credentials; what is revoked already keeps its time. What was minted from them is good no more, whatever
+    its own row says."""
+    yield Run(REVOKE, [(now_ms, id) for id in ids])
+
+
+def minted_from(id: str) -> Program[list[str]]:
+    """All that were minted from a credential, and from those, and are not revoked themselves."""
+    return [row[0] for row in (yield from fetch(MINTED, id))]
 
 
 def identify(digests: list[str], now_ms: int) -> Program[dict[str, Identity]]:
@@ -197,8 +196,9 @@ def identify(digests: list[str], now_ms: int) -> Program[dict[str, Identity]]:
 
 
 def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
-    """Those of these credentials that are alive, and whose users are. A parent's end is its children's as well."""
-    return {row[0] for row in (yield from fetch(STILL_GOOD, sorted(ids), now_ms))}
+    """Those of these credentials that are alive, and whose parents and users are."""
+    rows = yield from fetch(BY_ID, sorted(ids))
+    return {lineage[0][0] for lineage, _, _ in (yield from _good(rows, now_ms))}
 
 
 def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | None]:
@@ -212,11 +212,16 @@ def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | 
 
 def _identities(rows: list[Row], now_ms: int) -> Program[dict[str, Identity]]:
     """Of these credentials the ones that are good, by their ids."""
-    lineages = [lineage for lineage in (yield from _lineages(rows)) if all(_alive(row, now_ms) for row in lineage)]
-    people = yield from _people(sorted({lineage[0][2] for lineage in lineages if lineage[0][2] is not None}))
-    good = [(lineage, *people[user]) for lineage in lineages if (user := lineage[0][2]) in people]
+    good = yield from _good(rows, now_ms)
     wanted = yield from read_routing({subject for each in good for subject in _subjects(*each)})
     return {lineage[0][0]: _identity(lineage, own, accounts, wanted) for lineage, own, accounts in good}
+
+
+def _good(rows: list[Row], now_ms: int) -> Program[list[tuple[list[Row], str | None, frozenset[str]]]]:
+    """Of these credentials the ones that are good: each with its ancestors, and what `_people` says of its user."""
+    lineages = [lineage for lineage in (yield from _lineages(rows)) if all(_alive(row, now_ms) for row in lineage)]
+    people = yield from _people(sorted({lineage[0][2] for lineage in lineages if lineage[0][2] is not None}))
+    return [(lineage, *people[user]) for lineage in lineages if (user := lineage[0][2]) in people]
 
 
 def _subjects(lineage: list[Row], own_account: str | None, accounts: frozenset[str]) -> set[str]:

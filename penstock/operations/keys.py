@@ -24,10 +24,12 @@ from penstock.db.credentials import (
     NewCredential,
     find_lineage,
     insert_credential,
+    minted_from,
     read_credentials,
     revoke,
 )
 from penstock.db.program import Program
+from penstock.db.store import LONG_READ_S
 from penstock.errors import Forbidden, InvalidRequest, NotFound
 from penstock.operations.actor import Actor
 from penstock.operations.choices import KeyKind, KeyScope
@@ -38,6 +40,7 @@ from penstock.operations.values import Listing, parse_instant, parse_name, parse
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
 CONNECTING = frozenset({"worker", "tools_worker"})
 MOST_PER_MINUTE = 1_000_000_000
+REVOKE_AT_ONCE = 500  # keys in one transaction, so that nobody waits long behind it
 SHOWN_CHARACTERS = 4
 
 
@@ -100,9 +103,16 @@ async def list_keys(office: Office, actor: Actor, *, account: str | None = None)
 
 
 async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:
-    """Revoke the key with the id `key`, and every key minted from it, for good. Calls under way are finished."""
+    """Revoke the key with the id `key`, and every key minted from it, for good. Calls under way are finished.
+
+    Should it break off, none of them is good any more; repeated, it marks those that were left.
+    """
     now_ms = office.clock.now_ms()
-    return key_view(await office.store.write(_revoke(actor, key, now_ms)), now_ms)
+    revoked = await office.store.write(_revoke(actor, key, now_ms))  # from here on none of them is admitted
+    minted = await office.store.read(minted_from(key), within_s=LONG_READ_S)
+    for start in range(0, len(minted), REVOKE_AT_ONCE):
+        await office.store.write(revoke(minted[start : start + REVOKE_AT_ONCE], now_ms))
+    return key_view(revoked, now_ms)
 
 
 def mint(office: Office, asked: NewCredential) -> tuple[str, NewCredential]:
@@ -226,5 +236,5 @@ def _sees(actor: Actor, key: Credential) -> bool:
 
 def _revoke(actor: Actor, key: str, now_ms: int) -> Program[Credential]:
     yield from find_managed(actor, key)
-    yield from revoke(key, now_ms)
+    yield from revoke([key], now_ms)
     return (yield from find_lineage(key))[0]

@@ -210,7 +210,7 @@ async def test_a_lot_that_expires_during_a_call_pays_for_it_and_then_is_emptied(
 async def test_a_revoked_key_is_refused_at_its_next_call_and_finishes_the_one_under_way(store: SqliteStore) -> None:
     await store.write(lot("lot_1", 1_000))
     await store.commit(admission("a", need(10)))
-    await store.write(revoke(KEY, NOON_MS))
+    await store.write(revoke([KEY], NOON_MS))
     assert why(await store.commit(admission("b", need(10)))) is Refusal.KEY_INVALID
     assert granted(await store.commit(extension("a", need(10)))) == 10
     await store.commit(settlement("a", need(0), 20))
@@ -319,7 +319,7 @@ async def test_a_replay_is_for_a_good_key_and_counts_against_its_rate(store: Sql
     await store.commit(admission("a", wants, once=ONCE))
     assert isinstance(await store.commit(admission("b", wants, once=ONCE)), Replay)
     assert why(await store.commit(admission("c", wants, once=ONCE))) is Refusal.RATE_LIMITED
-    await store.write(revoke("slow", NOON_MS))
+    await store.write(revoke(["slow"], NOON_MS))
     assert why(await store.commit(admission("d", wants, once=ONCE))) is Refusal.KEY_INVALID
 
 

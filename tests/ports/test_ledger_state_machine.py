@@ -380,7 +380,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def revoke_a_key(self) -> None:
-        self.write(revoke("doomed", self.clock.now))
+        self.write(revoke(["doomed"], self.clock.now))
         self.model.revoked.add("doomed")
 
     @invariant()

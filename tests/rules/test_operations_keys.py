@@ -7,13 +7,22 @@ from typing import Any
 import pytest
 
 from penstock.access import Access, Surface
-from penstock.db.credentials import DEEPEST, Identity, identify
+from penstock.db.credentials import (
+    DEEPEST,
+    Identity,
+    NewCredential,
+    identify,
+    insert_credential,
+    revoke,
+    still_good,
+)
 from penstock.db.ledger import Admission
+from penstock.db.program import Program
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import operation_named, perform
-from penstock.operations.key_views import MintedKey
+from penstock.operations.key_views import KeyView, MintedKey
 from penstock.operations.office import Office
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
@@ -50,6 +59,34 @@ async def admitted(office: Office, keys: tuple[str, ...], account: str, units: i
     need = Need(account, keys, "credits", "USD", value_rate=1_000_000, want=units, least=units)
     asked = Admission(office.ids.new("req"), need, "own_test", office.clock.now_ms() + 60_000, "[]")
     return await office.store.commit(asked)
+
+
+async def keys_of(office: Office, account: str, *, state: str) -> list[KeyView]:
+    return [each for each in (await do(office, "keys.list", account=account)).data if each.state == state]
+
+
+def many_children(office: Office, parent: MintedKey, count: int) -> Program[None]:
+    """Children of a key, as if minted one by one."""
+    for number in range(count):
+        yield from insert_credential(
+            NewCredential(
+                id=office.ids.new("key"), kind=parent.kind, name=str(number), display="", digest=None, user_id=None,
+                account_id=parent.account, parent_id=parent.id, scopes=parent.scopes, created_ms=number,
+                requests_per_minute=1,
+            )
+        )  # fmt: skip
+
+
+def counting(program: Program[Any], asked: list[int]) -> Program[Any]:
+    """A program that counts what it asks of the database, in the last of `asked`."""
+    rows: Any = None
+    try:
+        while True:
+            query = program.send(rows)
+            asked[-1] += 1
+            rows = yield query
+    except StopIteration as end:
+        return end.value
 
 
 @pytest.mark.parametrize(
@@ -208,6 +245,43 @@ async def test_revoking_keeps_the_first_time_and_does_not_touch_others(office: O
     assert (await do(office, "keys.revoke", key=first.id)).revoked == once.revoked
     assert [each.state for each in (await do(office, "keys.list")).data] == ["revoked", "active"]
     assert second.state == "active"
+
+
+async def test_a_key_with_many_children_is_revoked_in_transactions_that_ask_little(
+    office: Office, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaked = await do(office, "keys.create", kind="management", name="leaked", account=account)
+    await office.store.write(many_children(office, leaked, 1_200))
+    asked, write = [], office.store.write
+
+    async def counted(program: Program[Any]) -> Any:
+        asked.append(0)
+        return await write(counting(program, asked))
+
+    monkeypatch.setattr(office.store, "write", counted)
+    once = await do(office, "keys.revoke", key=leaked.id)
+    assert once.state == "revoked"
+    assert max(asked) <= 6
+    assert (await keys_of(office, account, state="active")) == []
+    asked.clear()
+    assert (await do(office, "keys.revoke", key=leaked.id)).revoked == once.revoked
+    assert sum(asked) <= 6
+
+
+async def test_a_revocation_that_broke_off_is_finished_when_it_is_repeated_and_holds_meanwhile(
+    office: Office, account: str
+) -> None:
+    parent = await do(office, "keys.create", kind="worker", name="p", account=account)
+    child = await do(office, "keys.child", key=parent.id, name="c")
+    grandchild = await do(office, "keys.child", key=child.id, name="g")
+    now_ms = office.clock.now_ms()
+    everyone = {parent.id, child.id, grandchild.id}
+    assert await office.store.read(still_good(everyone, now_ms)) == everyone
+    await office.store.write(revoke([parent.id], now_ms))
+    assert await owner(office, grandchild) is None
+    assert await office.store.read(still_good(everyone, now_ms)) == set()
+    await do(office, "keys.revoke", key=parent.id)
+    assert {each.id for each in await keys_of(office, account, state="revoked")} == everyone
 
 
 async def test_a_management_key_sees_and_changes_its_own_account_only(office: Office, account: str) -> None:
