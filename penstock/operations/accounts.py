@@ -60,13 +60,13 @@ async def list_accounts(office: Office, actor: Actor) -> Listing[AccountView]:
 
 async def add_member(office: Office, actor: Actor, *, account: str, user: str, role: Role = "member") -> AccountView:
     """Make a user a member or an owner of a team account."""
-    actor.check_manages(account)
+    actor.check_governs(account)
     return await office.store.write(_add(Membership(account, user, role, office.clock.now_ms())))
 
 
 async def remove_member(office: Office, actor: Actor, *, account: str, user: str) -> AccountView:
     """End a user's membership in a team account. Its last owner stays."""
-    actor.check_manages(account)
+    actor.check_governs(account)
     return await office.store.write(_remove(account, user))
 
 

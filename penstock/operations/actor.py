@@ -7,6 +7,7 @@ and foreign are both NotFound.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +58,20 @@ class Actor:
         self.check_sees(account)
         if self.manages is not None and account not in self.manages:
             raise Forbidden("Only an owner of the account may do this.")
+
+    def check_governs(self, account: str) -> None:
+        """The same for what is the account's own: its members, its rules. Forbidden for a child key as well, which what
+        it changed there would outlive."""
+        self.check_manages(account)
+        if self.child:
+            raise Forbidden(
+                "A key that was minted from another changes neither the members nor the rules of an account."
+            )
+
+    def check_line(self, lineage: Collection[str]) -> None:
+        """Forbidden for a child key unless it is among these, which are a key and those that it was minted from."""
+        if self.child and self.key not in lineage:
+            raise Forbidden("A key that was minted from another mints, changes and revokes only keys of its own line.")
 
 
 LOCAL = Actor(frozenset({"local"}), sees=None, manages=None)

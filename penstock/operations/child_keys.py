@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.db.credentials import DEEPEST, Credential, NewCredential, find_lineage, insert_credential
 from penstock.db.program import Program
-from penstock.errors import Forbidden, InvalidRequest, WrongState
+from penstock.errors import InvalidRequest, WrongState
 from penstock.operations.actor import Actor, covered
 from penstock.operations.choices import KeyScope
 from penstock.operations.key_views import MintedKey, minted_key
@@ -115,11 +115,9 @@ def _at_most(parents: int | None, asked: int | None, param: str) -> int | None:
 
 
 def _enter(actor: Actor, new: NewCredential, parent: str) -> Program[Credential]:
-    """Enter it, unless its parent has died meanwhile, its family is too old or it would be no child of the actor's."""
+    """Enter it, unless its parent has died meanwhile or its family is too old."""
     lineage = yield from find_managed(actor, parent)
     check_within(actor, new.scopes)
-    if actor.child and actor.key not in {each.id for each in lineage}:
-        raise Forbidden("A key that was minted from another mints only children of its own.")
     if not all(each.alive(new.created_ms) for each in lineage):
         raise WrongState("The key, or one it was minted from, is revoked or expired.")
     if len(lineage) >= DEEPEST:

@@ -131,8 +131,9 @@ def find_seen(actor: Actor, key: str) -> Program[list[Credential]]:
 
 
 def find_managed(actor: Actor, key: str) -> Program[list[Credential]]:
-    """The same; Forbidden when the actor may only look at it."""
+    """The same; Forbidden when the actor may only look at it, or is a child key of another line."""
     lineage = yield from find_seen(actor, key)
+    actor.check_line([each.id for each in lineage])
     if lineage[0].account_id is not None:
         actor.check_manages(lineage[0].account_id)
     check_within(actor, lineage[0].scopes)

@@ -225,7 +225,7 @@ def _set(actor: Actor, account: str | None, key: str | None, wanted: Wanted | No
     if key is not None:
         yield from find_managed(actor, key)
     else:
-        actor.check_manages(subject)
+        actor.check_governs(subject)
         yield from _check_account(subject)
     yield from clear_routing(subject) if wanted is None else write_routing(subject, wanted)
     return _view(subject, wanted)

@@ -60,7 +60,7 @@ async def set_tool_policy(
     one completion may call tools, `definitions` how many a model is told of; `timeout_s`, `result_bytes` and
     `calls_per_minute` are for the calls of tools.
     """
-    actor.check_manages(account)
+    actor.check_governs(account)
     given = {
         "enabled": enabled,
         "allow": allow,
@@ -77,7 +77,7 @@ async def set_tool_policy(
 
 async def clear_tool_policy(office: Office, actor: Actor, *, account: str) -> ToolPolicyView:
     """Drop an account's own rules for tools, so that those configured apply."""
-    actor.check_manages(account)
+    actor.check_governs(account)
     return _view(office, account, await office.store.write(_clear(account, office.clock.now_ms())))
 
 

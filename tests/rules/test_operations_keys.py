@@ -354,6 +354,35 @@ async def test_a_child_of_a_management_key_mints_only_its_own_children(office: O
         await acting_as(office, child.key)
 
 
+@pytest.mark.parametrize("scope", ["management", "operator"])
+async def test_a_child_changes_keys_of_its_own_line_and_nothing_of_an_account(office: Office, scope: str) -> None:
+    ada, eve = [await do(office, "users.create", name=name) for name in ("Ada", "Eve")]
+    team = (await do(office, "accounts.create", name="Team", owner=ada.id)).id
+    parent = await do(office, "keys.create", kind="management", name="p", account=team, scopes=[scope])
+    other = await do(office, "keys.create", kind="inference", name="o", account=team)
+    child = await do(office, "keys.child", key=parent.id, name="c", expires="2099-01-01")
+    acting = await acting_as(office, child.key)
+    for operation, arguments in (
+        ("accounts.add_member", {"account": team, "user": eve.id, "role": "owner"}),
+        ("accounts.remove_member", {"account": team, "user": ada.id}),
+        ("routes.set", {"account": team, "deny": ["*"]}),
+        ("routes.clear", {"account": team}),
+        ("routes.set", {"key": parent.id, "deny": ["*"]}),
+        ("routes.set", {"key": other.id, "deny": ["*"]}),
+        ("routes.clear", {"key": other.id}),
+        ("tools.set_policy", {"account": team, "enabled": False}),
+        ("tools.clear_policy", {"account": team}),
+        ("keys.revoke", {"key": parent.id}),
+        ("keys.revoke", {"key": other.id}),
+    ):
+        with pytest.raises(Forbidden):
+            await do(office, operation, acting, **arguments)
+    own = await do(office, "keys.child", acting, key=child.id, name="g")
+    assert (await do(office, "routes.set", acting, key=own.id, deny=["*"])).deny == ("*",)
+    assert (await do(office, "keys.revoke", acting, key=own.id)).state == "revoked"
+    assert (await do(office, "keys.revoke", acting, key=child.id)).state == "revoked"
+
+
 async def test_a_users_keys_are_the_users_business(office: Office) -> None:
     ada, bob = [await do(office, "users.create", name=name) for name in ("Ada", "Bob")]
     adas = await acting_as(office, (await do(office, "sessions.issue", user=ada.id)).token)
