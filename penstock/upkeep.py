@@ -10,7 +10,7 @@
 
     every   chore that one process does for all on the store
     5 s     settle what dead processes left
-    60 s    settle holds past their latest end, empty expired lots, forget old answers
+    60 s    settle holds past their latest end; empty expired lots; forget old answers; forget old turns with tools
     300 s   forget old responses, and the oldest of accounts that keep too much
 
 The common chores are done by who has the lease `UPKEEP`. Whoever has not seen it renewed for `LEASE_MS`, or finds its
@@ -146,13 +146,16 @@ class Upkeep:
             due_s = self._clock.monotonic() + chore.every_s
             await asyncio.sleep(chore.every_s)
             self._observer.lagged(self._clock.monotonic() - due_s)
-            try:
-                await chore.do()
-            except StoreUnavailable:
-                self._forget_sightings()
-                _logger.warning("%s: the store is not there", chore.name)
-            except Exception:
-                _logger.exception("%s failed", chore.name)
+            await self._try(chore.name, chore.do)
+
+    async def _try(self, name: str, do: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await do()
+        except StoreUnavailable:
+            self._forget_sightings()
+            _logger.warning("%s: the store is not there", name)
+        except Exception:
+            _logger.exception("%s failed", name)
 
     async def _flush(self) -> None:
         self._observer.flush()
@@ -236,13 +239,26 @@ class Upkeep:
             _logger.warning("%d holds were known to no call; they are settled and under review", settled)
 
     async def _tidy(self) -> None:
-        now_ms = self._clock.now_ms()
-        overdue = await self._store.write(recovery.settle_overdue(now_ms))
+        """Each for itself: one that fails keeps no other from being done."""
+        await self._try("settle overdue holds", self._settle_overdue)
+        await self._try("empty expired lots", self._expire_lots)
+        await self._try("forget old answers", self._forget_answers)
+        await self._try("forget old turns", self._forget_turns)
+
+    async def _settle_overdue(self) -> None:
+        overdue = await self._store.write(recovery.settle_overdue(self._clock.now_ms()))
         if overdue:
             _logger.error("%d holds were never closed: a defect; they are settled and under review", overdue)
-        await self._store.write(journal.expire_lots(now_ms))
-        await self._store.write(ledger.forget_answers(now_ms))
-        await self._store.write(forget_turns(now_ms))
+
+    async def _expire_lots(self) -> None:
+        while await self._store.write(journal.expire_lots(self._clock.now_ms())):
+            pass
+
+    async def _forget_answers(self) -> None:
+        await self._store.write(ledger.forget_answers(self._clock.now_ms()))
+
+    async def _forget_turns(self) -> None:
+        await self._store.write(forget_turns(self._clock.now_ms()))
 
     async def _forget_responses(self) -> None:
         while await self._store.write(responses.forget(self._clock.now_ms(), self._response_bytes)):

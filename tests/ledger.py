@@ -82,6 +82,18 @@ def furnish(keys: Iterable[NewCredential] = (), owners: Iterable[str] = (OWNER,)
         yield from register(Owner(owner, "host", 1, NOON_MS + LEASE_MS), NOON_MS)
 
 
+def counting(program: Program[Any], asked: list[int]) -> Program[Any]:
+    """The program, which counts in the last of `asked` how often it asks the database something."""
+    rows: Any = None
+    try:
+        while True:
+            query = program.send(rows)
+            asked[-1] += 1
+            rows = yield query
+    except StopIteration as end:
+        return end.value
+
+
 def lot(
     id: str, amount: int, *, expires_ms: int | None = None, asset: str = USD, now_ms: int = NOON_MS
 ) -> Program[bool]:

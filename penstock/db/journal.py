@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Integer, bindparam, func, select, update
 
 from penstock.db.ledger import EXPIRED, GRANTS, WRITE_TRANSFER
-from penstock.db.program import Program, Statement, fetch, run
+from penstock.db.program import Program, Run, Statement, fetch, run
 from penstock.db.schema import accounts, credentials, holds, lots, transfers, usage_records
 
 GRACE_MS = (
     24 * 3_600_000
 )  # an expired lot is not spent from, and emptied only when no clock that is wrong by hours says so
+EXPIRE_AT_ONCE = 500  # lots in one transaction, so that nobody waits long behind it
 
 _lot_names = tuple(column.name for column in lots.columns)
 WRITE_LOT = Statement(lots.insert().values({name: bindparam(name) for name in _lot_names}), *_lot_names)
@@ -26,8 +27,9 @@ EXPIRED_LOTS = Statement(
     .where(lots.c.expires_ms <= bindparam("now"), lots.c.remaining > bindparam("zero"))
     .where(lots.c.held == bindparam("zero"))
     .order_by(lots.c.id)
+    .limit(bindparam("most", type_=Integer))
     .with_for_update(),
-    "now", "zero",
+    "now", "zero", "most",
 )  # fmt: skip
 EMPTY_LOT = Statement(
     update(lots).where(lots.c.id == bindparam("lot")).values(remaining=bindparam("nothing")), "nothing", "lot"
@@ -93,11 +95,13 @@ def grant(
 
 
 def expire_lots(now_ms: int) -> Program[int]:
-    """Empty the lots whose time has been over for a while and which no open hold draws on; how many there were."""
-    rows = yield from fetch(EXPIRED_LOTS, now_ms - GRACE_MS, 0)
-    for lot, asset, remaining in rows:
-        yield from run(EMPTY_LOT, 0, lot)
-        yield from run(WRITE_TRANSFER, f"lot:{lot}", EXPIRED, asset, remaining, "expiry", lot, now_ms)
+    """Empty the lots whose time has been over for a while and which no open hold draws on; how many there were. A part
+    at a time: call again while there is something."""
+    rows = yield from fetch(EXPIRED_LOTS, now_ms - GRACE_MS, 0, EXPIRE_AT_ONCE)
+    if rows:
+        yield Run(EMPTY_LOT, [(0, lot) for lot, _, _ in rows])
+        gone = [(f"lot:{lot}", EXPIRED, asset, remaining, "expiry", lot, now_ms) for lot, asset, remaining in rows]
+        yield Run(WRITE_TRANSFER, gone)
     return len(rows)
 
 

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from penstock.db import sqlite
 from penstock.db.credentials import insert_credential, revoke
-from penstock.db.journal import GRACE_MS, expire_lots, grant, verify
+from penstock.db.journal import EXPIRE_AT_ONCE, GRACE_MS, expire_lots, grant, verify
 from penstock.db.ledger import (
     CLOSE_HOLDS,
     OPEN_HOLDS,
@@ -40,6 +40,7 @@ from tests.ledger import (
     NOON_MS,
     HandClock,
     admission,
+    counting,
     extension,
     furnish,
     granted,
@@ -204,6 +205,21 @@ async def test_a_lot_that_expires_during_a_call_pays_for_it_and_then_is_emptied(
     assert await store.write(expire_lots(clock.now)) == 1
     assert (await only(store, lots))["remaining"] == 0
     assert [entry["amount"] for entry in await rows(store, transfers) if entry["kind"] == "expiry"] == [40]
+    assert await store.read(verify()) == []
+
+
+async def test_lots_that_expire_all_at_once_are_emptied_some_hundreds_at_a_time(store: Store, clock: HandClock) -> None:
+    def furnished() -> Program[None]:
+        for number in range(EXPIRE_AT_ONCE + 1):
+            yield from lot(f"lot_{number}", 10, expires_ms=NOON_MS + 1, asset="C")
+
+    await store.write(furnished())
+    clock.now += GRACE_MS + 1
+    asked = [0]
+    assert await store.write(counting(expire_lots(clock.now), asked)) == EXPIRE_AT_ONCE
+    assert asked == [3]
+    assert [await store.write(expire_lots(clock.now)) for _ in range(2)] == [1, 0]
+    assert {row["remaining"] for row in await rows(store, lots)} == {0}
     assert await store.read(verify()) == []
 
 

@@ -24,6 +24,7 @@ from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import operation_named, perform
 from penstock.operations.key_views import KeyView, MintedKey
 from penstock.operations.office import Office
+from tests.ledger import counting
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
 MODEL = "penstock/demo"
@@ -75,18 +76,6 @@ def many_children(office: Office, parent: MintedKey, count: int) -> Program[None
                 requests_per_minute=1,
             )
         )  # fmt: skip
-
-
-def counting(program: Program[Any], asked: list[int]) -> Program[Any]:
-    """A program that counts what it asks of the database, in the last of `asked`."""
-    rows: Any = None
-    try:
-        while True:
-            query = program.send(rows)
-            asked[-1] += 1
-            rows = yield query
-    except StopIteration as end:
-        return end.value
 
 
 @pytest.mark.parametrize(

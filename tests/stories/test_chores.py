@@ -181,6 +181,24 @@ async def test_a_process_that_ends_in_order_leaves_them_to_whoever_looks_next(se
             assert (await on_duty_at(second.gateway.office.store)).holder != before.holder
 
 
+async def test_a_chore_that_fails_keeps_no_other_from_being_done(
+    looker: Looker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, write = [], looker.store.write
+
+    async def written(program: Program[Any]) -> Any:
+        name = getattr(program, "__name__", "")
+        if name == "expire_lots":
+            program.close()
+            raise StoreUnavailable
+        done.append(name)
+        return await write(program)
+
+    monkeypatch.setattr(looker.store, "write", written)
+    await next(chore for chore in looker.upkeep.chores if chore.name == "tidy the ledger").do()
+    assert {"settle_overdue", "forget_answers", "forget_turns"} <= set(done)
+
+
 @pytest.mark.parametrize("failures", [START_TRIES - 1, START_TRIES])
 async def test_a_process_starts_on_a_store_that_does_not_answer_at_first(
     looker: Looker, monkeypatch: pytest.MonkeyPatch, failures: int
