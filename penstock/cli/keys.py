@@ -10,6 +10,8 @@ from penstock.cli.desk import Desk
 from penstock.cli.show import show_fields, show_json, show_table
 from penstock.operations.choices import KeyKind
 
+PAGE = 1000  # keys asked for at once
+
 KeyId = Annotated[str, typer.Argument(help="Key id (key_…), not the key itself.", metavar="KEY")]
 Scopes = Annotated[
     list[str] | None,
@@ -84,11 +86,15 @@ def child(
 def list_keys(
     desk: Desk, account: Annotated[str | None, typer.Option(help="Keys of this account only.")] = None
 ) -> None:
-    """List keys, without their secrets."""
-    keys = desk.perform("keys.list", account=account)
+    """List keys, all of them, without their secrets."""
+    keys: list[dict[str, Any]] = []
+    page: dict[str, Any] = {}
+    while not page or page["next"]:
+        page = desk.perform("keys.list", account=account, limit=PAGE, cursor=page.get("next"))
+        keys += page["data"]
     if desk.as_json:
-        return show_json(keys)
-    return show_table(keys["data"], ("id", "display", "kind", "name", "account", "limit", "spent", "state"))
+        return show_json(page | {"data": keys})
+    return show_table(keys, ("id", "display", "kind", "name", "account", "limit", "spent", "state"))
 
 
 def revoke(desk: Desk, key: KeyId) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import BindParameter, Integer, bindparam, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from penstock.db.program import Program, Row, Run, Statement, any_of, each_of, fetch, run
@@ -44,17 +44,23 @@ WRITE_CREDENTIAL = Statement(_insert, *_names)
 WRITE_SESSION = Statement(_insert.on_conflict_do_nothing(index_elements=[credentials.c.id]), *_names)
 _shown_columns = tuple(column for column in credentials.columns if column.name not in ("digest", "tat_us"))
 CREDENTIAL_BY_ID = Statement(select(*_shown_columns).where(credentials.c.id == bindparam("id")), "id")
-ALL_CREDENTIALS = Statement(select(*_shown_columns).order_by(credentials.c.id))
+_after: BindParameter[str] = bindparam("after")
+_most = bindparam("most", type_=Integer)
+ALL_CREDENTIALS = Statement(
+    select(*_shown_columns).where(credentials.c.id > _after).order_by(credentials.c.id).limit(_most), "after", "most"
+)
 CREDENTIALS_OF = Statement(
     select(*_shown_columns)
     .where(
         or_(
             any_of(credentials.c.account_id, "accounts"),
             credentials.c.account_id.is_(None) & (credentials.c.user_id == bindparam("user")),
-        )
+        ),
+        credentials.c.id > _after,
     )
-    .order_by(credentials.c.id),
-    "accounts", "user",
+    .order_by(credentials.c.id)
+    .limit(_most),
+    "accounts", "user", "after", "most",
 )  # fmt: skip
 _minted = (
     select(credentials.c.id, credentials.c.revoked_ms)
@@ -157,12 +163,15 @@ def insert_credential(new: NewCredential) -> Program[None]:
     yield from run(WRITE_CREDENTIAL, *new.row())
 
 
-def read_credentials(accounts: Collection[str] | None, user: str | None) -> Program[list[Credential]]:
-    """The credentials of these accounts, and of this user those of no account; all of them when `accounts` is None."""
+def read_credentials(
+    accounts: Collection[str] | None, user: str | None, *, after: str = "", most: int
+) -> Program[list[Credential]]:
+    """The credentials of these accounts, and of this user those of no account; all of them when `accounts` is None. At
+    most so many, oldest first, from the one behind the id `after` on."""
     if accounts is None:
-        rows = yield from fetch(ALL_CREDENTIALS)
+        rows = yield from fetch(ALL_CREDENTIALS, after, most)
     else:
-        rows = yield from fetch(CREDENTIALS_OF, sorted(accounts), user)
+        rows = yield from fetch(CREDENTIALS_OF, sorted(accounts), user, after, most)
     return [_credential(row) for row in rows]
 
 

@@ -40,6 +40,7 @@ from penstock.operations.values import Listing, parse_instant, parse_name, parse
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
 CONNECTING = frozenset({"worker", "tools_worker"})
 MOST_PER_MINUTE = 1_000_000_000
+MOST_KEYS = 1000  # on a page
 REVOKE_AT_ONCE = 500  # keys in one transaction, so that nobody waits long behind it
 SHOWN_CHARACTERS = 4
 
@@ -92,14 +93,21 @@ async def create_key(
     return minted_key(key, await office.store.write(_enter(actor, new)))
 
 
-async def list_keys(office: Office, actor: Actor, *, account: str | None = None) -> Listing[KeyView]:
-    """List keys, revoked ones too, oldest first: those of one account, or all that the caller may see."""
+async def list_keys(
+    office: Office, actor: Actor, *, account: str | None = None, limit: int = 100, cursor: str | None = None
+) -> Listing[KeyView]:
+    """List keys, revoked ones too, oldest first: those of one account, or all that the caller may see.
+
+    `limit` (1 to 1000) at a time; `cursor` is the `next` of the page before.
+    """
+    within(limit, "limit", most=MOST_KEYS)
     if account is not None:
         actor.check_sees(account)
-    accounts = actor.sees if account is None else frozenset({account})
-    found = await office.store.read(read_credentials(accounts, actor.user if account is None else None))
+    accounts, user = (actor.sees, actor.user) if account is None else (frozenset({account}), None)
+    found = await office.store.read(read_credentials(accounts, user, after=cursor or "", most=limit + 1))
+    more = found[limit - 1].id if len(found) > limit else None
     now_ms = office.clock.now_ms()
-    return Listing(tuple(key_view(each, now_ms) for each in found))
+    return Listing(tuple(key_view(each, now_ms) for each in found[:limit]), more)
 
 
 async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:

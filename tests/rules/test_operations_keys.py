@@ -63,7 +63,12 @@ async def admitted(office: Office, keys: tuple[str, ...], account: str, units: i
 
 
 async def keys_of(office: Office, account: str, *, state: str) -> list[KeyView]:
-    return [each for each in (await do(office, "keys.list", account=account)).data if each.state == state]
+    page = await do(office, "keys.list", account=account, limit=1000)
+    found = list(page.data)
+    while page.next:
+        page = await do(office, "keys.list", account=account, limit=1000, cursor=page.next)
+        found += page.data
+    return [each for each in found if each.state == state]
 
 
 def many_children(office: Office, parent: MintedKey, count: int) -> Program[None]:
@@ -234,6 +239,27 @@ async def test_revoking_keeps_the_first_time_and_does_not_touch_others(office: O
     assert (await do(office, "keys.revoke", key=first.id)).revoked == once.revoked
     assert [each.state for each in (await do(office, "keys.list")).data] == ["revoked", "active"]
     assert second.state == "active"
+
+
+async def test_keys_are_listed_in_pages_that_leave_none_out_and_repeat_none(office: Office, account: str) -> None:
+    other = (await do(office, "accounts.create", name="Other")).id
+    made = []
+    for number in range(7):
+        made.append((await do(office, "keys.create", kind="inference", name=str(number), account=account)).id)
+        await do(office, "keys.create", kind="inference", name="other", account=other)
+    made.sort()  # of one millisecond they come in any order
+    pages, cursor = [], None
+    for _ in range(3):
+        page = await do(office, "keys.list", account=account, limit=3, cursor=cursor)
+        pages.append([each.id for each in page.data])
+        cursor = page.next
+    assert pages == [made[:3], made[3:6], made[6:]]
+    assert cursor is None
+    assert (await do(office, "keys.list", account=account, limit=7)).next is None
+    assert len((await do(office, "keys.list", limit=10)).data) == 10
+    for limit in (0, 1001):
+        with pytest.raises(InvalidRequest):
+            await do(office, "keys.list", limit=limit)
 
 
 async def test_a_key_with_many_children_is_revoked_in_transactions_that_ask_little(

@@ -104,6 +104,21 @@ async def test_both_doors_answer_the_same(gateway: Gateway) -> None:
         assert there == here
 
 
+async def test_all_keys_are_listed_however_many_pages_they_are(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.cli.keys.PAGE", 2)
+    for number in range(4):
+        await gateway.do("keys.create", kind="inference", name=str(number), account=gateway.account)
+    everything = await gateway.do("keys.list")
+    assert len(everything.data) > 4
+    listed = await gateway.ask("keys", "list")
+    assert [each["id"] for each in listed["data"]] == [each.id for each in everything.data]
+    assert listed["next"] is None
+    other = (await gateway.do("accounts.create", name="Without keys")).id
+    assert await gateway.ask("keys", "list", "--account", other) == {"data": [], "next": None}
+
+
 async def test_refusals_and_unreachable_gateways_end_as_they_do_here(gateway: Gateway) -> None:
     refused = await gateway.run("balance", "acc_nobody")
     assert (refused.exit_code, refused.stderr) == (1, "error: There is no such account.\n")
