@@ -14,7 +14,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS, ServerState
@@ -26,6 +26,9 @@ from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
 from penstock.db.groups import WRITE_S
 from penstock.ids import IdMaker
+
+if TYPE_CHECKING:
+    from penstock.api.websocket import WebSocket
 
 SWEEP_S = 0.5  # between two looks at all connections, whether one is late
 CUT_S = WRITE_S + 2.0  # for cut calls to end their streams: longer than the last bytes wait for a store that is away
@@ -155,7 +158,7 @@ class _Server(uvicorn.Server):
             listening.close()
         loop = asyncio.get_running_loop()
         end_s = loop.time() + most_s
-        idle_since_s: dict[Connection | Farewell, float] = {}
+        idle_since_s: dict[Connection | Farewell | WebSocket, float] = {}
         while (connections := self.connections()) and loop.time() < end_s and not self.should_exit:
             now_s = loop.time()
             idle_since_s = {each: idle_since_s.get(each, now_s) for each in connections if each.idle}
@@ -168,9 +171,9 @@ class _Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = 1  # calls that are left have had their time
             self.should_exit = True
 
-    def connections(self) -> set[Connection | Farewell]:
+    def connections(self) -> set[Connection | Farewell | WebSocket]:
         """Those that are open now."""
-        return cast("set[Connection | Farewell]", set(self.server_state.connections))
+        return cast("set[Connection | Farewell | WebSocket]", set(self.server_state.connections))
 
 
 class _HungUp(asyncio.Protocol):

@@ -55,7 +55,7 @@ class WebSocket(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._unread = 0
         self._unread_since_s = self._loop.time()
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
         self._join = join
         self._peer: Peer
 
@@ -64,7 +64,7 @@ class WebSocket(asyncio.Protocol):
 
     def begin(self, transport: asyncio.Transport, early: bytes) -> None:
         """Take over; `early` is what came behind the handshake."""
-        self._transport = transport
+        self.transport = transport
         self._peer = self._join(self)
         self._state.connections.add(self)  # type: ignore[arg-type]  # for the server a connection as any other
         transport.set_protocol(self)
@@ -85,7 +85,7 @@ class WebSocket(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait until the peer has read enough, or has gone."""
-        while not self._writable and not self._transport.is_closing():
+        while not self._writable and not self.transport.is_closing():
             if self._drained is None:
                 self._drained = self._loop.create_future()
             await asyncio.shield(self._drained)
@@ -96,7 +96,7 @@ class WebSocket(asyncio.Protocol):
             said = reason.encode()[:LONGEST_REASON].decode(errors="ignore")
             self._framing.send_close(code, said)
             self._flush()
-            self._loop.call_later(GOOD_BYE_S, self._transport.abort)
+            self._loop.call_later(GOOD_BYE_S, self.transport.abort)
 
     # What the server and its sweep call, as of `protocol.Connection`.
 
@@ -115,11 +115,11 @@ class WebSocket(asyncio.Protocol):
 
     def check(self, now_s: float) -> None:
         """Cut off a peer that does not read."""
-        unread = self._transport.get_write_buffer_size()
+        unread = self.transport.get_write_buffer_size()
         if unread < self._unread or not self._unread:
             self._unread_since_s = now_s
         elif now_s - self._unread_since_s > LONGEST_STALL_S:
-            self._transport.abort()
+            self.transport.abort()
         self._unread = unread
 
     # What the event loop calls.
@@ -181,7 +181,7 @@ class WebSocket(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Write what the framing has to say; its last word is to hang up."""
-        transport = self._transport
+        transport = self.transport
         for data in self._framing.data_to_send():
             if transport.is_closing():
                 return

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from penstock.config import HealthSettings
 from penstock.errors import Forbidden
 from penstock.hub.hub import SHARE_S
-from penstock.hub.messages import DEEPEST
+from penstock.hub.messages import DEEPEST, piece
 from penstock.operations.actor import LOCAL, Actor
 from penstock.operations.keys import create_key, revoke_key
 from penstock.providers.llamacpp import write_tiny_model
@@ -47,6 +47,7 @@ from tests.stories.workers import (
 from tests.upstream import Exchange, Hang, Plain, Received, Refusal, ScriptedUpstream, Stream
 
 SCRIPTED = "scripted"  # what the scripted upstream lists as its model
+DONE = b"data: [DONE]\n\n"
 
 
 @pytest.fixture
@@ -584,9 +585,9 @@ async def sends_until_closed(peer: RawPeer, frame: bytes) -> int | None:
 # Processes of their own.
 
 
-def several_processes(folder: Path, upstream: ScriptedUpstream, *, workers: int) -> Path:
+def several_processes(folder: Path, upstream: ScriptedUpstream, *, workers: int, grace_s: float = 10) -> Path:
     """A configuration whose one model, `metered`, is served by whoever dials in as `scripted`."""
-    config = configuration(folder, upstream.base_url, workers=workers, grace_s=10)
+    config = configuration(folder, upstream.base_url, workers=workers, grace_s=grace_s)
     text = config.read_text().replace(f'base_url = "{upstream.base_url}"', 'kind = "worker"')
     config.write_text(text.replace('provider = "main"', 'provider = "main", model = "scripted"'))
     return config
@@ -645,6 +646,31 @@ async def test_a_killed_process_takes_nothing_with_it_but_its_own_calls(
             upstream.usual = Calls(Plain())
             async with worker(gateway, key, upstream.base_url, models=(SCRIPTED,)):
                 assert (await ask(gateway, ada, model="metered")).status_code == 200
+
+
+async def test_told_to_end_while_a_worker_answers_it_cuts_the_call_in_order_and_ends_well(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    config = several_processes(tmp_path, upstream, workers=1, grace_s=1)
+    ada = await person_of(config)
+    async with running(settings_of(config)) as gateway:
+        key = (await gateway.key("worker", user=ada.user)).key
+    async with serving_process(config) as process, raw_peer(process, key) as peer, calling(process.url) as caller:
+        await peer.hello(model=SCRIPTED)
+        await caller.ask(ROUTER, ada, model="metered", stream=True)
+        job = await peer.job()
+        await peer.say(type="head", job=job, status=200, headers={"content-type": "text/event-stream"})
+        await peer.socket.send(piece(job, b'data: {"choices":[{"index":0,"delta":{"content":"Word"}}]}\n\n'))
+        await caller.head()
+        await caller.event()
+        peer.socket.transport.pause_reading()  # it does not hang up before the gateway does
+        process.signal(signal.SIGTERM)
+        error, done = await caller.events()
+        assert (data(error)["error"]["code"], done) == ("shutting_down", DONE)
+        assert await process.ended() == 0
+    assert await verified(config)
+    async with running(settings_of(config)) as gateway:
+        assert [record.ended for record in await gateway.usage(ada)] == ["shutdown"]
 
 
 ENGINE = """

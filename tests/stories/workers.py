@@ -129,7 +129,7 @@ class RawPeer:
 
 
 @asynccontextmanager
-async def raw_peer(gateway: Running, key: str) -> AsyncIterator[RawPeer]:
+async def raw_peer(gateway: Running | Process, key: str) -> AsyncIterator[RawPeer]:
     """Connected, and silent yet."""
     url = gateway.url.replace("http:", "ws:") + CONNECT
     async with connect(url, additional_headers={"authorization": f"Bearer {key}"}, proxy=None) as socket:
