@@ -3,6 +3,7 @@
 Both ends of the line are here; what a job means is not. From the gateway's side:
 
     hub.py       the hub of a process: who is connected, here or elsewhere, and who gets a job
+    roll.py      who is there by whom they may serve, and the jobs that wait for one of them
     peer.py      one connected peer and its jobs, an `Answer` each
     elsewhere.py peers that other processes hold the connection to
     messages.py  the messages, both ways (docs/workers.md)
@@ -11,9 +12,9 @@ Both ends of the line are here; what a job means is not. From the gateway's side
 A job is a request as small as HTTP's: a path, a body, and an answer of status, headers and pieces. A GPU worker gets
 `chat/completions`; a tools worker `execute` with a JSON body. Whoever has a job to give says whom it is for:
 
-    wanted = Wanted("worker", account, lambda offer: offer.serves(model))
+    wanted = Wanted("worker", account, model)
     answer = await hub.open(wanted, Request(path, body), limits, patience_s=5.0)      # a `ports.Answer`, in pieces
-    wanted = Wanted("tools_worker", account, lambda offer: offer.tool(name) is not None)
+    wanted = Wanted("tools_worker", account, tool)
     result = await hub.ask(wanted, Request("execute", body), 5.0)                     # bytes, as a whole
     offers = [seat.offer for seat in hub.seats("tools_worker", account)]              # what is there, without a wait
 

@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from dataclasses import replace
 
 import msgspec
@@ -29,6 +30,7 @@ from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, Upst
 from penstock.hub.elsewhere import Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
+from penstock.hub.roll import Roll, Waiting
 from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
 from penstock.ids import IdMaker
 from penstock.ports import Answer, Timeouts
@@ -36,10 +38,9 @@ from penstock.ports import Answer, Timeouts
 MOST_PEERS = 4096  # of one process; each costs a connection and a row
 MOST_PER_KEY = 256
 MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
-MOST_WAITING = 4096  # jobs without a seat
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
 RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
-LOOK_S = 0.25  # between looks of jobs that wait, for what happens elsewhere
+LOOK_S = 0.25  # between looks, while jobs wait, at what happens elsewhere and at who may be asked again
 SHARE_S = 1.0  # between offers of one peer that are written down at once
 MOST_SHARED = 64  # offers written down in one go: of a mebibyte each, they are far from what an engine takes
 BEAT_S = 5.0  # a third of what makes a row nobody's
@@ -60,9 +61,12 @@ class Hub:
         self._reach = reach
         self._peers: dict[str, Peer] = {}
         self._elsewhere: dict[str, Elsewhere] = {}
+        self._roll: Roll[Peer] = Roll()  # the same by whom they may serve
+        self._roll_elsewhere: Roll[Elsewhere] = Roll()
         self._seen = Sightings(clock)
         self._departed: dict[str, tuple[Seat, float]] = {}  # by id, and until when it may be back
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waiting = Waiting()
+        self._looking: asyncio.Task[None] | None = None
         self._written: dict[str, tuple[WorkerRow, float]] = {}
         self._read_s = float("-inf")
         self._reading: asyncio.Task[None] | None = None
@@ -88,6 +92,7 @@ class Hub:
             changed=self._changed,
         )
         self._peers[peer.id] = peer
+        self._roll.enter(peer)
         return peer
 
     def full_for(self, key: str) -> bool:
@@ -108,12 +113,13 @@ class Hub:
 
     def seats(self, kind: PeerKind, account: str) -> list[Seat]:
         """Everybody of that kind whom the account may use, wherever it is connected."""
-        return [each for each in self._all() if Wanted(kind, account, _anything).may(each)]
+        return list(self._seats(kind, account))
 
     def knows(self, wanted: Wanted) -> bool:
         """Whether somebody may have such a job who is there, is about to be, or was a moment ago and may be back."""
-        coming = (each for each in self._peers.values() if each.introduced and not each.welcome)
-        return any(wanted.may(each) for each in [*self._all(), *coming, *self._just_left()])
+        coming = (each for each in self._roll.of(wanted.kind, wanted.account) if each.introduced and not each.welcome)
+        there = self._seats(wanted.kind, wanted.account)
+        return any(wanted.may(each) for each in chain[Seat](there, coming, self._just_left()))
 
     @property
     def has_looked(self) -> bool:
@@ -132,6 +138,10 @@ class Hub:
     def offers(self, kind: PeerKind) -> list[Offer]:
         """What everybody of that kind offers, for whomever."""
         return [each.offer for each in self._all() if each.kind == kind]
+
+    def _seats(self, kind: PeerKind, account: str) -> Iterator[Seat]:
+        yield from (each for each in self._roll.of(kind, account) if each.welcome)
+        yield from (each for each in self._roll_elsewhere.of(kind, account) if not each.silent)
 
     def _all(self) -> Iterator[Seat]:
         yield from (each for each in self._peers.values() if each.welcome)
@@ -186,47 +196,53 @@ class Hub:
             request = replace(request, sent=None)  # once it has been on its way it has
 
     def _best(self, wanted: Wanted) -> Seat | None:
-        able = [each for each in self._all() if each.room and wanted.may(each)]
+        able = [each for each in self._seats(wanted.kind, wanted.account) if wanted.may(each) and each.room]
         return min(able, key=lambda each: (each.outstanding, isinstance(each, Elsewhere)), default=None)
 
     async def _next(self, wanted: Wanted, until_s: float) -> Seat:
         """Wait until somebody has room. UpstreamUnavailable."""
         if not self.knows(wanted):
             await self.refresh()
-        if len(self._waiting) >= MOST_WAITING:
-            raise UpstreamBusy("Too many jobs wait for a worker.")
-        while (seat := self._best(wanted)) is None:
-            if not self.knows(wanted):
-                raise UpstreamBusy("No worker for this is connected.")
-            left_s = until_s - self._clock.monotonic()
-            if left_s <= 0:
-                raise UpstreamBusy("Every worker is busy.")
-            await self._change(min(LOOK_S, left_s))
+        with self._waiting.waits(wanted) as turn:
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._look_while_jobs_wait())
+            while (seat := self._best(wanted)) is None:
+                if not self.knows(wanted):
+                    raise UpstreamBusy("No worker for this is connected.")
+                left_s = until_s - self._clock.monotonic()
+                if left_s <= 0:
+                    raise UpstreamBusy("Every worker is busy.")
+                await turn.comes(left_s)
+            turn.taken = seat
         return seat
 
-    async def _change(self, most_s: float) -> None:
-        """Wait until something has changed here, or for so long. Who waits longest is woken first."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[waiter] = None
+    async def _look_while_jobs_wait(self) -> None:
+        """One look for all of them, again and again: what changes here wakes them by itself."""
         try:
-            async with asyncio.timeout(most_s):
-                await waiter
-        except TimeoutError:
-            await self._stale()
+            while self._waiting:
+                await asyncio.sleep(LOOK_S)
+                if self._clock.monotonic() - self._read_s > LOOK_S:
+                    await self.refresh()
+                self._look()
         finally:
-            self._waiting.pop(waiter, None)
+            self._looking = None
 
-    async def _stale(self) -> None:
-        if self._clock.monotonic() - self._read_s > LOOK_S:
-            await self.refresh()
+    def _look(self) -> None:
+        """Wake the jobs that somebody has room for by now, and those that nobody may do any more."""
+        for wanted in self._waiting.wishes():
+            if not self.knows(wanted):
+                self._waiting.dismiss(wanted)
+        for seat in self._all():
+            self._waiting.call(seat)
 
     def _changed(self, peer: Peer) -> None:
         """Somebody has come, gone, or has more or less to do."""
-        if peer.gone and self._peers.pop(peer.id, None) is not None and peer.welcome:
-            self._departs(peer)
-        for waiter in list(self._waiting):
-            if not waiter.done():
-                waiter.set_result(None)
+        if peer.gone and self._peers.pop(peer.id, None) is not None:
+            self._roll.strike(peer)
+            if peer.welcome:
+                self._departs(peer)
+        if peer.welcome:
+            self._waiting.call(peer)
         if self.address is None and peer.introduced:
             peer.admit()  # nobody else can know of it
         known = self._written.get(peer.id)
@@ -292,7 +308,7 @@ class Hub:
         """Hang up on everybody, and stop."""
         for peer in list(self._peers.values()):
             peer.close(RESTART, "the gateway ends")
-        for task in (self._sharing, self._reading):
+        for task in (self._sharing, self._reading, self._looking):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -350,7 +366,10 @@ class Hub:
             seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
             seat.update(row, silent=row.id in silent)
             self._elsewhere[row.id] = seat
+            self._roll_elsewhere.enter(seat)
+            self._waiting.call(seat)
         for seat in before.values():
+            self._roll_elsewhere.strike(seat)
             if not seat.silent:
                 self._departs(seat)
 
@@ -367,7 +386,3 @@ def _leaves(peer: Peer) -> int:
 
 def _text(offer: Offer) -> str:
     return msgspec.json.encode(offer).decode()
-
-
-def _anything(offer: Offer) -> bool:
-    return True

@@ -23,6 +23,7 @@ job's number, then the piece. Unknown fields are ignored, so that either side ma
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
@@ -60,8 +61,8 @@ class ToolOffer(Struct, frozen=True, omit_defaults=True):
     parameters: dict[str, Any] = {}
 
 
-class Offer(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="offer"):
-    """What a peer has: so many jobs at once, models, tools."""
+class Offer(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="offer", dict=True):
+    """What a peer has: so many jobs at once, models, tools. Names are looked up for each job that waits."""
 
     slots: Annotated[int, Meta(ge=0, le=4096)] = 1
     models: Annotated[tuple[ModelOffer, ...], Meta(max_length=512)] = ()
@@ -69,11 +70,19 @@ class Offer(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="offe
 
     def serves(self, model: str) -> bool:
         """Whether it has the model."""
-        return any(each.id == model for each in self.models)
+        return model in self._models
 
     def tool(self, name: str) -> ToolOffer | None:
         """The tool of that name."""
-        return next((each for each in self.tools if each.name == name), None)
+        return self._tools.get(name)
+
+    @cached_property
+    def _models(self) -> frozenset[str]:
+        return frozenset(each.id for each in self.models)
+
+    @cached_property
+    def _tools(self) -> dict[str, ToolOffer]:
+        return {each.name: each for each in reversed(self.tools)}  # of two with one name the first
 
 
 class Hello(Struct, frozen=True, tag_field="type", tag="hello"):

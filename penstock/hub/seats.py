@@ -29,15 +29,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Who may do a job: a peer of this kind that `account` may use and whose offer suits."""
+    """Who may do a job: a peer of this kind that `account` may use and that offers the model, or the tool, of this name.
+    Without a name any does."""
 
     kind: PeerKind
     account: str
-    suits: Callable[[Offer], bool]
+    name: str = ""
 
     def may(self, seat: Seat) -> bool:
         """Whether this seat could do it, if it had room."""
         return seat.kind == self.kind and (seat.shared or seat.account == self.account) and self.suits(seat.offer)
+
+    def suits(self, offer: Offer) -> bool:
+        """Whether it is offered."""
+        if not self.name:
+            return True
+        return offer.serves(self.name) if self.kind == "worker" else offer.tool(self.name) is not None
 
 
 class Seat(Protocol):

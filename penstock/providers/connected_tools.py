@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -63,8 +62,8 @@ class ConnectedTools:
 
     async def execute(self, account: str, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:
         """See `ports.Toolshop.execute`."""
-        wanted = Wanted("tools_worker", account, partial(_has, name))
-        if not any(_has(name, seat.offer) for seat in self._hub.seats("tools_worker", account)):
+        wanted = Wanted("tools_worker", account, name)
+        if not name or not any(wanted.may(seat) for seat in self._hub.seats("tools_worker", account)):
             raise NotFound(f"There is no tool '{name[:64]}'.", code="tool_not_found")
         job = {"name": name, "arguments": dict(arguments), "within_s": within_s + MARGIN_S}
         request = Request("execute", msgspec.json.encode(job))
@@ -80,7 +79,3 @@ class ConnectedTools:
 
 def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters if parameters.get("type") == "object" else {"type": "object", "properties": {}}
-
-
-def _has(name: str, offer: Offer) -> bool:
-    return offer.tool(name) is not None

@@ -7,13 +7,11 @@ know what is in the body, and repeats a job only while nothing of an answer has 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any
 
 from penstock.config import ProviderSettings
 from penstock.errors import UpstreamUnavailable
 from penstock.hub.hub import Hub
-from penstock.hub.messages import Offer
 from penstock.hub.seats import Request, Wanted
 from penstock.ports import Answer, Call, OnCancel, Timeouts
 
@@ -52,7 +50,7 @@ class WorkerProvider:
         )
 
     def _wanted(self, model: str, account: str) -> Wanted:
-        return Wanted("worker", account, partial(_serves, model))
+        return Wanted("worker", account, model)
 
     async def check(self) -> tuple[str, ...]:
         """The models that connected workers serve. UpstreamUnavailable when there are no workers."""
@@ -64,7 +62,3 @@ class WorkerProvider:
 
     async def close(self) -> None:
         """Nothing is its own: workers stay connected to the hub."""
-
-
-def _serves(model: str, offer: Offer) -> bool:
-    return not model or offer.serves(model)

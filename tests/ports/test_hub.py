@@ -10,10 +10,21 @@ from typing import Any
 import pytest
 
 from penstock.db.workers import workers_elsewhere
-from penstock.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.hub import Hub
-from penstock.hub.messages import DEAD_S, HEARTBEAT_S, HELLO_S, WINDOW_BYTES, NonsenseError, encode, piece
+from penstock.hub.messages import (
+    DEAD_S,
+    HEARTBEAT_S,
+    HELLO_S,
+    WINDOW_BYTES,
+    ModelOffer,
+    NonsenseError,
+    Offer,
+    encode,
+    piece,
+)
 from penstock.hub.peer import Peer
+from penstock.hub.roll import MOST_WAITING_EACH, Turn, Waiting
 from penstock.hub.seats import Request, Unreachable, Wanted
 from penstock.operations.office import Office
 from penstock.ports import Answer, Timeouts
@@ -21,7 +32,7 @@ from penstock.providers.other_process import OtherProcesses
 from tests.ledger import HandClock
 from tests.stories.caller import eventually
 
-WANTED = Wanted("worker", "acc_ada", lambda offer: offer.serves("mine"))
+WANTED = Wanted("worker", "acc_ada", "mine")
 JOB = Request("chat/completions", b"{}")
 QUICK = Timeouts(first_byte_s=0.05, idle_s=0.05)
 EASY = Timeouts()
@@ -83,9 +94,11 @@ class Some:
         self.hub = hub
         self.clock = clock
 
-    def connect(self, *, slots: int = 2, key: str = "key_none", line: Told | None = None) -> tuple[Peer, Told]:
+    def connect(
+        self, *, slots: int = 2, key: str = "key_none", line: Told | None = None, account: str = "acc_ada"
+    ) -> tuple[Peer, Told]:
         line = line or Told()
-        peer = self.hub.join(line, kind="worker", key=key, account="acc_ada", shared=False)
+        peer = self.hub.join(line, kind="worker", key=key, account=account, shared=False)
         offer = {"type": "offer", "slots": slots, "models": [{"id": "mine"}]}
         peer.said(json.dumps({"type": "hello", "version": 1, "offer": offer}).encode())
         return peer, line
@@ -419,3 +432,85 @@ async def test_who_offers_something_else_again_and_again_is_written_down_once_a_
 
     await eventually(at_once)
     await other.close()
+
+
+class Named(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Named.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_name_is_found_among_many_without_a_look_at_each() -> None:
+    offer = Offer(models=tuple(ModelOffer(f"model-{number}") for number in range(512)))
+    assert not offer.serves("none")
+    Named.compared = 0
+    assert offer.serves(Named("model-511"))
+    assert Named.compared < 10
+
+
+class Queue:
+    """Jobs that wait, with a task for each; `awake` are the numbers of those that were woken."""
+
+    def __init__(self) -> None:
+        self.waiting = Waiting()
+        self.turns: list[Turn] = []
+        self.awake: list[int] = []
+        self.take: list[Peer | None] = []
+
+    async def wait(self, number: int) -> None:
+        with self.waiting.waits(WANTED) as turn:
+            self.turns.append(turn)
+            await turn.comes(60)
+            self.awake.append(number)
+            turn.taken = self.take[number] if self.take else turn.seat
+
+
+async def test_a_seat_wakes_as_many_jobs_as_it_has_room_for_who_waits_longest_first(some: Some) -> None:
+    queue = Queue()
+    jobs = [asyncio.create_task(queue.wait(number)) for number in range(100)]
+    await asyncio.sleep(0)
+    (two, _), (none, _), (strange, _) = some.connect(), some.connect(slots=0), some.connect(account="acc_bob")
+    for seat in (two, two, none, strange):
+        queue.waiting.call(seat)
+    assert sum(turn.asleep for turn in queue.turns) == 98
+    await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+    assert queue.awake == [0, 1]
+    for job in jobs:
+        job.cancel()
+    await asyncio.gather(*jobs, return_exceptions=True)
+    assert len(queue.waiting) == 0
+
+
+async def test_a_seat_that_a_woken_job_does_not_take_is_the_next_ones(some: Some) -> None:
+    queue = Queue()
+    (seat, _), (other, _) = some.connect(slots=1), some.connect()
+    queue.take = [other, None, seat]
+    jobs = [asyncio.create_task(queue.wait(number)) for number in range(3)]
+    await asyncio.sleep(0)
+    queue.waiting.call(seat)
+    await asyncio.gather(*jobs)
+    assert queue.awake == [0, 1, 2]
+
+
+async def test_one_account_fills_not_the_waiting_room_of_all(some: Some) -> None:
+    some.connect(slots=0)
+    many = [some.open() for _ in range(MOST_WAITING_EACH)]
+    await asyncio.sleep(0)
+    with pytest.raises(UpstreamBusy, match="of this account"):
+        await some.open()
+    _, line = some.connect(account="acc_bob", slots=1)
+    bobs = Wanted("worker", "acc_bob", "mine")
+    one = asyncio.create_task(some.hub.open(bobs, JOB, EASY, patience_s=60))
+    await line.job(1)
+    two = asyncio.create_task(some.hub.open(bobs, JOB, EASY, patience_s=60))
+    await asyncio.sleep(0)
+    assert not two.done()
+    for task in (*many, one, two):
+        task.cancel()
+    await asyncio.gather(*many, one, two, return_exceptions=True)
