@@ -57,7 +57,7 @@ class Connect:
             accept = accepts(exchange.headers) if exchange.switches else None
             if accept is None:
                 raise InvalidRequest("Connect here by WebSocket, version 13.")
-            if self._hub.full_for(caller.credential):
+            if self._hub.full_for(caller.credential, caller.account):
                 raise RateLimited("Too many workers are connected.", retry_after_s=30)
             await self._reachable()
             join = partial(self._join, kind, caller)

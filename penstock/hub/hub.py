@@ -16,8 +16,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from dataclasses import replace
+from itertools import chain
 
 import msgspec
 
@@ -31,18 +31,20 @@ from penstock.hub.elsewhere import Elsewhere, Reach
 from penstock.hub.messages import Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
 from penstock.hub.roll import Roll, Waiting
-from penstock.hub.seats import Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
+from penstock.hub.seats import Left, Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
 from penstock.ids import IdMaker
 from penstock.ports import Answer, Timeouts
 
 MOST_PEERS = 4096  # of one process; each costs a connection and a row
+MOST_PER_ACCOUNT = 512  # an eighth of them
 MOST_PER_KEY = 256
+MOST_OFFERED = 4 * 2**20  # bytes, of an account's peers together: they are kept, and tools are told to models
 MOST_LOSSES = 3  # of one job: after that it is more likely the job that kills
 RETURN_S = 1.5  # for a peer that has just left to be back: it connects anew when a process is replaced
 RETURN_TOLD_S = 5.0  # for one whose process told it to connect anew: it will, however busy the machine is
 LOOK_S = 0.25  # between looks, while jobs wait, at what happens elsewhere and at who may be asked again
 SHARE_S = 1.0  # between offers of one peer that are written down at once
-MOST_SHARED = 64  # offers written down in one go: of a mebibyte each, they are far from what an engine takes
+MOST_SHARED = 64  # offers written down in one go: of 256 KiB each, they are far from what an engine takes
 BEAT_S = 5.0  # a third of what makes a row nobody's
 LARGEST_RESULT = 16 * 2**20  # bytes of an answer that is asked for as a whole
 
@@ -64,7 +66,7 @@ class Hub:
         self._roll: Roll[Peer] = Roll()  # the same by whom they may serve
         self._roll_elsewhere: Roll[Elsewhere] = Roll()
         self._seen = Sightings(clock)
-        self._departed: dict[str, tuple[Seat, float]] = {}  # by id, and until when it may be back
+        self._departed: dict[str, Left] = {}  # by id
         self._waiting = Waiting()
         self._looking: asyncio.Task[None] | None = None
         self._written: dict[str, tuple[WorkerRow, float]] = {}
@@ -95,9 +97,14 @@ class Hub:
         self._roll.enter(peer)
         return peer
 
-    def full_for(self, key: str) -> bool:
-        """Whether there is no room for another connection with this key."""
-        return len(self._peers) >= MOST_PEERS or Counter(each.key for each in self._peers.values())[key] >= MOST_PER_KEY
+    def full_for(self, key: str, account: str) -> bool:
+        """Whether there is no room for another connection with this key, which belongs to this account."""
+        peers = self._peers.values()
+        return (
+            len(peers) >= MOST_PEERS
+            or sum(each.account == account for each in peers) >= MOST_PER_ACCOUNT
+            or sum(each.key == key for each in peers) >= MOST_PER_KEY
+        )
 
     def here(self, peer: str) -> Peer | None:
         """The peer of that id, when it is connected to this process."""
@@ -119,7 +126,7 @@ class Hub:
         """Whether somebody may have such a job who is there, is about to be, or was a moment ago and may be back."""
         coming = (each for each in self._roll.of(wanted.kind, wanted.account) if each.introduced and not each.welcome)
         there = self._seats(wanted.kind, wanted.account)
-        return any(wanted.may(each) for each in chain[Seat](there, coming, self._just_left()))
+        return any(wanted.may(each) for each in chain[Seat | Left](there, coming, self._just_left()))
 
     @property
     def has_looked(self) -> bool:
@@ -147,14 +154,14 @@ class Hub:
         yield from (each for each in self._peers.values() if each.welcome)
         yield from (each for each in self._elsewhere.values() if not each.silent)
 
-    def _just_left(self) -> Iterator[Seat]:
+    def _just_left(self) -> Iterator[Left]:
         now_s = self._clock.monotonic()
-        self._departed = {id: gone for id, gone in self._departed.items() if now_s < gone[1]}
-        return (seat for seat, _ in self._departed.values())
+        return (each for each in self._departed.values() if now_s < each.until_s)
 
     def _departs(self, seat: Seat) -> None:
         """It has left, or a job has found it gone."""
-        self._departed[seat.id] = seat, self._clock.monotonic() + (RETURN_TOLD_S if seat.leaving else RETURN_S)
+        until_s = self._clock.monotonic() + (RETURN_TOLD_S if seat.leaving else RETURN_S)
+        self._departed[seat.id] = Left(seat.kind, seat.account, seat.shared, seat.offer.names(), until_s)
 
     # Giving jobs.
 
@@ -265,6 +272,8 @@ class Hub:
         now_s = self._clock.monotonic()
         for peer in list(self._peers.values()):
             peer.look(now_s)
+        self._departed = {id: left for id, left in self._departed.items() if now_s < left.until_s}
+        self._hang_up_on_who_offers_too_much()
         if self._peers:
             await self._check_keys()
         if self._peers or self._written:
@@ -313,6 +322,14 @@ class Hub:
                 task.cancel()
                 await asyncio.wait([task])
         await self._reach.close()
+
+    def _hang_up_on_who_offers_too_much(self) -> None:
+        offered: Counter[str] = Counter()
+        for peer in list(self._peers.values()):
+            offered[peer.account] += peer.offered
+            if offered[peer.account] > MOST_OFFERED:
+                offered[peer.account] -= peer.offered
+                peer.close(POLICY, f"the workers of this account offer more than {MOST_OFFERED} bytes")
 
     async def _check_keys(self) -> None:
         keys = {peer.key for peer in self._peers.values()}

@@ -34,10 +34,12 @@ HEARTBEAT_S = 10.0
 DEAD_S = 45.0  # without a heartbeat: four may be lost
 HELLO_S = 10.0  # from the connection to `hello`
 JOB_S = 300.0  # the longest a job may take
-LARGEST_MESSAGE = 1024 * 1024  # bytes: an offer of a few hundred tools with their schemas
 DEEPEST = 64  # objects and lists within each other in a tool's schema; what is deeper some can read and others not
 PIECE_BYTES = 64 * 1024  # of a body, in one frame: small beside what a line carries, so that jobs take turns
 WINDOW_BYTES = 256 * 1024  # of an answer that nobody has taken yet, a job
+LARGEST_MESSAGE = (
+    WINDOW_BYTES + 4
+)  # bytes: a window in one piece, or an offer of a few hundred tools with their schemas
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 JobNumber = Annotated[int, Meta(ge=1, lt=2**32)]
@@ -71,6 +73,10 @@ class Offer(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="offe
     def serves(self, model: str) -> bool:
         """Whether it has the model."""
         return model in self._models
+
+    def names(self) -> Offer:
+        """The same without what is said of the tools: small, for whoever has left."""
+        return Offer(0, self.models, tuple(ToolOffer(each.name) for each in self.tools))
 
     def tool(self, name: str) -> ToolOffer | None:
         """The tool of that name."""

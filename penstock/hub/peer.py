@@ -51,6 +51,15 @@ class Line(Protocol):
         ...
 
 
+class _Closed:
+    """The line of a peer that has gone."""
+
+    def text(self, data: bytes) -> None: ...
+    def binary(self, data: bytes) -> None: ...
+    async def drained(self) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+
+
 class Peer:
     """One connection. A `Seat` from when it is admitted until it leaves."""
 
@@ -72,6 +81,7 @@ class Peer:
         self.account = account
         self.shared = shared
         self.offer = Offer(slots=0)
+        self.offered = 0  # bytes of that, as it came
         self.introduced = False  # it has said hello
         self.welcome = False  # and was told that it may have jobs
         self.draining = False  # it has said that it takes no more
@@ -190,6 +200,8 @@ class Peer:
             return
         message = messages.from_peer(text)
         self._heard_s = self._clock.monotonic()
+        if isinstance(message, messages.Hello | messages.Offer):
+            self.offered = len(text)
         if isinstance(message, messages.Hello):
             self._greet(message)
             return
@@ -226,6 +238,7 @@ class Peer:
             answer.fail(f"The worker has gone: {reason}.")
         self._jobs.clear()
         self._changed(self)
+        self._line = _Closed()  # the two know each other, and would be kept until somebody looks for cycles
 
     def _greet(self, hello: messages.Hello) -> None:
         if self.introduced:

@@ -29,14 +29,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Who may do a job: a peer of this kind that `account` may use and that offers the model, or the tool, of this name.
-    Without a name any does."""
+    """Who may do a job: a peer of this kind that `account` may use and that offers the model, or the tool, of this
+    name. Without a name any does."""
 
     kind: PeerKind
     account: str
     name: str = ""
 
-    def may(self, seat: Seat) -> bool:
+    def may(self, seat: Seat | Left) -> bool:
         """Whether this seat could do it, if it had room."""
         return seat.kind == self.kind and (seat.shared or seat.account == self.account) and self.suits(seat.offer)
 
@@ -45,6 +45,17 @@ class Wanted:
         if not self.name:
             return True
         return offer.serves(self.name) if self.kind == "worker" else offer.tool(self.name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What is remembered of a seat that has left, for a moment."""
+
+    kind: str
+    account: str
+    shared: bool
+    offer: Offer
+    until_s: float
 
 
 class Seat(Protocol):

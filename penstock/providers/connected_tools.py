@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -20,7 +21,6 @@ from penstock.hub.seats import Request, Seat, Wanted
 from penstock.tools import Tool, ToolResult
 
 MARGIN_S = 1.0  # that a worker is given beyond what is waited for here: its own limit is not what ends a call
-MOST_READ = 4_096  # workers whose offers are remembered
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a function, for every provider
 _result = msgspec.json.Decoder(ToolResult)
@@ -31,7 +31,8 @@ class ConnectedTools:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._read: dict[str, tuple[Offer, tuple[Tool, ...]]] = {}  # by worker: its offer, and what we make of it
+        # By worker, as long as it is there: its offer, and what we make of it.
+        self._read: WeakKeyDictionary[Seat, tuple[Offer, tuple[Tool, ...]]] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"ConnectedTools({self._hub!r})"
@@ -51,13 +52,11 @@ class ConnectedTools:
 
     def _sound(self, seat: Seat) -> tuple[Tool, ...]:
         """What a worker offers, as far as providers take it: one bad definition would spoil every call."""
-        offer, tools = self._read.get(seat.id, (None, ()))
+        offer, tools = self._read.get(seat, (None, ()))
         if offer is not seat.offer:
             found = {each.name: each for each in seat.offer.tools if _NAME.fullmatch(each.name)}
             tools = tuple(Tool(each.name, each.description, _schema(each.parameters)) for each in found.values())
-            if len(self._read) >= MOST_READ:
-                self._read.clear()
-            self._read[seat.id] = seat.offer, tools
+            self._read[seat] = seat.offer, tools
         return tools
 
     async def execute(self, account: str, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:

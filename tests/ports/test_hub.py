@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from penstock.db.workers import workers_elsewhere
 from penstock.errors import UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
-from penstock.hub.hub import Hub
+from penstock.hub.hub import MOST_OFFERED, MOST_PER_ACCOUNT, Hub
 from penstock.hub.messages import (
     DEAD_S,
     HEARTBEAT_S,
@@ -28,6 +29,7 @@ from penstock.hub.roll import MOST_WAITING_EACH, Turn, Waiting
 from penstock.hub.seats import Request, Unreachable, Wanted
 from penstock.operations.office import Office
 from penstock.ports import Answer, Timeouts
+from penstock.providers.connected_tools import ConnectedTools
 from penstock.providers.other_process import OtherProcesses
 from tests.ledger import HandClock
 from tests.stories.caller import eventually
@@ -45,6 +47,7 @@ class Told:
         self.messages: list[Any] = []
         self.frames: list[bytes] = []
         self.code: int | None = None
+        self.reason = ""
 
     def text(self, data: bytes) -> None:
         self.messages.append(json.loads(data))
@@ -56,7 +59,7 @@ class Told:
         pass
 
     def close(self, code: int, reason: str) -> None:
-        self.code = code
+        self.code, self.reason = code, reason
 
     def types(self) -> list[str]:
         return [each["type"] for each in self.messages]
@@ -432,6 +435,44 @@ async def test_who_offers_something_else_again_and_again_is_written_down_once_a_
 
     await eventually(at_once)
     await other.close()
+
+
+async def test_nothing_is_kept_of_who_comes_and_goes(some: Some) -> None:
+    """Neither of its offer, though nobody asks for a worker meanwhile."""
+    shop = ConnectedTools(some.hub)
+    gone: list[weakref.ref[Peer]] = []
+    for _ in range(20):
+        peer = some.hub.join(Told(), kind="tools_worker", key="key_none", account="acc_ada", shared=False)
+        offer = {"type": "offer", "tools": [{"name": "t", "parameters": {"type": "object"}}]}
+        say(peer, type="hello", version=1, offer=offer)
+        assert [tool.name for tool in shop.tools("acc_ada")] == ["t"]
+        peer.lost()
+        gone.append(weakref.ref(peer))
+    del peer
+    assert [each() for each in gone] == [None] * 20
+    assert some.hub.knows(Wanted("tools_worker", "acc_ada", "t"))
+    some.clock.seconds += 10
+    await some.hub.tick()
+    assert not some.hub.knows(Wanted("tools_worker", "acc_ada", "t"))
+
+
+async def test_one_account_fills_not_all_connections(some: Some) -> None:
+    for number in range(MOST_PER_ACCOUNT):
+        assert not some.hub.full_for(f"key_{number % 16}", "acc_ada")
+        some.hub.join(Told(), kind="worker", key=f"key_{number % 16}", account="acc_ada", shared=False)
+    assert some.hub.full_for("key_new", "acc_ada")
+    assert not some.hub.full_for("key_bob", "acc_bob")
+
+
+async def test_who_offers_what_is_too_much_for_its_account_is_hung_up_on(some: Some) -> None:
+    large = [{"name": "t", "parameters": {"a": "x" * 250_000}}]
+    room = MOST_OFFERED // 250_200
+    connected = [some.connect() for _ in range(room + 2)] + [some.connect(account="acc_bob")]
+    for peer, _ in connected:
+        say(peer, type="offer", slots=1, tools=large)
+    await some.hub.tick()  # which then finds that nobody's key is any good
+    too_much = ["offer more" in line.reason for _, line in connected]
+    assert too_much == [False] * room + [True] * 2 + [False]
 
 
 class Named(str):
