@@ -85,8 +85,8 @@ class Toolshop(Protocol):
         ...
 
     async def execute(self, account: str, name: str, arguments: Mapping[str, Any], *, within_s: float) -> ToolResult:
-        """Run one. NotFound when no worker offers it, UpstreamUnavailable when its worker is gone, UpstreamTimeout when
-        it took longer. Cancelling reaches the worker."""
+        """Run one. NotFound when no worker offers it, UpstreamUnavailable when its worker is gone, UpstreamFailed when
+        that fails while it runs it, UpstreamTimeout when it took longer. Cancelling reaches the worker."""
         ...
 
 

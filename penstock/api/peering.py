@@ -4,7 +4,8 @@
 
 It listens on `[server] peer_host`, loopback unless several hosts share the work, from when the first peer connects, and
 answers only who bears a secret that is made from the server's own (`peer_secret`). Header `x-penstock-job` says what
-became of the job: `answer` (what follows is the peer's), `overloaded`, `lost`, `late`, or `gone` (it is not here).
+became of the job: `answer` (what follows is the peer's), `overloaded`, `lost`, `begun` (the same, when the peer had
+accepted it), `late`, or `gone` (it is not here).
 
 Calls of callers do not come in here; nothing is billed or looked into.
 """
@@ -134,7 +135,7 @@ class Peering:
             except Overloaded:
                 _say(exchange, 429, "overloaded", "It has no room.")
             except Lost as lost:
-                _say(exchange, 502, "lost", str(lost))
+                _say(exchange, 502, "begun" if lost.begun else "lost", str(lost))
             except UpstreamTimeout as late:
                 _say(exchange, 504, "late", late.message)
             else:

@@ -2,7 +2,8 @@
 
 A job goes to the seat with the fewest jobs among those that may have it and have room; what is connected here is
 preferred. When none has room the job waits, for as long as its caller is patient. A seat that says it is overloaded is
-no failure: somebody else is asked. A seat that dies before a byte of its answer came is none either, a few times.
+no failure: somebody else is asked. A seat that dies before a byte of its answer came is none either, a few times,
+unless the job may be done once only and was begun.
 
 Who may use a peer: the account that its key belongs to, a user's personal one for a user's key. Only a key with the
 scope `shared`, which the operator alone can mint, serves everybody.
@@ -181,7 +182,8 @@ class Hub:
     async def open(self, wanted: Wanted, request: Request, limits: Timeouts, *, patience_s: float) -> Answer:
         """Give a job to somebody; return when the first piece of the answer (or its end) is here.
 
-        UpstreamUnavailable when nobody may have it, none has room for `patience_s`, or they die of it; UpstreamTimeout.
+        UpstreamUnavailable when nobody may have it, none has room for `patience_s`, or they die of it; UpstreamFailed
+        when one fails that had begun what may be done once; UpstreamTimeout.
         """
         until_s = self._clock.monotonic() + patience_s
         losses = 0
@@ -198,6 +200,8 @@ class Hub:
                 if isinstance(lost, Unreachable):
                     self._departs(seat)
                 _logger.warning("%s has lost a job before it began to answer: %s", seat.id, lost)
+                if lost.begun and request.once:
+                    raise UpstreamFailed(str(lost)) from None
                 if losses == MOST_LOSSES:
                     raise UpstreamUnavailable(str(lost)) from None
             request = replace(request, sent=None)  # once it has been on its way it has

@@ -336,7 +336,7 @@ class JobAnswer:
             if self._overloaded:
                 raise Overloaded
             if self._failure is not None:
-                raise Lost(self._failure)
+                raise Lost(self._failure, begun=self.accepted)
             if not self.accepted and not await self._event(accept_s):
                 raise Lost("The worker did not say whether it does the job.")
             if self.accepted and not self.over and not self._pieces and not await self._event(first_s):

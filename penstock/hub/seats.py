@@ -17,7 +17,8 @@ PeerKind = Literal["worker", "tools_worker"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A job to be given. `path` is relative; `sent` is called when it is on its way for the first time."""
+    """A job to be given. `path` is relative; `sent` is called when it is on its way for the first time. One that may be
+    done `once` only is given to nobody else after it was accepted: what it does may have been done."""
 
     path: str
     body: bytes
@@ -25,6 +26,7 @@ class Request:
     headers: tuple[tuple[str, str], ...] = ()
     stream: bool = False
     sent: Callable[[], None] | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,12 @@ class Overloaded(Exception):
 
 
 class Lost(Exception):
-    """It, or its engine, has gone before a byte of the answer came."""
+    """It, or its engine, has gone before a byte of the answer came. It may have `begun`: it had accepted the job, for
+    all that is known."""
+
+    def __init__(self, why: str, *, begun: bool = False) -> None:
+        super().__init__(why)
+        self.begun = begun
 
 
 class Unreachable(Lost):

@@ -1,7 +1,8 @@
 """The tools of connected tools workers, wherever they are connected (`penstock/hub`).
 
 A call is a job `execute` with a JSON body, and its answer is a result as JSON. Which tools an account's rules allow is
-not known here. Should a worker die while it runs a tool, another one that offers the tool may be asked to run it again.
+not known here. A tool that a worker has begun to run is run by nobody else, whatever becomes of it: it may have done
+what it does.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class ConnectedTools:
         if not name or not any(wanted.may(seat) for seat in self._hub.seats("tools_worker", account)):
             raise NotFound(f"There is no tool '{name[:64]}'.", code="tool_not_found")
         job = {"name": name, "arguments": dict(arguments), "within_s": within_s + MARGIN_S}
-        request = Request("execute", msgspec.json.encode(job))
+        request = Request("execute", msgspec.json.encode(job), once=True)
         try:
             async with asyncio.timeout(within_s):
                 body = await self._hub.ask(wanted, request, within_s + MARGIN_S)

@@ -40,17 +40,18 @@ class OtherProcesses:
             query["headers"] = msgspec.json.encode(request.headers).decode()
         if request.stream:
             query["stream"] = "1"
+        told = _Told(request)
         try:
             client = await self._client(address)
             answer: Answer = await client.request(
-                "POST", f"peer/v1/jobs/{peer}?{urlencode(query)}", (), request.body, sent=request.sent
+                "POST", f"peer/v1/jobs/{peer}?{urlencode(query)}", (), request.body, sent=told
             )
         except UpstreamTimeout:
             raise
         except UpstreamUnavailable as error:
-            raise Unreachable(error.message) from None
+            raise Unreachable(error.message, begun=told.sent) from None
         except UpstreamError as error:
-            raise Lost(error.message) from None
+            raise Lost(error.message, begun=told.sent) from None
         what = answer.headers.get("x-penstock-job")
         if what == "answer":
             return answer
@@ -88,4 +89,17 @@ async def _refusal(answer: Answer, what: str | None) -> Exception:
         return Overloaded()
     if what == "late":
         return UpstreamTimeout(reason)
-    return Unreachable(reason) if what in ("gone", "refused") else Lost(reason)
+    return Unreachable(reason) if what in ("gone", "refused") else Lost(reason, begun=what != "lost")
+
+
+class _Told:
+    """Called when a job is on its way to the other process. What becomes of it there is not known before the answer."""
+
+    def __init__(self, request: Request) -> None:
+        self.sent = False
+        self._further = request.sent
+
+    def __call__(self) -> None:
+        self.sent = True
+        if self._further is not None:
+            self._further()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,6 +190,31 @@ async def test_a_job_that_kills_three_workers_is_not_given_to_a_fourth(some: Som
     with pytest.raises(UpstreamUnavailable, match="has gone"):
         await job
     assert "job" not in peers[3][1].types()
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["it dies", "it says so"])
+@pytest.mark.parametrize(("once", "accepted", "again"), [(True, True, 0), (True, False, 1), (False, True, 1)])
+async def test_what_may_be_done_once_is_given_to_nobody_else_after_it_was_accepted(
+    dies: bool, once: bool, accepted: bool, again: int, some: Some
+) -> None:
+    peer, line = some.connect(slots=1)
+    job = asyncio.create_task(some.hub.open(WANTED, replace(JOB, once=once), EASY, patience_s=60))
+    await line.job(1)
+    other, heir = some.connect(slots=1)
+    if accepted:
+        say(peer, type="accepted", job=1)
+    if dies:
+        peer.lost()
+    else:
+        say(peer, type="error", job=1, message="It broke.")
+    if again:
+        await heir.job(1)
+        answers(other, 1)
+        assert await (await job).read(100) == b"done"
+        return
+    with pytest.raises(UpstreamFailed):
+        await job
+    assert heir.types() == ["welcome"]
 
 
 async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:

@@ -728,6 +728,14 @@ async def test_a_credential_sees_and_runs_the_tools_of_its_account(gateway: Runn
     assert not second.tools[0].ok
 
 
+async def test_a_tool_that_was_run_and_whose_result_cannot_be_told_is_not_run_again(gateway: Running) -> None:
+    ada = await gateway.person()
+    shelf = Shelf(odd=says("\ud800"))
+    async with working(gateway, ada, shelf):
+        answer = await execute(gateway, ada.personal_key.key, {"name": "odd"})
+    assert (answer.status_code, answer.json()["error"]["code"], len(shelf.asked)) == (502, "upstream_failed", 1)
+
+
 async def test_what_cannot_be_run_is_refused_by_name(gateway: Running) -> None:
     ada = await gateway.person()
     key = ada.personal_key.key
