@@ -204,7 +204,6 @@ class Hub:
                     raise UpstreamFailed(str(lost)) from None
                 if losses == MOST_LOSSES:
                     raise UpstreamUnavailable(str(lost)) from None
-            request = replace(request, sent=None)  # once it has been on its way it has
 
     def _best(self, wanted: Wanted) -> Seat | None:
         able = [each for each in self._seats(wanted.kind, wanted.account) if wanted.may(each) and each.room]

@@ -119,7 +119,7 @@ class Peer:
         if self.gone:
             raise Lost("The worker has gone.")
         self._last += 1
-        answer = JobAnswer(self, self._last, limits)
+        answer = JobAnswer(self, self._last, limits, request.sent)
         self._jobs[answer.number] = answer
         try:
             await self._send(answer, request)
@@ -144,8 +144,6 @@ class Peer:
             limit_s=limit_s,
         )
         self._line.text(encode(job))
-        if request.sent is not None:
-            request.sent()
         for start in range(0, len(body), PIECE_BYTES):
             await answer.within(ACCEPT_S, self._line.drained())
             if answer.over:
@@ -257,8 +255,7 @@ class Peer:
             return
         match message:
             case messages.Accepted():
-                answer.accepted = True
-                answer.wake()
+                answer.accept()
             case messages.Overloaded():
                 answer.refused()
             case messages.Head():
@@ -298,13 +295,14 @@ class Peer:
 class JobAnswer:
     """The answer to a job, as `ports.Answer`. At most `WINDOW_BYTES` of it wait here to be taken."""
 
-    def __init__(self, peer: Peer, number: int, limits: Timeouts) -> None:
+    def __init__(self, peer: Peer, number: int, limits: Timeouts, sent: Callable[[], None] | None) -> None:
         self.number = number
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.limits = limits
         self.accepted = False
         self._peer = peer
+        self._sent = sent
         self._loop = asyncio.get_running_loop()
         self._until_s = self._loop.time() + min(JOB_S, limits.total_s)
         self._pieces: deque[bytes] = deque()
@@ -419,6 +417,14 @@ class JobAnswer:
 
     # What the peer has said.
 
+    def accept(self) -> None:
+        """It does the job: from now on it may have worked for it."""
+        if not self.accepted:
+            self.accepted = True
+            if self._sent is not None:
+                self._sent()
+            self.wake()
+
     def refused(self) -> None:
         """It has no room for the job."""
         if self.status:
@@ -430,7 +436,7 @@ class JobAnswer:
         """How the answer begins."""
         if self.status:
             raise NonsenseError("an answer begins once")
-        self.accepted = True
+        self.accept()
         self.status = status
         self.headers = {name.lower(): value for name, value in headers.items()}
         self.wake()

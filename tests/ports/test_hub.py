@@ -217,6 +217,40 @@ async def test_what_may_be_done_once_is_given_to_nobody_else_after_it_was_accept
     assert heir.types() == ["welcome"]
 
 
+async def test_a_job_is_sent_when_a_worker_has_accepted_it_and_not_when_it_has_no_room(some: Some) -> None:
+    sent: list[int] = []
+    (one, first), (two, second) = some.connect(slots=1), some.connect(slots=1)
+    request = replace(JOB, sent=lambda: sent.append(1))
+    job = asyncio.create_task(some.hub.open(WANTED, request, EASY, patience_s=60))
+    await first.job(1)
+    say(one, type="overloaded", job=1)
+    await second.job(1)
+    assert sent == []
+    say(two, type="accepted", job=1)
+    assert sent == [1]
+    answers(two, 1)
+    assert (await (await job).read(100), sent) == (b"done", [1])
+
+
+async def test_a_job_whose_first_worker_is_not_to_be_reached_is_sent_when_another_accepts_it(
+    some: Some, office: Office
+) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=Away())
+    some.hub.address = "127.0.0.1:9"
+    some.connect()
+    await some.hub.share()
+    await other.refresh()
+    sent: list[int] = []
+    request = replace(JOB, sent=lambda: sent.append(1))
+    job = asyncio.create_task(other.open(WANTED, request, EASY, patience_s=60))
+    peer, line = Some(other, some.clock).connect()
+    await line.job(1)
+    assert sent == []
+    answers(peer, 1)
+    assert (await (await job).read(100), sent) == (b"done", [1])
+    await other.close()
+
+
 async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:
     class Deaf(Told):
         async def drained(self) -> None:
