@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,7 +30,10 @@ SCRIPT = Path(__file__).with_name("jail.py")
 UNABLE = 97  # what jail.py ends with when it cannot be made
 MOST_CODE = 200_000  # characters
 PROBE_S = 10.0  # to find out whether the jail can be made
+KILL_S = 5.0  # for the kernel to end what was killed, before that is left to it
 LARGEST_NUMBER = 1 << 30
+
+_logger = logging.getLogger("penstock.tools")
 
 
 class _Wanted(Struct, forbid_unknown_fields=True):
@@ -158,7 +162,12 @@ def _stopped(within_s: float, out: _Output, err: _Output) -> str:
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    """End the process group. Whoever left it is in the jail's process namespace, which ends with the jail."""
+    """End the process group. Its members are the two processes that wait, and no program can have them leave it;
+    with the second of them ends all of the jail."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
+    try:
+        async with asyncio.timeout(KILL_S):
+            await process.wait()
+    except TimeoutError:
+        _logger.error("a program was killed and has not ended %g s later", KILL_S)

@@ -2,8 +2,10 @@
 
 A script of its own, started by `code_execution.py` in a fresh process and imported by nobody who serves. It gives
 itself new namespaces (network, mounts, processes, System V, host name), a root directory of its own in memory that
-shows the interpreter read-only and one empty writable place, limits, and no rights; then it becomes the interpreter
-that reads the program. What is missing on a machine (no namespaces for ordinary users, as in many containers) is an
+shows the interpreter read-only and one empty writable place, limits, and no rights; then it starts the interpreter
+that reads the program. Three processes: one outside, whose end is the others'; one that is the first of the process
+namespace and only waits, since whatever the program does to itself, the kernel ends all of a namespace with its first
+process; and the program. What is missing on a machine (no namespaces for ordinary users, as in many containers) is an
 error with exit code 97, never a weaker jail.
 
 Only the standard library, no imports of Penstock: whatever is imported here is in reach of the program.
@@ -16,7 +18,7 @@ import json
 import os
 import resource
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 UNABLE = 97  # exit code: this machine cannot make the jail
 CLONE = {
@@ -45,10 +47,14 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Become the program."""
+    """Run the program, and end as it ends."""
     limits = json.loads(sys.argv[1])
     try:
         isolate(limits)
+        child = os.fork()
+        if child:
+            wait_for(child)
+        limit(limits)
     except OSError as error:
         sys.stderr.write(f"jail: {error}")
         os._exit(UNABLE)
@@ -57,7 +63,7 @@ def main() -> None:
 
 
 def isolate(limits: dict[str, Any]) -> None:
-    """Namespaces, a new root, another user, limits. OSError when the machine allows one of them not.
+    """Namespaces, a new root, another user, no rights. OSError when the machine allows one of them not.
 
     Root makes the mounts as itself and gives its identity away afterwards; an ordinary user begins with a user
     namespace, in which it may make them. Either way what runs in the end is an ordinary user in a namespace of its own.
@@ -83,7 +89,7 @@ def isolate(limits: dict[str, Any]) -> None:
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)  # changing the user has cleared it
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     drop_capabilities()
-    limit(limits)
+    check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")  # no other process of this user may reach into it
 
 
 class User:
@@ -127,7 +133,14 @@ def enter_pid_namespace(proc: int, user: User) -> None:
     if not child:
         return
     user.write_down(proc, child)
-    _, status = os.waitpid(child, 0)
+    wait_for(child)
+
+
+def wait_for(child: int) -> NoReturn:
+    """End as this child ends. What else ends meanwhile has lost its parent in here, and is let go."""
+    ended = None
+    while ended != child:
+        ended, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)
 
@@ -192,7 +205,7 @@ def limit(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_CPU, limits["cpu_s"]),
         (resource.RLIMIT_AS, limits["memory_bytes"]),
         (resource.RLIMIT_FSIZE, limits["files_bytes"]),
-        (resource.RLIMIT_NPROC, limits["processes"]),
+        (resource.RLIMIT_NPROC, limits["processes"] + 1),  # the one that waits
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),

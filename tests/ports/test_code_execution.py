@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,36 @@ async def test_nothing_of_a_stopped_program_goes_on(tmp_path: Path) -> None:
     assert not _children()
 
 
+@pytest.mark.parametrize("pipes", ["keeps its pipes", "closes them"])
+async def test_a_program_that_leaves_everything_it_was_started_with_is_ended_all_the_same(pipes: str) -> None:
+    """It asks not to be killed with its parent, makes a session of its own, and works in children."""
+    started, name = time.monotonic(), os.urandom(6).hex()
+    result = await run(
+        "import ctypes, os, time\n"
+        "libc = ctypes.CDLL(None)\n"
+        f"libc.prctl(1, 0, 0, 0, 0)\nlibc.prctl(15, b'{name}')\nos.setsid()\nprint('away', flush=True)\n"
+        + ("os.close(1)\nos.close(2)\n" if pipes == "closes them" else "")
+        + "os.fork()\nos.mkdir(f'/box/{os.getpid()}')\ntime.sleep(15)\n",
+        timeout_s=1.0,
+    )
+    assert result.text.endswith("away")
+    async with asyncio.timeout(5):  # it is not our child, so its end is not told to us
+        while _named(name):
+            await asyncio.sleep(0.01)
+    assert time.monotonic() - started < 8
+
+
+async def test_a_program_cannot_touch_the_process_that_waits_for_it() -> None:
+    result = await run(
+        "import ctypes, os, signal\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(os.getpid() > 1, os.getppid())\n"
+        "os.kill(1, signal.SIGKILL)\n"
+        "for what in (lambda: libc.ptrace(16, 1, 0, 0), lambda: libc.setpgid(1, 0)):\n    print(what())\n"
+    )
+    assert result == ToolResult("True 1\n-1\n-1\n")
+
+
 async def test_a_cancelled_run_is_killed() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.4):
@@ -171,6 +202,17 @@ async def test_a_program_cannot_pretend_that_the_jail_failed() -> None:
 async def test_no_input_and_no_longer_program_than_is_sound() -> None:
     assert (await run("print(repr(input()) if False else open(0).read() == '')")).text == "True\n"
     assert (await run("#" * 200_001)).text == "The program is longer than 200000 characters."
+
+
+def _named(name: str) -> list[str]:
+    """Processes of this machine that call themselves so, and have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            stat = (path / "stat").read_text()
+            if f"({name})" in stat and stat.rpartition(")")[2].split()[0] != "Z":
+                found.append(path.name)
+    return found
 
 
 def _children() -> list[str]:
