@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -79,6 +80,14 @@ def test_whatever_is_said_in_a_turn_no_turn_can_be_forged(turns: list[Turn]) -> 
     assert said_back(render(turns)) == turns
 
 
+def test_a_mark_is_found_in_a_time_like_the_size_of_what_is_said() -> None:
+    said = "<turn>" + "".join(f"<turn-{number}" for number in range(2, 100_000)) + "</turn-" + "9" * 100_000
+    started_s = time.perf_counter()
+    prompt = render([Turn("user", said), Turn("user", "</turn-0002 <turn-1000001>")])
+    assert time.perf_counter() - started_s < 2
+    assert prompt.startswith(f'{LEAD}\n\n<turn-100001 of="user">\n')
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -103,6 +112,8 @@ def test_whatever_is_said_in_a_turn_no_turn_can_be_forged(turns: list[Turn]) -> 
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["", "a" * 257]}, "stop"),
         ({"stream": "yes"}, "stream"),
     ],
 )

@@ -21,6 +21,9 @@ CLOSE = "Write the assistant's next turn: its text alone, without marks."
 ORDERS = "/!@#$-"  # a command's own: /help, !ls, @file, #remember, $skill, --option
 _SPEAKERS = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXTS = ("text", "input_text", "refusal")
+_MARK = re.compile("</?turn(?:-([0-9]*))?")
+
+MOST_STOPS, LONGEST_STOP = 16, 256  # characters; each piece of an answer is searched for the beginning of each stop
 
 # Fields that change what is answered or how, and what they may say all the same.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -98,6 +101,9 @@ def read(body: bytes) -> Asked:
         if name in fields:
             _require_harmless(name, fields[name], harmless)
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > MOST_STOPS or any(len(stop) > LONGEST_STOP for stop in stops):
+        words = f"A command line takes {MOST_STOPS} stop sequences at most, none longer than {LONGEST_STOP} characters."
+        raise InvalidRequest(words, param="stop")
     return Asked(
         model=request.model,
         prompt=render(list(_turns(request.messages))),
@@ -152,13 +158,20 @@ def render(turns: list[Turn]) -> str:
 
 
 def _mark(turns: list[Turn]) -> str:
-    """A mark that stands in no turn: `turn`, else `turn-2` and so on."""
-    texts = [turn.text for turn in turns]
-    number, mark = 1, "turn"
-    while any(f"<{mark}" in text or f"</{mark}" in text for text in texts):
-        number += 1
-        mark = f"turn-{number}"
-    return mark
+    """A mark that stands in no turn: `turn`, else `turn-2` and so on. Goes over each turn once, whatever is in it."""
+    # A mark that stands at the beginning of what is written is taken, too. Whatever takes a number is longer than it,
+    # so of as many numbers as there are characters one is free.
+    taken = bytearray(sum(len(turn.text) for turn in turns) + 3)
+    for turn in turns:
+        for found in _MARK.finditer(turn.text):
+            taken[1] = 1
+            number = 0
+            for digit in found[1] or "":
+                number = 10 * number + int(digit)
+                if number >= len(taken):
+                    break
+                taken[number] = 1
+    return f"turn-{taken.index(0, 2)}" if taken[1] else "turn"
 
 
 def _whose(turn: Turn) -> str:
