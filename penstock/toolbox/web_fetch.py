@@ -7,6 +7,8 @@ are bounded. HTML is reduced to its text, which is what a model can use; this is
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 import re
 import ssl
 import zlib
@@ -43,10 +45,17 @@ BLOCKS = re.compile(
     "address|article|aside|blockquote|br|dd|div|dl|dt|figure|footer|form|h[1-6]|header|hr|li|main|nav|ol|p|pre|section"
     "|table|tr|ul"
 )
-
+# What browsers read, by Python's names. Others take time squared (punycode), fail, or make what is no text.
+CODECS = frozenset(
+    ["ascii", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic"]
+    + ["gbk", "gb2312", "gb18030", "big5", "big5hkscs", "euc_jp", "iso2022_jp", "shift_jis", "cp932", "euc_kr", "cp949"]
+    + ["cp866", "cp874", *(f"cp{number}" for number in range(1250, 1259))]
+    + [f"iso8859-{number}" for number in (*range(1, 12), *range(13, 17))]
+)
 
 _TAG = re.compile(r"<!--|<[!?]|</?([A-Za-z][A-Za-z0-9]*)")
 _SPACE = re.compile(r"\s+")
+_NO_CHARACTER = re.compile("&#(?:[xX][0-9a-fA-F]{9,}|[0-9]{9,});?")  # and too long to be read as a number
 
 
 class _Wanted(Struct, forbid_unknown_fields=True):
@@ -84,7 +93,8 @@ class WebFetch:
             raise ToolError(str(error)) from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise ToolError(f"The page could not be fetched ({type(error).__name__}).") from None
-        return ToolResult(self._shown(page), failed=page.status >= 400)
+        text = await asyncio.to_thread(self._shown, page)  # seconds, for a large page
+        return ToolResult(text, failed=page.status >= 400)
 
     def _shown(self, page: _Page) -> str:
         if not page.kind.startswith(TEXTS):
@@ -123,7 +133,7 @@ class WebFetch:
             try:
                 location = response.headers.get("location")
                 if response.status_code in REDIRECTS and location:
-                    return urljoin(url, location)
+                    return _joined(url, location)
                 body, whole = await self._read(response)
                 kind = response.headers.get("content-type", "").lower()
                 return _Page(url, response.status_code, kind, body, whole)
@@ -175,6 +185,14 @@ def _parts(url: str) -> tuple[Literal["http", "https"], _Place, str]:
     return ("https" if scheme == "https" else "http"), place, path + query
 
 
+def _joined(url: str, location: str) -> str:
+    """Where a redirect leads. ToolError when that is no address."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise ToolError("The page redirects to an address that is not valid.") from None
+
+
 def _authority(scheme: str, place: _Place) -> str:
     host = _bracketed(place.host)
     return host if place.port == PORTS[scheme] else f"{host}:{place.port}"
@@ -202,12 +220,13 @@ def _unpacker(encoding: str, most: int) -> Any:
 
 
 def _charset(kind: str) -> str:
+    """The codec for a page of this type: the one it names, if that is one of `CODECS`."""
     named = re.search(r"charset=\"?([A-Za-z0-9_-]{1,40})", kind)
     try:
-        "".encode(named[1] if named else "utf-8")
+        codec = codecs.lookup(named[1] if named else "utf-8").name
     except LookupError:
         return "utf-8"
-    return named[1] if named else "utf-8"
+    return codec if codec in CODECS else "utf-8"
 
 
 def text_of(html: str) -> str:
@@ -224,7 +243,8 @@ def text_of(html: str) -> str:
             break
     else:
         pieces.append(_SPACE.sub(" ", html[at:]))
-    lines = (_SPACE.sub(" ", line).strip() for line in unescape("".join(pieces)).split("\n"))
+    text = unescape(_NO_CHARACTER.sub("\ufffd", "".join(pieces)))
+    lines = (_SPACE.sub(" ", line).strip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -172,6 +173,53 @@ async def test_a_long_page_and_a_bomb_are_cut() -> None:
     assert result.text.endswith("[cut: more than 50000 bytes]")
 
 
+@pytest.mark.parametrize(
+    ("charset", "body", "text"),
+    [
+        ("iso-8859-15", b"\xa4", "€"),
+        ("Shift_JIS", b"\x83e", "テ"),
+        ("gb2312", b"\xc4\xe3", "你"),
+        ("utf-16le", b"a\x00", "a"),
+        ("nonsense", "ü".encode(), "ü"),
+        ("punycode", b"x-" + b"a9b" * 60_000, "x-" + "a9b" * 20),  # takes Python time squared
+        ("idna", b"a\xff", "a\ufffd"),
+        ("unicode_escape", b"\\ud800", "\\ud800"),
+        ("utf-7", b"+AGEA-", "+AGEA-"),
+    ],
+)
+async def test_a_page_is_read_in_its_encoding_if_that_is_one_of_the_webs(charset: str, body: bytes, text: str) -> None:
+    async with site(lambda head: page(body, f"text/plain; charset={charset}")) as (port, _):
+        started_s = time.perf_counter()
+        result = await fetch(f"http://127.0.0.1:{port}/", max_text_bytes=200)
+    assert time.perf_counter() - started_s < 1.5
+    assert not result.failed
+    assert result.text.split("\n\n")[1].startswith(text)
+
+
+async def test_a_large_page_holds_nobody_up() -> None:
+    late_s = 0.0
+
+    async def look() -> None:
+        nonlocal late_s
+        while True:
+            started_s = time.perf_counter()
+            await asyncio.sleep(0.01)
+            late_s = max(late_s, time.perf_counter() - started_s)
+
+    async with site(lambda head: page(b"<a>" * 600_000)) as (port, _):
+        looking = asyncio.create_task(look())
+        await fetch(f"http://127.0.0.1:{port}/")
+        await asyncio.sleep(0.02)  # for the last look
+        looking.cancel()
+    assert late_s < 0.7
+
+
+async def test_a_redirect_to_what_is_no_address_is_told() -> None:
+    async with site(lambda head: page(b"", "text/html", "302 Found", "location: http://[x")) as (port, _):
+        result = await fetch(f"http://127.0.0.1:{port}/")
+    assert result == ToolResult("The page redirects to an address that is not valid.", failed=True)
+
+
 @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", ""])
 async def test_what_is_no_text_is_named_and_not_returned(kind: str) -> None:
     async with site(lambda head: page(b"\x89PNG", kind)) as (port, _):
@@ -206,6 +254,7 @@ async def test_wrong_arguments_are_a_result_that_says_what_is_wrong() -> None:
         ("1 < 2 and 3 &lt; 4", "1 < 2 and 3 < 4"),
         ("<ul><li>x<li>y</ul>", "x\ny"),
         ("<p  \n class='a'>x\n\n   y</p>", "x y"),
+        ("a &#" + "1" * 5000 + "; b &#x" + "f" * 5000 + " c &#0000065;", "a \ufffd b \ufffd c A"),
     ],
 )
 def test_text_of_a_page(html: str, text: str) -> None:
