@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import socket
 import time
@@ -101,6 +102,15 @@ async def test_it_cannot_get_out_by_its_rights() -> None:
         "try:\n    os.chroot('/box')\n    print('out')\nexcept PermissionError:\n    print('refused')\n"
     )
     assert result.text == "-1 -1 -1\nrefused\n"
+
+
+async def test_it_has_no_keys_of_this_machine_and_leaves_none_to_the_next_program() -> None:
+    add, request, keyctl = {"x86_64": (248, 249, 250)}.get(os.uname().machine, (217, 218, 219))
+    if ctypes.CDLL(None).syscall(keyctl, 1, None) < 0:  # be in a session, as a login makes one
+        pytest.skip("there are no sessions with keys here")
+    start = f"import ctypes\ncall = ctypes.CDLL(None).syscall\nname = b'{os.urandom(6).hex()}'\n"
+    await run(start + f"call({add}, b'user', name, b'left', 4, ctypes.c_int(-3))\n")
+    assert (await run(start + f"print(call({request}, b'user', name, None, 0))\n")).text == "-1\n"
 
 
 async def test_too_much_memory_is_an_error_inside() -> None:
