@@ -54,10 +54,10 @@ class ProviderPulse:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker that has dialled in."""
+    """A worker that has dialled in. `account` is null when it is somebody else's, who shares it."""
 
     worker: str
-    account: str
+    account: str | None
     shared: bool
     models: tuple[str, ...]
     slots: int
@@ -90,7 +90,7 @@ async def show_pulse(office: Office, actor: Actor) -> PulseView:
         at=show_instant(office.clock.now_ms()),
         healthy=sum(each.healthy for each in seen),
         providers=tuple(seen),
-        workers=tuple(_worker(each) for each in office.pulse.workers() if _may_see_worker(actor, each)),
+        workers=tuple(_worker(each, actor) for each in office.pulse.workers() if _may_see_worker(actor, each)),
     )
 
 
@@ -141,5 +141,6 @@ def _trouble(trouble: Trouble, actor: Actor) -> TroubleView:
     return TroubleView(show_instant(trouble.at_ms), trouble.kind, trouble.model, message)
 
 
-def _worker(seen: WorkerSeen) -> WorkerView:
-    return WorkerView(seen.id, seen.account, seen.shared, seen.models, seen.slots, seen.outstanding)
+def _worker(seen: WorkerSeen, actor: Actor) -> WorkerView:
+    account = seen.account if actor.sees is None or seen.account in actor.sees else None
+    return WorkerView(seen.id, account, seen.shared, seen.models, seen.slots, seen.outstanding)

@@ -251,7 +251,12 @@ async def test_others_than_the_operator_see_what_is_theirs_and_no_words_of_upstr
     assert [each["provider"] for each in found["providers"]] == ["cli", "cloud"]
     (trouble,) = found["providers"][0]["errors"]
     assert (trouble["kind"], trouble["message"]) == ("upstream_failed", None)
-    assert [each["worker"] for each in found["workers"]] == ["wrk_1", "wrk_3"]
+    assert [(each["worker"], each["account"]) for each in found["workers"]] == [
+        ("wrk_1", here.ada.account),
+        ("wrk_3", None),
+    ]
+    everything = (await (await managing(here, "operator")).send("GET", "/pulse")).json()
+    assert [each["account"] for each in everything["workers"]] == [here.ada.account, "acc_theirs", "acc_theirs"]
 
 
 async def test_the_pulse_of_the_command_line_ends_with_6_when_nobody_is_healthy(here: Scene) -> None:
