@@ -34,8 +34,14 @@ from penstock.catalogue import Catalogue
 from penstock.channel import Channel
 from penstock.clock import Clock
 from penstock.config import ProviderSettings, Settings, StoreSettings
-from penstock.config_secrets import sqlite_file
+from penstock.config_secrets import SECRET_VARIABLES, SECRETS_FILE, fingerprints, sqlite_file
 from penstock.db import migrate
+from penstock.db.fingerprints import (
+    known_fingerprints,
+    note_fingerprints,
+    note_first_fingerprints,
+    replace_fingerprints,
+)
 from penstock.db.mutexes import drop_mutexes
 from penstock.db.prices import note_prices
 from penstock.db.slips import Slips
@@ -65,21 +71,25 @@ from penstock.supervised import Post, Supervised
 from penstock.upkeep import Upkeep
 
 RETIRED_S = 900.0  # how long a provider that a reload has dropped may finish its calls
+_OTHER_SECRET = (
+    f"is not the one that this database was used with. Set it, or restore {SECRETS_FILE}, as it was; "
+    "or go on with this one by `penstock accept-secrets`, at the price of all keys (pepper) or sessions (auth secret)"
+)
 
 _logger = logging.getLogger("penstock")
 
 
 @asynccontextmanager
 async def open_office(settings: Settings, redact: Redactor | None = None) -> AsyncIterator[Office]:
-    """An office on the settings' store, which is migrated if need be, and closed in the end.
+    """An office on the settings' store, which is migrated if need be, and closed in the end. ConfigError when the store
+    is used with other secrets.
 
     Its upstreams are there when somebody looks at them: a command that does not has no connections to make and close.
     """
     clock = Clock.starting_at(settings.now) if settings.now else Clock()
-    migrate.upgrade(settings.store.url)
     ids = IdMaker()
     owner = ids.new("own")
-    store = _store(settings.store, clock, owner)
+    store = await _opened_store(settings, clock, owner)
     secret = peer_secret(settings.secrets.auth_secret)
     hub = Hub(store=store, clock=clock, ids=ids, owner=owner, reach=OtherProcesses(secret))
     upstreams = Upstreams({}, Health(settings.health, clock, redact or _redactor(settings)))
@@ -102,6 +112,20 @@ async def open_office(settings: Settings, redact: Redactor | None = None) -> Asy
         await hub.close()
         for provider in upstreams.providers.values():
             await provider.close()
+        await store.close()
+
+
+async def accept_secrets(settings: Settings) -> list[str]:
+    """Have the settings' secrets be those of their store from now on; the names of those that were others.
+
+    StoreUnavailable when there is no store: a new one takes the secrets it is made with anyway.
+    """
+    migrate.require(settings.store.url)
+    migrate.upgrade(settings.store.url)
+    store = _store(settings.store, Clock(), IdMaker().new("own"))
+    try:
+        return await store.write(replace_fingerprints(fingerprints(settings.secrets)))
+    finally:
         await store.close()
 
 
@@ -185,6 +209,7 @@ async def open_gateway(
         )
         door = _door(office, access, relay, tools, peering, observer)
         _show_gauges(observer, relay, holds, attempts, office.store, hub)
+        _refuse_other_secrets(settings, await office.store.write(note_fingerprints(fingerprints(settings.secrets))))
         await office.store.write(note_prices(office.catalogue.price_versions(), office.clock.now_ms()))
         await upkeep.start()
         gateway = Gateway(office, door, relay, observer, upkeep, redact)
@@ -301,6 +326,32 @@ async def _reload(gateway: Gateway, reload: Callable[[], Settings]) -> None:
         _logger.error("the configuration stays as it was: %s", error.message)
     else:
         _logger.info("the configuration has been read again")
+
+
+async def _opened_store(settings: Settings, clock: Clock, owner: str) -> Store:
+    """The store, migrated if need be. ConfigError when it is used with other secrets.
+
+    One without a key takes the secrets of the first to come. Where there are keys and no fingerprint yet, an older
+    version has made them: only a gateway is known to have the right secrets then, see `open_gateway`.
+    """
+    migrate.upgrade(settings.store.url)
+    store = _store(settings.store, clock, owner)
+    try:
+        known = await store.read(known_fingerprints())
+        if not known:
+            known = await store.write(note_first_fingerprints(fingerprints(settings.secrets)))
+        _refuse_other_secrets(settings, known)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+def _refuse_other_secrets(settings: Settings, known: Mapping[str, str]) -> None:
+    mine = fingerprints(settings.secrets)
+    other = [variable for name, variable in SECRET_VARIABLES.items() if known.get(name, mine[name]) != mine[name]]
+    if other:
+        raise ConfigError([f"{variable}: {_OTHER_SECRET}" for variable in other])
 
 
 def _store(settings: StoreSettings, clock: Clock, owner: str) -> Store:

@@ -86,7 +86,7 @@ class StoreSettings:
 
 @dataclass(frozen=True, slots=True)
 class SecretSettings:
-    """Server secrets of at least 32 bytes, each from the environment or a file, made on first start when absent."""
+    """Server secrets of at least 32 bytes, each from the environment or a file, made with the database when absent."""
 
     key_pepper: bytes = field(repr=False)
     auth_secret: bytes = field(repr=False)

@@ -1,15 +1,15 @@
 """Reads the configuration: `load(path, environ)`, a TOML file and the environment in, settings or all mistakes out.
 
-Nothing is kept between two calls and nothing is written, but for the secrets file on the very first start. How a table
-becomes settings is `config_tables.py`, whether the parts fit together `config_checks.py`, what well-known keys in the
-environment switch on `well_known.py`.
+Nothing is kept between two calls and nothing is written, but for the secrets file where there is no database yet. How a
+table becomes settings is `config_tables.py`, whether the parts fit together `config_checks.py`, what well-known keys in
+the environment switch on `well_known.py`.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from os.path import isfile
@@ -29,6 +29,7 @@ from penstock.config import (
     ProviderName,
     ProviderSettings,
     ResponseSettings,
+    SecretSettings,
     ServerSettings,
     Settings,
     StoreSettings,
@@ -62,6 +63,7 @@ from penstock.vendors import VENDORS
 from penstock.well_known import well_known_catalogue
 
 T = TypeVar("T")
+Complete = Callable[[Mapping[str, bytes], str, list[str]], SecretSettings]
 
 TABLES: dict[str, type] = {
     "server": ServerSettings,
@@ -112,10 +114,11 @@ _NO_INLINE_KEY = (
 )
 
 
-def load(path: FilePath | None, environ: Mapping[str, str]) -> Settings:
+def load(path: FilePath | None, environ: Mapping[str, str], complete: Complete = complete_secrets) -> Settings:
     """The settings of the file at `path`, or the built-in ones when there is none, with the environment on top.
 
-    Raises ConfigError with every mistake there is, each `file:line: key: what is wrong`.
+    `complete` says what becomes of secrets that are not given: see `config_secrets.py`. Raises ConfigError with every
+    mistake there is, each `file:line: key: what is wrong`.
     """
     file = "built-in" if path is None else str(path)
     document, lines = _parsed(BUILT_IN if path is None else _text_of(path), file)
@@ -126,7 +129,7 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Settings:
     if mistakes:
         raise ConfigError(mistakes.in_order())
     try:
-        secrets = complete_secrets(found, parts["store"].url, reader.warnings)
+        secrets = complete(found, parts["store"].url, reader.warnings)
     except WrongValueError as error:
         raise ConfigError([f"{SECRETS_FILE}: {error}"]) from error
     return Settings(secrets=secrets, warnings=tuple(reader.warnings), **parts)

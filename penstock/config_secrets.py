@@ -1,18 +1,21 @@
 """The server's two secrets and the keys of providers: where they come from, and how missing secrets are made.
 
 The pepper turns keys into digests and the other signs sessions, so both must outlive the process: with a new pepper no
-key works any more. What the environment does not give is made once and kept beside the SQLite database. Processes that
-start together agree: the file appears under its name complete or not at all, and only the first to link it there wins.
+key works any more. What the environment does not give is made once and kept beside the SQLite database, before there is
+one; beside a database that was used, missing secrets are lost ones, or somebody else has them, and none are made unless
+that is asked for. Processes that start together agree: the file appears under its name complete or not at all, and only
+the first to link it there wins.
 """
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from penstock.config import SecretSettings
@@ -21,7 +24,7 @@ from penstock.config_value import WrongValueError
 
 SECRETS_FILE = "penstock.secrets"
 LEAST_BYTES = 32
-_VARIABLES = {"key_pepper": "PENSTOCK_KEY_PEPPER", "auth_secret": "PENSTOCK_AUTH_SECRET"}
+SECRET_VARIABLES = {"key_pepper": "PENSTOCK_KEY_PEPPER", "auth_secret": "PENSTOCK_AUTH_SECRET"}
 _FIRST_LINE = "# Made by Penstock on its first start. Back it up with the database: without it no key works.\n"
 
 
@@ -33,7 +36,7 @@ def given_secrets(
     Notes wrong ones, and absent ones that have no place to be kept.
     """
     found: dict[str, bytes] = {}
-    for name, variable in _VARIABLES.items():
+    for name, variable in SECRET_VARIABLES.items():
         source = f"{variable}_FILE" if environ.get(f"{variable}_FILE") else variable
         try:
             if secret := _given(environ, variable, warnings):
@@ -46,17 +49,30 @@ def given_secrets(
 
 
 def complete_secrets(found: Mapping[str, bytes], store_url: str, warnings: list[str]) -> SecretSettings:
-    """The secrets `found`, and the others from the file beside the database, which is made when it is not there.
+    """The secrets `found`, and the others from the file beside the database, which is made when neither is there yet.
 
     Those of a database in memory last as long as it does: they are made anew each time. WrongValueError when the file
-    cannot be made or read.
+    cannot be made or read, and when it is missing beside a database.
     """
-    if len(found) == len(_VARIABLES):
-        return SecretSettings(**found)
-    database = sqlite_file(store_url)
-    if database is None:
-        return SecretSettings(**(_new_secrets() | dict(found)))
-    return SecretSettings(**(_kept_secrets(database.with_name(SECRETS_FILE), warnings) | dict(found)))
+    return _completed(found, store_url, warnings, _made_at_first)
+
+
+def look_for_secrets(found: Mapping[str, bytes], store_url: str, warnings: list[str]) -> SecretSettings:
+    """The same for who only looks: nothing is written, and what would be made lasts no longer than this process."""
+    return _completed(found, store_url, warnings, _never_made)
+
+
+def renewed_secrets(found: Mapping[str, bytes], store_url: str, warnings: list[str]) -> SecretSettings:
+    """The same for who has lost the file: a new one is made beside a database that was used."""
+    return _completed(found, store_url, warnings, _made_again)
+
+
+def fingerprints(settings: SecretSettings) -> dict[str, str]:
+    """By name, what tells a secret from others and not what it is: an HMAC with it of words that never change."""
+    return {
+        name: hmac.digest(getattr(settings, name), f"fingerprint of penstock {name}".encode(), "sha256").hex()
+        for name in SECRET_VARIABLES
+    }
 
 
 def sqlite_file(store_url: str) -> Path | None:
@@ -102,21 +118,65 @@ def _given(environ: Mapping[str, str], variable: str, warnings: list[str]) -> by
 
 
 def _new_secrets() -> dict[str, bytes]:
-    return {name: secrets.token_bytes(LEAST_BYTES) for name in _VARIABLES}
+    return {name: secrets.token_bytes(LEAST_BYTES) for name in SECRET_VARIABLES}
+
+
+def _completed(
+    found: Mapping[str, bytes], store_url: str, warnings: list[str], make: Callable[[Path, bool], None]
+) -> SecretSettings:
+    """The secrets, after `make(file, whether there is a database)` has seen to it that there is a file."""
+    if len(found) == len(SECRET_VARIABLES):
+        return SecretSettings(**found)
+    database = sqlite_file(store_url)
+    if database is None:
+        return SecretSettings(**(_new_secrets() | dict(found)))
+    path = database.with_name(SECRETS_FILE)
+    try:
+        was_used = _was_used(database)  # asked first: whoever makes both makes the database last
+        if not path.exists():
+            make(path, was_used)
+        kept = _kept_secrets(path, warnings) if path.exists() else None
+    except OSError as error:
+        raise WrongValueError(
+            f"cannot be made ({_reason(error)}); or set {' and '.join(SECRET_VARIABLES.values())}"
+        ) from error
+    if kept is None and was_used:
+        missing = [variable for name, variable in SECRET_VARIABLES.items() if name not in found]
+        raise WrongValueError(
+            "is not there, and the database beside it is: restore it, or set "
+            f"{' and '.join(missing)} as the gateway has them; when they are lost, `penstock accept-secrets` makes new "
+            "ones, and no key that was made with the old ones works again"
+        )
+    return SecretSettings(**((kept or _new_secrets()) | dict(found)))
+
+
+def _was_used(database: Path) -> bool:
+    """Whether anything is in the file; in one that a start has made and not filled there is nothing."""
+    try:
+        return database.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _made_at_first(path: Path, was_used: bool) -> None:
+    if not was_used:
+        _make_file(path)
+
+
+def _never_made(path: Path, was_used: bool) -> None:
+    pass
+
+
+def _made_again(path: Path, was_used: bool) -> None:
+    if was_used:
+        _make_file(path)
 
 
 def _kept_secrets(path: Path, warnings: list[str]) -> dict[str, bytes]:
-    """The file's secrets, after making it if need be."""
-    try:
-        if not path.exists():
-            _make_file(path)
-    except OSError as error:
-        raise WrongValueError(
-            f"cannot be made ({_reason(error)}); or set {' and '.join(_VARIABLES.values())}"
-        ) from error
+    """The file's secrets."""
     try:
         kept = tomllib.loads(secret_in(path, warnings).decode())
-        found = {name: bytes.fromhex(kept[name]) for name in _VARIABLES}
+        found = {name: bytes.fromhex(kept[name]) for name in SECRET_VARIABLES}
     except (KeyError, TypeError, ValueError) as error:
         raise WrongValueError("is not the file Penstock made; restore it, or no key works") from error
     if min(map(len, found.values())) < LEAST_BYTES:

@@ -81,6 +81,13 @@ class Desk:
 
         return load(self.config, self.environ(**overrides))
 
+    def look(self, **overrides: str | None) -> Settings:
+        """The same, and nothing is written: no secrets are made where a first start would make them."""
+        from penstock.config_file import load
+        from penstock.config_secrets import look_for_secrets
+
+        return load(self.config, self.environ(**overrides), look_for_secrets)
+
     def environ(self, **overrides: str | None) -> dict[str, str]:
         """The environment with `overrides` and the database of the command line on top."""
         overrides |= {"PENSTOCK_DATABASE_URL": self.database_url}
@@ -91,7 +98,7 @@ class Desk:
         if self.url is None:
             from penstock.db.migrate import require
 
-            require(self.settings().store.url)
+            require(self.look().store.url)
 
     def perform(self, name: str, /, **arguments: Any) -> Any:
         """Carry out the operation and return what it answers, as JSON has it. Arguments that are None are left out.

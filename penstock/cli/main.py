@@ -29,6 +29,7 @@ def program() -> typer.Typer:
         ("serve", process.serve),
         ("check-config", process.check_config),
         ("migrate", process.migrate),
+        ("accept-secrets", process.accept_secrets),
     ):
         app.command(name)(with_desk(function, open_desk_here))
     _add(app, balance=money.balance, grant=money.grant, models=money.models, discover=money.discover)

@@ -1,4 +1,4 @@
-"""Commands that run the gateway or get it ready: serve, demo, check-config, migrate."""
+"""Commands that run the gateway or get it ready: serve, demo, check-config, migrate, accept-secrets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _serve_alone(desk: Desk, settings: Settings, given: dict[str, str | None], s
     from penstock.cli.welcome import welcome, welcome_with_sample
 
     announce = welcome_with_sample if sample else welcome
-    return serve_forever(settings, reload=lambda: desk.settings(**given), announce=announce)
+    return serve_forever(settings, reload=lambda: desk.look(**given), announce=announce)
 
 
 def _supervise(desk: Desk, settings: Settings, given: dict[str, str | None], sample: bool) -> int:
@@ -54,7 +54,7 @@ def _supervise(desk: Desk, settings: Settings, given: dict[str, str | None], sam
     from penstock.supervisor import supervise
 
     start = command(desk.config, "sample" if sample else "")
-    return supervise(settings, command=start, environ=desk.environ(**given), reload=lambda: desk.settings(**given))
+    return supervise(settings, command=start, environ=desk.environ(**given), reload=lambda: desk.look(**given))
 
 
 def demo(
@@ -74,7 +74,7 @@ def demo(
 
 def check_config(desk: Desk) -> None:
     """Read the configuration and say what is wrong with it. Ends with 3 when something is."""
-    settings = desk.settings()
+    settings = desk.look()
     report = {
         "config": str(desk.config) if desk.config else None,
         "providers": len(settings.providers),
@@ -91,4 +91,18 @@ def migrate(desk: Desk) -> None:
 
     url = desk.settings().store.url
     report = {"before": upgrade(url), "revision": current(url)}
+    show_json(report) if desk.as_json else show_fields(report)
+
+
+def accept_secrets(desk: Desk) -> None:
+    """Go on with the secrets that are set now, though the database was used with others; where its own are lost, make
+    new ones. Keys made with another pepper stop working, another auth secret signs everyone out."""
+    import asyncio
+
+    from penstock.app import accept_secrets as accept
+    from penstock.config_file import load
+    from penstock.config_secrets import SECRET_VARIABLES, renewed_secrets
+
+    changed = asyncio.run(accept(load(desk.config, desk.environ(), renewed_secrets)))
+    report = {"changed": [SECRET_VARIABLES[name] for name in changed]}
     show_json(report) if desk.as_json else show_fields(report)

@@ -39,7 +39,7 @@ def main() -> None:
     announce = welcome_with_sample if sample else welcome
     try:
         post = Post(int(number), _inherited(listener), _inherited(line))
-        code = serve(desk.settings(), reload=desk.settings, announce=announce, post=post)
+        code = serve(desk.look(), reload=desk.look, announce=announce, post=post)
     except PenstockError as error:
         code = report(desk, error)
     sys.exit(code)

@@ -8,7 +8,7 @@ text. USD is nano-USD, contract lots are tokens.
     users ─┬─ memberships ── accounts ── lots ── holds (open only)
            └─ credentials (keys, sessions)        transfers (append-only journal)
     owners (processes) ── workers (connected to them)   leases   usage_records   idempotency
-    prices (every version used)   routing (what callers want of it)
+    prices (every version used)   routing (what callers want of it)   fingerprints (of the secrets in use)
     tool_policies (by account)   tool_turns (what callers have not seen of their conversations)
     responses ── response_items (what callers may continue, and refer to)
 """
@@ -271,4 +271,11 @@ routing = Table(
     Column("allowed", Text, nullable=False),
     Column("denied", Text, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
+)
+
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("secret", Text, primary_key=True),  # key_pepper | auth_secret
+    Column("fingerprint", Text, nullable=False),  # an HMAC with it, hex
 )

@@ -10,6 +10,7 @@ import pytest
 
 from penstock.config import SecretSettings
 from penstock.config_file import load
+from penstock.config_secrets import fingerprints, look_for_secrets, renewed_secrets
 from penstock.errors import ConfigError
 
 PEPPER, SECRET = "p" * 32, "s" * 32
@@ -36,6 +37,49 @@ def test_absent_secrets_are_made_once_for_their_owner_alone(tmp_path: Path) -> N
     assert first.key_pepper != first.auth_secret
     assert [path.name for path in tmp_path.iterdir()] == ["penstock.secrets"]
     assert (tmp_path / "penstock.secrets").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("given", [{}, {"PENSTOCK_KEY_PEPPER": PEPPER}])
+def test_beside_a_database_that_was_used_none_are_made(tmp_path: Path, given: dict[str, str]) -> None:
+    (tmp_path / "penstock.db").write_text("keys")
+    (mistake,) = mistakes(database(tmp_path) | given)
+    assert mistake == (
+        "penstock.secrets: is not there, and the database beside it is: restore it, or set "
+        f"{'' if given else 'PENSTOCK_KEY_PEPPER and '}PENSTOCK_AUTH_SECRET as the gateway has them; when they are "
+        "lost, `penstock accept-secrets` makes new ones, and no key that was made with the old ones works again"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["penstock.db"]
+
+
+def test_a_file_that_holds_nothing_yet_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "penstock.db").touch()
+    assert secrets(database(tmp_path)) == secrets(database(tmp_path))
+
+
+def test_who_only_looks_makes_no_file(tmp_path: Path) -> None:
+    looked = load(None, database(tmp_path), look_for_secrets).secrets
+    assert len(looked.key_pepper) == len(looked.auth_secret) == 32
+    assert list(tmp_path.iterdir()) == []
+    made = secrets(database(tmp_path))
+    assert load(None, database(tmp_path), look_for_secrets).secrets == made
+    (tmp_path / "penstock.secrets").unlink()
+    (tmp_path / "penstock.db").write_text("keys")
+    with pytest.raises(ConfigError, match="is not there"):
+        load(None, database(tmp_path), look_for_secrets)
+
+
+def test_who_has_lost_them_may_have_new_ones_made(tmp_path: Path) -> None:
+    (tmp_path / "penstock.db").write_text("keys")
+    renewed = load(None, database(tmp_path), renewed_secrets).secrets
+    assert renewed == secrets(database(tmp_path)) == load(None, database(tmp_path), renewed_secrets).secrets
+
+
+def test_a_fingerprint_tells_secrets_apart_and_not_what_they_are() -> None:
+    one, other = SecretSettings(b"p" * 32, b"s" * 32), SecretSettings(b"q" * 32, b"s" * 32)
+    assert fingerprints(one) == fingerprints(SecretSettings(b"p" * 32, b"s" * 32))
+    assert fingerprints(one)["key_pepper"] != fingerprints(other)["key_pepper"]
+    assert fingerprints(one)["auth_secret"] == fingerprints(other)["auth_secret"]
+    assert len(set(fingerprints(SecretSettings(b"p" * 32, b"p" * 32)).values())) == 2
 
 
 def test_processes_that_start_together_agree_on_the_secrets(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import subprocess
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from penstock.app import open_gateway
 from penstock.cli.desk import ExitCode
 from penstock.cli.main import program
+from penstock.config_file import load
 from penstock.db.migrate import HEAD
-from tests.engines import SECRETS, is_postgres, only_on_sqlite, tell
+from tests.engines import SECRETS, only_on_sqlite, tell
 
 
 class Terminal:
@@ -38,9 +42,8 @@ def terminal(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("PENSTOCK_")]:
         monkeypatch.delenv(name)
-    if is_postgres(store_url):
-        for name, secret in SECRETS.items():
-            monkeypatch.setenv(name, secret)
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
     return Terminal(store_url)
 
 
@@ -174,9 +177,7 @@ def test_a_database_that_cannot_be_opened_ends_with_4(terminal: Terminal, tmp_pa
     assert "penstock.db" in broken.stderr
 
 
-def test_a_server_that_is_not_there_ends_with_4(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, secret in SECRETS.items():
-        monkeypatch.setenv(name, secret)
+def test_a_server_that_is_not_there_ends_with_4(terminal: Terminal) -> None:
     absent = Terminal("postgresql://ada:hidden@127.0.0.1:9/books").run("users", "list")
     assert absent.exit_code == 4
     assert "books at 127.0.0.1" in absent.stderr
@@ -191,6 +192,82 @@ def test_books_that_do_not_add_up_end_with_5(terminal: Terminal, store_url: str)
     wrong = terminal.run("ledger", "verify", "--json")
     assert wrong.exit_code == 5
     assert json.loads(wrong.stdout)["differences"] == [{"what": f"remaining of {lot}", "written": 7, "computed": 10**9}]
+
+
+OTHER = {
+    "PENSTOCK_KEY_PEPPER": "another-pepper-0123456789abcdef-0",
+    "PENSTOCK_AUTH_SECRET": "another-secret-" + "0" * 32,
+}
+
+
+@pytest.mark.parametrize("name", list(OTHER))
+def test_with_other_secrets_than_the_databases_nothing_is_done_until_they_are_accepted(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    terminal.ask("users", "create", "Ada")
+    monkeypatch.setenv(name, OTHER[name])
+    refused = terminal.run("users", "create", "Bob")
+    assert refused.exit_code == ExitCode.CONFIG
+    assert f"{name}: is not the one that this database was used with" in refused.stderr
+    assert "penstock accept-secrets" in refused.stderr
+    assert OTHER[name] not in refused.output
+    accepted = terminal.ask("accept-secrets")
+    assert accepted == {"changed": [name]}
+    assert terminal.ask("accept-secrets") == {"changed": []}
+    assert [each["name"] for each in terminal.ask("users", "list")["data"]] == ["Ada"]
+
+
+def test_a_database_from_before_takes_the_secrets_of_the_gateway_and_not_those_of_a_command(
+    terminal: Terminal, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = terminal.ask("users", "create", "Ada")["id"]
+    terminal.ask("keys", "create", "--kind", "personal", "--name", "k", "--user", user)
+    tell(store_url, "DELETE FROM fingerprints")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PENSTOCK_KEY_PEPPER", OTHER["PENSTOCK_KEY_PEPPER"])
+        assert terminal.run("users", "list").exit_code == 0
+    asyncio.run(_open_gateway(store_url))
+    assert terminal.run("users", "list").exit_code == 0
+    monkeypatch.setenv("PENSTOCK_KEY_PEPPER", OTHER["PENSTOCK_KEY_PEPPER"])
+    assert terminal.run("users", "list").exit_code == ExitCode.CONFIG
+
+
+async def _open_gateway(store_url: str) -> None:
+    async with open_gateway(load(None, SECRETS | {"PENSTOCK_DATABASE_URL": store_url}), io.StringIO()):
+        pass
+
+
+@only_on_sqlite
+def test_lost_secrets_are_not_made_anew_unless_somebody_asks_for_it(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name)
+    here, kept = Terminal(f"sqlite:///{tmp_path}/new.db"), tmp_path / "penstock.secrets"
+    here.ask("users", "create", "Ada")
+    lost = kept.read_text()
+    kept.unlink()
+    for words in (("users", "list"), ("check-config",), ("serve", "--port", "0"), ("migrate",)):
+        refused = here.run(*words)
+        assert (refused.exit_code, kept.exists()) == (ExitCode.CONFIG, False), words
+        assert "penstock.secrets: is not there" in refused.stderr
+    assert here.ask("accept-secrets") == {"changed": ["PENSTOCK_KEY_PEPPER", "PENSTOCK_AUTH_SECRET"]}
+    assert kept.read_text() != lost
+    assert here.run("users", "list").exit_code == 0
+
+
+@only_on_sqlite
+def test_who_only_looks_leaves_nothing_behind(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in SECRETS:
+        monkeypatch.delenv(name)
+    here = Terminal(f"sqlite:///{tmp_path}/new.db")
+    before = os.listdir(tmp_path)
+    assert here.run("check-config").exit_code == 0
+    assert here.run("ledger", "verify").exit_code == ExitCode.UNREACHABLE
+    assert here.run("accept-secrets").exit_code == ExitCode.UNREACHABLE
+    assert os.listdir(tmp_path) == before
 
 
 def test_help_needs_none_of_the_heavy_libraries() -> None:

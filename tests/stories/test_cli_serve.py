@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.engines import SECRETS, is_postgres
+from tests.engines import SECRETS
 
 START_S = 20  # a bound for a crowded machine; it takes well under one
 
@@ -24,9 +24,7 @@ START_S = 20  # a bound for a crowded machine; it takes well under one
 @contextmanager
 def serving(store_url: str, *words: str, stdout: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
     """`penstock serve` on a free port with this database. Its request log goes to `stdout`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
-    if is_postgres(store_url):
-        environment |= SECRETS
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")} | SECRETS
     words = ("serve", "--port", "0", "--database-url", store_url, *words)
     process = subprocess.Popen(
         [sys.executable, "-m", "penstock", *words], stdout=stdout, stderr=subprocess.PIPE, env=environment

@@ -17,12 +17,14 @@ from joserfc.jwk import OctKey
 from penstock.access import REMEMBER_S
 from penstock.app import open_office
 from penstock.config import JwtSettings, LimitSettings, SecretSettings, Settings
+from penstock.errors import ConfigError
 from penstock.operations.accounts import add_member, create_account, remove_member
 from penstock.operations.actor import LOCAL
 from penstock.operations.child_keys import create_child_key
 from penstock.operations.key_views import KeyView, MintedKey
 from penstock.operations.keys import list_keys, revoke_key
 from penstock.operations.sessions import issue_session
+from tests.engines import tell
 from tests.stories.gateway import (
     AUTH_SECRET,
     BASES,
@@ -378,6 +380,10 @@ async def test_another_gateways_tokens_and_keys_are_worth_nothing_here(settings:
     async with running(settings) as gateway:
         ada = await gateway.person(usd="1")
         session = await issue_session(gateway.office, LOCAL, user=ada.user)
+    with pytest.raises(ConfigError, match="accept-secrets"):
+        async with running(other):
+            pass
+    tell(settings.store.url, "DELETE FROM fingerprints")
     async with running(other) as gateway:
         assert await admitted(gateway, ROUTER, ada) == 401
         assert await admitted(gateway, TRUST, ada, replace(ada.account_key, key=session.token)) == 401

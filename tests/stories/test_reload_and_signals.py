@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import SECRETS
 from tests.stories.caller import Caller, calling, data, eventually
 from tests.stories.gateway import HELLO, LLAMA, ROUTER, Person, Running, running
 from tests.stories.process import configuration, serving_process, settings_of, verified
@@ -185,6 +186,29 @@ async def test_a_configuration_that_cannot_be_written_down_stays_as_it_was(
         (tmp_path / "moved.db").rename(store)
         process.signal(signal.SIGHUP)
         await process.said("has been read again")
+
+
+async def test_a_reload_makes_no_secrets_where_they_are_lost(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    config, kept = configuration(tmp_path, upstream.base_url), tmp_path / "penstock.secrets"
+    async with serving_process(config, environ=dict.fromkeys(SECRETS, "")) as process:
+        kept.rename(tmp_path / "moved.secrets")
+        process.signal(signal.SIGHUP)
+        await process.said("stays as it was: penstock.secrets: is not there")
+        assert not kept.exists()
+        (tmp_path / "moved.secrets").rename(kept)
+        process.signal(signal.SIGHUP)
+        await process.said("has been read again")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_gateway_with_other_secrets_than_its_databases_does_not_start(
+    tmp_path: Path, store_url: str, upstream: ScriptedUpstream, workers: int
+) -> None:
+    config = configuration(tmp_path, upstream.base_url, store=store_url, workers=workers)
+    await person_of(config)
+    with pytest.raises(AssertionError, match=r"it ended with 3: .*PENSTOCK_KEY_PEPPER: is not the one"):
+        async with serving_process(config, environ={"PENSTOCK_KEY_PEPPER": "x" * 32}):
+            pass
 
 
 async def refuses(url: str) -> bool:

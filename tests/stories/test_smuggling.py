@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from penstock.config_file import load
 from tests.ports.test_http1_fuzz import mutated, pieces
 from tests.stories.gateway import Person, Running, running
+from tests.stories.process import settings_of
 from tests.stories.served import Served, served
 from tests.stories.shapes import BODY, CHUNKS, CODED, HEX, HIDDEN, LINE, MARK, REFUSED, TAKEN, Got, answers, head
 from tests.stories.wire_property import wire_says
@@ -61,7 +61,7 @@ async def test_what_is_ambiguous_is_refused_and_nothing_is_found_behind_it(
             wrong = {name: why for name, raw in said.items() if (why := wrong_refusal(raw))}
             assert wrong == {}
         assert upstream.requests == []
-    async with running(load(server.config, {})) as gateway:
+    async with running(settings_of(server.config)) as gateway:
         assert await gateway.nano(server.people[0]) == GRANTED
         assert await gateway.usage(server.people[0]) == ()
 
@@ -135,7 +135,7 @@ async def test_of_many_pipelines_and_much_garbage_everybody_gets_the_answers_to_
         honest = [pipeline(who, number) for who in range(people) for number in range(connections)]
         await asyncio.gather(*honest, *map(garbage, shapes))
         assert len(upstream.requests) == people * connections * each
-    async with running(load(server.config, {})) as gateway:
+    async with running(settings_of(server.config)) as gateway:
         for person in server.people:
             assert len(await _usage(gateway, person)) == connections * each
 
