@@ -59,7 +59,7 @@ async def create_child_key(
     wish = _Wish(
         name=parse_name(name),
         scopes=scopes,
-        models=parse_models(office, models),
+        models=parse_models(office, actor, models),
         limit_nano=None if limit is None else parse_usd(limit, "limit"),
         expires_ms=parse_expiry(office, expires),
         per_minute=requests_per_minute,

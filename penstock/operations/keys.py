@@ -85,7 +85,7 @@ async def create_key(
             created_ms=office.clock.now_ms(),
             requests_per_minute=within(per_minute, "requests_per_minute", most=MOST_PER_MINUTE),
             environment=_environment(office, kind),
-            models=parse_models(office, models),
+            models=parse_models(office, actor, models),
             limit_nano=None if limit is None else parse_usd(limit, "limit"),
             expires_ms=parse_expiry(office, expires),
         ),
@@ -156,11 +156,13 @@ def check_within(actor: Actor, scopes: Collection[str]) -> None:
             raise Forbidden(f"The scope '{scope}' is more than the caller has.")
 
 
-def parse_models(office: Office, asked: Sequence[str] | None) -> tuple[str, ...] | None:
-    """An allow-list of model ids; None allows all. InvalidRequest when it is empty or names an unknown one."""
+def parse_models(office: Office, actor: Actor, asked: Sequence[str] | None) -> tuple[str, ...] | None:
+    """An allow-list of model ids; None allows all. InvalidRequest when it is empty or names one that is unknown, as one
+    is that serves other accounts alone."""
     if asked is None:
         return None
-    unknown = sorted(set(asked) - {model.id for model in office.catalogue.models})
+    known = {each.id for each in office.catalogue.models if actor.sees is None or each.is_for(actor.sees)}
+    unknown = sorted(set(asked) - known)
     if unknown:
         raise InvalidRequest(f"There is no model '{unknown[0]}'.", param="models")
     if not asked:

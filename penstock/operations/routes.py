@@ -149,7 +149,9 @@ async def explain_route(
     if account is not None:
         actor.check_sees(account)
     demand = await _demand(office, lineage, account, needs, tokens)
-    ranking = rank(_offers(office, model, surface), demand, partial(office.upstreams.standing, account=account or ""))
+    ranking = rank(
+        _offers(office, actor, model, surface), demand, partial(office.upstreams.standing, account=account or "")
+    )
     return Explanation(
         model=model,
         surface=surface,
@@ -160,9 +162,12 @@ async def explain_route(
     )
 
 
-def _offers(office: Office, name: str, surface: str) -> list[Offer]:
-    """Every offer of the model of that name, or of all that `auto` chooses among."""
+def _offers(office: Office, actor: Actor, name: str, surface: str) -> list[Offer]:
+    """Every offer of the model of that name, or of all that `auto` chooses among. ModelUnknown also for one that serves
+    other accounts alone."""
     found = office.catalogue.find(name, surface)
+    if found is not None and actor.sees is not None and not found.is_for(actor.sees):
+        found = None
     models = office.catalogue.auto(name, surface) if found is None else (found,)
     offers = [offer for model in models for offer in model.offers]
     if not offers and found is None:

@@ -213,6 +213,23 @@ async def test_what_cannot_be_explained_is_refused(here: Scene, query: dict[str,
     assert refused.status_code == status, refused.text
 
 
+async def test_a_model_that_serves_other_accounts_alone_is_as_unknown_as_one_that_is_not_there(here: Scene) -> None:
+    settings = here.gateway.office.settings
+    providers = [replace(each, accounts=("acc_theirs",)) if each.name == "gpu" else each for each in settings.providers]
+    await here.gateway.gateway.reload(replace(settings, providers=tuple(providers)))
+    manager, operator = await managing(here, "management"), await managing(here, "operator")
+    key = {"kind": "inference", "name": "k", "account": here.ada.account}
+    said = []
+    for model in ("gpu-model", "no-model"):
+        explained = await manager.send("GET", "/routes/explain", params={"model": model})
+        made = await manager.send("POST", "/keys", json=key | {"models": [model]})
+        said.append([(each.status_code, each.text.replace(model, "…")) for each in (explained, made)])
+    assert said[0] == said[1]
+    assert [status for status, _ in said[0]] == [400, 400]
+    assert (await manager.send("POST", "/keys", json=key | {"models": ["cli-model"]})).status_code == 201
+    assert (await operator.send("GET", "/routes/explain", params={"model": "gpu-model"})).status_code == 200
+
+
 # Who is healthy.
 
 
