@@ -28,6 +28,10 @@ class Lazy:
         await app(scope, receive, send)
 
     async def _build(self) -> App:
-        management = await asyncio.to_thread(importlib.import_module, "penstock.api.management")
-        app: App = management.build(self._office, self._access)
+        try:
+            management = await asyncio.to_thread(importlib.import_module, "penstock.api.management")
+            app: App = management.build(self._office, self._access)
+        except BaseException:
+            self._building = None  # whoever asks next tries anew
+            raise
         return app

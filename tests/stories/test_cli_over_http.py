@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import importlib
 import io
 import json
 import os
@@ -102,6 +104,19 @@ async def test_both_doors_answer_the_same(gateway: Gateway) -> None:
         for key in (*here.get("data", ()), *there.get("data", ())):
             key.pop("last_used", None)  # asking is using
         assert there == here
+
+
+async def test_an_import_that_fails_once_is_tried_again(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = importlib.import_module, [OSError(errno.EMFILE, "Too many open files")]
+
+    def once(name: str, package: str | None = None) -> Any:
+        if name == "penstock.api.management" and failures:
+            raise failures.pop()
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", once)
+    statuses = [(await gateway.send("GET", "/api/v1/keys")).status_code for _ in range(2)]
+    assert (statuses, failures) == ([500, 200], [])
 
 
 async def test_all_keys_are_listed_however_many_pages_they_are(
