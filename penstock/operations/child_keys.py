@@ -16,6 +16,7 @@ from penstock.operations.actor import Actor, covered
 from penstock.operations.choices import KeyScope
 from penstock.operations.key_views import MintedKey, minted_key
 from penstock.operations.keys import (
+    check_spends,
     check_within,
     find_managed,
     mint,
@@ -65,6 +66,7 @@ async def create_child_key(
         per_minute=requests_per_minute,
     )
     lineage = await office.store.read(find_managed(actor, key))
+    check_spends(lineage[0].kind, models, limit)
     secret, new = mint(office, _child(lineage[0], wish, id=office.ids.new("key"), now_ms=office.clock.now_ms()))
     return minted_key(secret, await office.store.write(_enter(actor, new, key)))
 

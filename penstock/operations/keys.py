@@ -69,7 +69,7 @@ async def create_key(
     if actor.child:
         raise Forbidden("A key that was minted from another mints only children of its own.")
     _check_binding(kind, user, account)
-    _check_spends(kind, models, limit)
+    check_spends(kind, models, limit)
     per_minute = office.settings.limits.requests_per_minute if requests_per_minute is None else requests_per_minute
     key, new = mint(
         office,
@@ -187,7 +187,7 @@ def _check_binding(kind: str, user: str | None, account: str | None) -> None:
         raise InvalidRequest(f"A key of kind {kind} belongs to one {' or '.join(takes)}.", param=takes[-1])
 
 
-def _check_spends(kind: str, models: Sequence[str] | None, limit: str | None) -> None:
+def check_spends(kind: str, models: Sequence[str] | None, limit: str | None) -> None:
     """A worker's key calls nothing: what would bound its calls is meant for another kind of key."""
     for name, given in (("models", models), ("limit", limit)):
         if kind in CONNECTING and given is not None:

@@ -192,6 +192,16 @@ async def test_a_child_that_could_do_more_is_refused(office: Office, account: st
         await do(office, "keys.child", key=parent.id, name="c", **more)
 
 
+@pytest.mark.parametrize("kind", ["worker", "tools_worker"])
+@pytest.mark.parametrize("bound", [{"limit": "1"}, {"models": [MODEL]}])
+async def test_a_child_of_a_workers_key_has_neither_limit_nor_models_as_its_parent_has_none(
+    office: Office, account: str, kind: str, bound: dict[str, Any]
+) -> None:
+    parent = await do(office, "keys.create", kind=kind, name="p", account=account)
+    with pytest.raises(InvalidRequest, match="calls no models"):
+        await do(office, "keys.child", key=parent.id, name="c", **bound)
+
+
 async def test_a_revoked_parent_ends_its_children_at_identification_and_at_admission(
     office: Office, account: str
 ) -> None:
