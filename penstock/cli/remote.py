@@ -10,23 +10,24 @@ from urllib.parse import quote
 import httpx2
 
 from penstock.cli.desk import RefusedThereError, UnreachableError
-from penstock.errors import AuthMissing
+from penstock.errors import AuthMissing, ConfigError
 from penstock.operations.index import operation_named
 
 ROOT = "/api/v1"
 UNAVAILABLE = ("store_unavailable", "shutting_down")
+_NO_ADDRESS = (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, UnicodeError)
 TIMEOUT_S = 60.0  # for the slowest operation, verifying a large ledger
 
 
 def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, Any]) -> Any:
     """What the gateway at `url` answers.
 
-    RefusedThereError with its words, UnreachableError when it gives no answer that could be its own.
+    RefusedThereError with its words, UnreachableError when it gives no answer that could be its own, ConfigError for a
+    key that cannot be one. No message repeats the key, or a password in the URL.
     """
     operation = operation_named(name)
     assert operation.method is not None, "commands of local operations have no --url"
-    if key is None:
-        raise AuthMissing("A management key is needed: --key, or PENSTOCK_MANAGEMENT_KEY.")
+    bearer = _sound(key)
     in_path = re.findall(r"{(\w+)}", operation.path)
     path = operation.path.format(**{param: quote(arguments[param], safe="") for param in in_path})
     rest = {param: value for param, value in arguments.items() if param not in in_path}
@@ -37,12 +38,30 @@ def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, 
             url.rstrip("/") + ROOT + path,
             params=None if is_post else rest,
             json=rest if is_post else None,
-            headers={"authorization": f"Bearer {key}"},
+            headers={"authorization": f"Bearer {bearer}"},
             timeout=TIMEOUT_S,
         )
         return _answer(response.status_code, response.json())
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise UnreachableError(f"No gateway answers at {url}: {str(error) or type(error).__name__}") from None
+    except _NO_ADDRESS:  # whose words may be a piece of a password
+        raise UnreachableError(f"No gateway answers at {_shown(url)}: it is no address of one") from None
+    except (httpx2.HTTPError, ValueError) as error:
+        raise UnreachableError(f"No gateway answers at {_shown(url)}: {str(error) or type(error).__name__}") from None
+
+
+def _sound(key: str | None) -> str:
+    """The key as it can go into a header. AuthMissing when there is none, ConfigError when it cannot."""
+    bearer = (key or "").strip()
+    if not bearer:
+        raise AuthMissing("A management key is needed: --key, or PENSTOCK_MANAGEMENT_KEY.")
+    if not bearer.isascii() or not bearer.isprintable():
+        raise ConfigError(["key: --key, or PENSTOCK_MANAGEMENT_KEY, is not one line of printable ASCII"])
+    return bearer
+
+
+def _shown(url: str) -> str:
+    """The URL without what may be a password: all that stands before the last `@`."""
+    scheme = next((each for each in ("https://", "http://") if url.startswith(each)), "")
+    return scheme + url.removeprefix(scheme).rpartition("@")[2]
 
 
 def _answer(status: int, body: Any) -> Any:

@@ -148,6 +148,26 @@ async def test_refusals_and_unreachable_gateways_end_as_they_do_here(gateway: Ga
     assert gateway.url in json.loads(nobody.stderr)["error"]["message"]
 
 
+@pytest.mark.parametrize(("key", "code"), [("{key}\r\n", 0), ("{key}\rx", 3), ("{key}é", 3), (" ", 1)])
+async def test_a_key_is_stripped_and_one_that_is_none_is_not_repeated(gateway: Gateway, key: str, code: int) -> None:
+    for environment in (True, False):
+        given = key.format(key=gateway.operator_key)
+        words = ("users", "list", *(() if environment else ("--key", given)))
+        ran = await gateway.run(*words, key=given if environment else None)
+        assert ran.exit_code == code, ran.output
+        assert gateway.operator_key not in ran.output
+
+
+@pytest.mark.parametrize(
+    "url", ["http://ada:hid/den@127.0.0.1:9", "ada:hid/den@127.0.0.1:9", "http://ada:hid@den@127.0.0.1:9/x"]
+)
+async def test_a_password_in_the_address_of_a_gateway_is_not_repeated(gateway: Gateway, url: str) -> None:
+    ran = await gateway.run("users", "list", "--url", url)
+    assert ran.exit_code == 4
+    assert "127.0.0.1:9" in ran.stderr
+    assert not [word for word in ("ada", "hid", "den") if word in ran.output]
+
+
 async def test_a_database_named_on_the_command_line_goes_before_a_gateway_in_the_environment(
     gateway: Gateway, tmp_path: Path
 ) -> None:
