@@ -17,8 +17,11 @@ PeerKind = Literal["worker", "tools_worker"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A job to be given. `path` is relative; `sent` is called when somebody has accepted it, or it is on its way to the
-    process of somebody who may; maybe more than once, when that one loses it. One that may be done `once` only is given to nobody else after it was accepted: what it does may have been done."""
+    """A job to be given. `path` is relative.
+
+    `sent` is called when somebody has accepted it, or it is on its way to the process of somebody who may; more than
+    once when that one loses it. What may be done `once` only is given to nobody else after it was accepted.
+    """
 
     path: str
     body: bytes

@@ -1,23 +1,26 @@
 """The way to peers that are connected to another process of the deployment: its private address (`api/peering.py`).
 
-Implements `hub.elsewhere.Reach` with the client of the data path. It picks nobody and repeats nothing.
+Implements `hub.elsewhere.Reach` with the client of the data path. It picks nobody and repeats nothing. The process that
+has the peer keeps the limits of a job; they are kept here as well, a little later, should it stand still.
 """
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlencode
 
 import msgspec
 
-from penstock.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.messages import JOB_S
 from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
 from penstock.providers.http1 import Client
 from penstock.providers.origin import Origin
 
+MARGIN_S = 5.0  # beyond a job's own limits, which are kept by the process that has the peer, unless it stands still
 CONNECT_S = 1.0  # it is near
-LONGEST_S = JOB_S + 10.0  # each job has limits of its own, which the process that has the peer keeps
+LONGEST_S = JOB_S + 10.0  # longer than those of any job
 LARGEST_REASON = 10_000
 MOST_CONNECTIONS = 4_096  # a job holds one; how many there may be is for the peers' slots to say
 MOST_CLIENTS = 256  # addresses are new whenever a process is; those that are no longer used are let go
@@ -40,12 +43,15 @@ class OtherProcesses:
             query["headers"] = msgspec.json.encode(request.headers).decode()
         if request.stream:
             query["stream"] = "1"
-        told = _Told(request)
+        told, end_s = _Told(request), asyncio.get_running_loop().time() + min(JOB_S, limits.total_s) + MARGIN_S
         try:
-            client = await self._client(address)
-            answer: Answer = await client.request(
-                "POST", f"peer/v1/jobs/{peer}?{urlencode(query)}", (), request.body, sent=told
-            )
+            async with asyncio.timeout(min(limits.first_byte_s, limits.total_s) + MARGIN_S):
+                client = await self._client(address)
+                answer: Answer = await client.request(
+                    "POST", f"peer/v1/jobs/{peer}?{urlencode(query)}", (), request.body, sent=told
+                )
+        except TimeoutError:
+            raise UpstreamTimeout("The process that has the worker did not answer in time.") from None
         except UpstreamTimeout:
             raise
         except UpstreamUnavailable as error:
@@ -54,7 +60,7 @@ class OtherProcesses:
             raise Lost(error.message, begun=told.sent) from None
         what = answer.headers.get("x-penstock-job")
         if what == "answer":
-            return answer
+            return _Timely(answer, limits.idle_s + MARGIN_S, end_s)
         raise await _refusal(answer, what)
 
     async def close(self) -> None:
@@ -90,6 +96,46 @@ async def _refusal(answer: Answer, what: str | None) -> Exception:
     if what == "late":
         return UpstreamTimeout(reason)
     return Unreachable(reason) if what in ("gone", "refused") else Lost(reason, begun=what != "lost")
+
+
+class _Timely:
+    """An answer whose pieces come within `idle_s` of one another, and before `end_s`, or that is over."""
+
+    def __init__(self, answer: Answer, idle_s: float, end_s: float) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self._answer = answer
+        self._pieces = aiter(answer)
+        self._idle_s = idle_s
+        self._end_s = end_s
+
+    def __repr__(self) -> str:
+        return f"_Timely({self._answer!r})"
+
+    def __aiter__(self) -> _Timely:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + self._idle_s, self._end_s)):
+                return await anext(self._pieces)
+        except TimeoutError:
+            self.close()
+            raise UpstreamTimeout("The process that has the worker fell silent.", began=True) from None
+
+    async def read(self, limit: int) -> bytes:
+        """See `Answer.read`."""
+        taken = bytearray()
+        async for piece in self:
+            taken += piece
+            if len(taken) > limit:
+                self.close()
+                raise UpstreamFailed("The provider's answer is too long.", began=True)
+        return bytes(taken)
+
+    def close(self) -> None:
+        """See `Answer.close`."""
+        self._answer.close()
 
 
 class _Told:

@@ -251,6 +251,37 @@ async def test_a_job_whose_first_worker_is_not_to_be_reached_is_sent_when_anothe
     await other.close()
 
 
+@pytest.mark.parametrize("said", ["nothing", "the head", "a piece"])
+async def test_a_process_that_stands_still_is_waited_for_no_longer_than_the_job_may_take(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.providers.other_process.MARGIN_S", 0.0)
+    head = b"HTTP/1.1 200 OK\r\nx-penstock-job: answer\r\ncontent-length: 100\r\n\r\n"
+
+    over = asyncio.Event()
+
+    async def stands_still(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write({"nothing": b"", "the head": head, "a piece": head + b"half"}[said])
+        await reader.read()
+        writer.close()
+        over.set()
+
+    server = await asyncio.start_server(stands_still, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    others = OtherProcesses("secret")
+    limits = Timeouts(first_byte_s=1, idle_s=0.05)
+
+    async def ask() -> bytes:
+        return await (await others.open(f"{host}:{port}", "wkr_1", Request("p", b""), limits)).read(100)
+
+    with pytest.raises(UpstreamTimeout):
+        await ask()
+    await over.wait()
+    await others.close()
+    server.close()
+
+
 async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:
     class Deaf(Told):
         async def drained(self) -> None:
