@@ -12,6 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from os.path import isfile
 from pathlib import Path
 
 import uvloop
@@ -24,6 +25,7 @@ from penstock.cli.sample import Sample, open_sample
 from penstock.config import ModelSettings, OfferSettings, ProviderSettings, Settings
 from penstock.config_file import load
 from penstock.db.journal import verify
+from penstock.errors import ConfigError
 from penstock.operations.actor import LOCAL
 from penstock.operations.balances import BalanceView, show_balance
 from penstock.operations.usage import UsageView, list_usage
@@ -36,7 +38,7 @@ Say = Callable[[str], None]
 
 
 def run(say: Say, *, engine: str, model_file: Path | None) -> int:
-    """Run the demo; 0 when all went as told, 1 when not."""
+    """Run the demo; 0 when all went as told, 1 when not. ConfigError for a model file that is not there."""
     with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
         settings = _settings(Path(folder), engine, model_file)
         return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_run(say, settings))
@@ -127,6 +129,8 @@ def _settings(folder: Path, engine: str, model_file: Path | None) -> Settings:
     if model_file is None:
         model_file = folder / "tiny.gguf"
         write_tiny_model(model_file)
+    elif not isfile(model_file):
+        raise ConfigError([f"model-file: {model_file} is not there"])
     contract = settings.contracts[0].id
     provider = ProviderSettings("llamacpp", kind="llamacpp", model_path=str(model_file), threads=1)
     model = ModelSettings(

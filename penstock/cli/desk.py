@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.cli.show import json_text, show_text
 from penstock.errors import ConfigError, PenstockError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -181,10 +182,7 @@ def _default_config() -> Path | None:
 
 def report(desk: Desk, error: PenstockError) -> ExitCode:
     """Say what went wrong on standard error; the exit code for it."""
-    if desk.as_json:
-        typer.echo(json.dumps(_envelope(error), ensure_ascii=False), err=True)
-    else:
-        typer.echo(f"error: {error.message}", err=True)
+    show_text(json_text(_envelope(error)) if desk.as_json else f"error: {error.message}", err=True)
     if isinstance(error, ConfigError):
         return ExitCode.CONFIG
     return ExitCode.UNREACHABLE if isinstance(error, StoreUnavailable) else ExitCode.REFUSED

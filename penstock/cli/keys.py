@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli.desk import Desk
-from penstock.cli.show import show_fields, show_json, show_table
+from penstock.cli.show import show_fields, show_json, show_table, show_text
 from penstock.operations.choices import KeyKind
 
 PAGE = 1000  # keys asked for at once
@@ -107,5 +107,5 @@ def _show_made(desk: Desk, made: dict[str, Any]) -> None:
     if desk.as_json:
         return show_json(made)
     show_fields({name: value for name, value in made.items() if name != "key"})
-    typer.echo(f"\n{made['key']}")
+    show_text(f"\n{made['key']}")
     return typer.echo("This is the key. It is not shown again.", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.desk import Desk, ExitCode
-from penstock.cli.show import show_fields, show_json, show_table
+from penstock.cli.show import show_fields, show_json, show_table, show_text
 from penstock.operations.choices import Lane, State
 
 AccountId = Annotated[str, typer.Argument(help="Account id (acc_…).", metavar="ACCOUNT")]
@@ -87,7 +87,7 @@ def list_usage(
     if desk.as_json:
         return show_json(page)
     show_table([each | {"tools": [tool["name"] for tool in each["tools"]]} for each in page["data"]], CALL_COLUMNS)
-    return typer.echo(f"more: --cursor {page['next']}", err=True) if page["next"] else None
+    return show_text(f"more: --cursor {page['next']}", err=True) if page["next"] else None
 
 
 def summarize_usage(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli.desk import Desk
-from penstock.cli.show import show_fields, show_json, show_table
+from penstock.cli.show import show_fields, show_json, show_table, show_text
 from penstock.operations.choices import Role
 
 AccountId = Annotated[str, typer.Argument(help="Account id (acc_…).", metavar="ACCOUNT")]
@@ -33,7 +33,7 @@ def issue_token(
 ) -> None:
     """Issue a session token for a user. On the gateway's own machine only."""
     session = desk.perform("sessions.issue", user=user, seconds=seconds)
-    show_json(session) if desk.as_json else typer.echo(session["token"])
+    show_json(session) if desk.as_json else show_text(session["token"])
 
 
 def create_account(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import quote
 
 import httpx2
+import msgspec
 
 from penstock.cli.desk import RefusedThereError, UnreachableError
 from penstock.errors import AuthMissing, ConfigError
-from penstock.operations.index import operation_named
+from penstock.operations.index import Operation, operation_named
+from penstock.operations.values import require_printable
 
 ROOT = "/api/v1"
 UNAVAILABLE = ("store_unavailable", "shutting_down")
@@ -23,11 +25,13 @@ def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, 
     """What the gateway at `url` answers.
 
     RefusedThereError with its words, UnreachableError when it gives no answer that could be its own, ConfigError for a
-    key that cannot be one. No message repeats the key, or a password in the URL.
+    key that cannot be one, InvalidRequest for arguments that are refused here as well. No message repeats the key, or a
+    password in the URL.
     """
     operation = operation_named(name)
     assert operation.method is not None, "commands of local operations have no --url"
     bearer = _sound(key)
+    require_printable(arguments)
     in_path = re.findall(r"{(\w+)}", operation.path)
     path = operation.path.format(**{param: quote(arguments[param], safe="") for param in in_path})
     rest = {param: value for param, value in arguments.items() if param not in in_path}
@@ -41,10 +45,10 @@ def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, 
             headers={"authorization": f"Bearer {bearer}"},
             timeout=TIMEOUT_S,
         )
-        return _answer(response.status_code, response.json())
+        return _answer(operation, response.status_code, response.json())
     except _NO_ADDRESS:  # whose words may be a piece of a password
         raise UnreachableError(f"No gateway answers at {_shown(url)}: it is no address of one") from None
-    except (httpx2.HTTPError, ValueError) as error:
+    except (httpx2.HTTPError, ValueError, RecursionError) as error:
         raise UnreachableError(f"No gateway answers at {_shown(url)}: {str(error) or type(error).__name__}") from None
 
 
@@ -64,12 +68,14 @@ def _shown(url: str) -> str:
     return scheme + url.removeprefix(scheme).rpartition("@")[2]
 
 
-def _answer(status: int, body: Any) -> Any:
+def _answer(operation: Operation, status: int, body: Any) -> Any:
+    """The body, when it is what the operation answers. ValueError when it is nothing that a gateway says."""
     if 200 <= status < 300:
+        msgspec.convert(body, get_type_hints(operation.function)["return"])
         return body
     refusal = body.get("error") if isinstance(body, dict) else None
     if not isinstance(refusal, dict) or not isinstance(refusal.get("message"), str):
         raise ValueError(f"HTTP {status} with an unknown body")
-    if refusal.get("code") in UNAVAILABLE:
+    if str(refusal.get("code")) in UNAVAILABLE:
         raise UnreachableError(refusal["message"])
     raise RefusedThereError(body)

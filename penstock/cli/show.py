@@ -1,4 +1,7 @@
-"""What a command prints: JSON for programs, tables for people. It knows nothing of what the values mean."""
+"""What a command prints: JSON for programs, tables for people. It knows nothing of what the values mean.
+
+They may come from anywhere, so that only what can be printed is: the rest would be orders to a terminal.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,23 @@ WIDE = 200  # columns when the output is no terminal: nothing is cut off in a fi
 
 def show_json(value: Any) -> None:
     """The value as it came, the same from every door."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json_text(value, indent=2))
+
+
+def show_text(text: str, *, err: bool = False) -> None:
+    """A line, or several, on standard output or on standard error."""
+    typer.echo(printable(text), err=err)
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """The value as JSON, in which what cannot be printed is escaped as JSON has it."""
+    written = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(each if _is_plain(each) else json.dumps(each)[1:-1] for each in written)
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be printed as `\\x1b`; lines stay lines."""
+    return "".join(each if _is_plain(each) else ascii(each)[1:-1] for each in text)
 
 
 def show_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
@@ -61,10 +80,14 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return f"${value['usd']}" if "usd" in value else ", ".join(_words(each) for each in value.values())
+        return f"${_words(value['usd'])}" if "usd" in value else ", ".join(_words(each) for each in value.values())
     if isinstance(value, list):
         return ", ".join(map(_words, value)) or "-"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def _is_plain(character: str) -> bool:
+    return character.isprintable() or character == "\n"
 
 
 def _is_number(value: Any) -> bool:

@@ -68,7 +68,7 @@ def current(url: str) -> str | None:
     if is_postgres(url):
         return _finish(_revision_of_server(url))
     path = _file(url)
-    if path is None or not path.exists():
+    if path is None or not _exists(path):
         return None
     try:
         with closing(sqlite3.connect(path, timeout=WAIT_S)) as connection:
@@ -88,7 +88,7 @@ def require(url: str) -> None:
     """StoreUnavailable when there is no database at `url`: one that others use, or whose books somebody wants to see,
     must not be made anew where it is missing."""
     path = None if is_postgres(url) else _file(url)
-    if path is not None and not path.exists():
+    if path is not None and not _exists(path):
         raise StoreUnavailable(f"There is no database at {path}.")
 
 
@@ -116,6 +116,14 @@ def _file(url: str) -> Path | None:
     if url != "sqlite://" and not url.startswith("sqlite:///"):
         raise ConfigError(["store.url: is neither sqlite:///penstock.db nor postgresql://user@host/database"])
     return sqlite_file(url)
+
+
+def _exists(path: Path) -> bool:
+    """Whether the file is there. StoreUnavailable when that cannot be found out."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unavailable(path, error) from error
 
 
 def _create(path: Path) -> None:

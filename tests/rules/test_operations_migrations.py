@@ -118,6 +118,9 @@ def test_what_is_no_database_is_reported_as_unavailable(tmp_path: Path) -> None:
         migrate.upgrade(f"sqlite:///{tmp_path}/text.db")
     with pytest.raises(StoreUnavailable, match="No such file"):
         migrate.upgrade(f"sqlite:///{tmp_path}/absent/penstock.db")
+    for ask in (migrate.current, migrate.upgrade, migrate.require):
+        with pytest.raises(StoreUnavailable, match="name too long"):
+            ask(f"sqlite:///{tmp_path}/{'x' * 300}.db")
 
 
 def _tables(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:

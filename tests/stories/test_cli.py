@@ -194,6 +194,11 @@ def test_books_that_do_not_add_up_end_with_5(terminal: Terminal, store_url: str)
     assert json.loads(wrong.stdout)["differences"] == [{"what": f"remaining of {lot}", "written": 7, "computed": 10**9}]
 
 
+def test_a_model_file_that_is_not_there_ends_the_demo_with_3(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(program(), ["demo", "--engine", "llamacpp", "--model-file", str(tmp_path / "none.gguf")])
+    assert (ran.exit_code, "none.gguf is not there" in ran.stderr) == (ExitCode.CONFIG, True)
+
+
 OTHER = {
     "PENSTOCK_KEY_PEPPER": "another-pepper-0123456789abcdef-0",
     "PENSTOCK_AUTH_SECRET": "another-secret-" + "0" * 32,

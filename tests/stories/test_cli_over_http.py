@@ -168,6 +168,76 @@ async def test_a_password_in_the_address_of_a_gateway_is_not_repeated(gateway: G
     assert not [word for word in ("ada", "hid", "den") if word in ran.output]
 
 
+BALANCE = ("balance", "acc_x")
+KEYS = ("keys", "list")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        *((words, body) for words in (BALANCE, KEYS, ("pulse",)) for body in (b"[]", b"{}", b"null")),
+        (KEYS, b'{"data":[1],"next":null}'),
+        (KEYS, b'{"data":"\\ud800"}'),
+        (KEYS, b"[" * 100_000),
+        (KEYS, b"1" * 5_000),
+        (KEYS, b"\xff\xfe"),
+    ],
+)
+async def test_an_answer_that_is_no_gateways_ends_with_4(
+    tmp_path: Path, words: tuple[str, ...], body: bytes, as_json: bool
+) -> None:
+    ran = await told(200, body, *words, *(("--json",) if as_json else ()))
+    assert ran.exit_code == 4, ran.output
+    assert "No gateway answers at" in ran.stderr
+
+
+@pytest.mark.parametrize("code", [b'"x"', b'["y"]', b'{"a":1}', b"null"])
+async def test_what_a_server_says_gives_a_terminal_no_orders(code: bytes) -> None:
+    said = "\x1b[31mred\x9b2J \u202e\ud800 é\nend"
+    body = b'{"error":{"message":%s,"code":%s}}' % (json.dumps(said).encode(), code)
+    for words in (KEYS, (*KEYS, "--json")):
+        ran = await told(400, body, *words)
+        assert ran.exit_code == 1, ran.output
+        assert ran.stderr.replace("\n", "").isprintable()
+        assert "é" in ran.stderr
+    assert json.loads(ran.stderr)["error"]["message"] == said
+    page = {
+        "data": [{"id": "usr_1", "name": said, "account": "acc_1", "created": "2026-01-01", "disabled": None}],
+        "next": None,
+    }
+    for words in (("users", "list"), ("users", "list", "--json")):
+        ran = await told(200, json.dumps(page).encode(), *words)
+        assert ran.exit_code == 0, ran.output
+        assert ran.stdout.replace("\n", "").isprintable()
+    assert json.loads(ran.stdout) == page
+
+
+async def test_an_argument_that_cannot_be_printed_is_refused_there_as_here(gateway: Gateway) -> None:
+    for words in (("balance", "\udcff"), ("users", "create", "\udcff"), ("keys", "list", "--account", "\udcff")):
+        there = await gateway.run(*words)
+        here = await gateway.run(*words, "--database-url", "sqlite://")
+        assert (there.exit_code, there.stderr) == (here.exit_code, here.stderr), words
+        assert there.exit_code == 1
+
+
+async def told(status: int, body: bytes, *words: str) -> Result:
+    """What a command comes to at a server that answers with this body, whatever it is asked."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d X\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        environment = {
+            "PENSTOCK_URL": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            "PENSTOCK_MANAGEMENT_KEY": "pen_live_x",
+        }
+        return await asyncio.to_thread(CliRunner().invoke, program(), list(words), env=environment)
+
+
 async def test_a_database_named_on_the_command_line_goes_before_a_gateway_in_the_environment(
     gateway: Gateway, tmp_path: Path
 ) -> None:
