@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from penstock.errors import NotFound, UpstreamFailed, UpstreamTimeout
+from penstock.errors import InvalidRequest, NotFound, UpstreamFailed, UpstreamTimeout
 from penstock.hub.hub import Hub
 from penstock.hub.messages import Offer
 from penstock.hub.seats import Request, Seat, Wanted
@@ -66,7 +66,10 @@ class ConnectedTools:
         if not name or not any(wanted.may(seat) for seat in self._hub.seats("tools_worker", account)):
             raise NotFound(f"There is no tool '{name[:64]}'.", code="tool_not_found")
         job = {"name": name, "arguments": dict(arguments), "within_s": within_s + MARGIN_S}
-        request = Request("execute", msgspec.json.encode(job), once=True)
+        try:
+            request = Request("execute", msgspec.json.encode(job), once=True)
+        except (ValueError, RecursionError):  # nested almost as deep as can be read, and one deeper here
+            raise InvalidRequest("The arguments are nested too deep.") from None
         try:
             async with asyncio.timeout(within_s):
                 body = await self._hub.ask(wanted, request, within_s + MARGIN_S)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from penstock.db.workers import workers_elsewhere
-from penstock.errors import UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
+from penstock.errors import InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.hub import MOST_OFFERED, MOST_PER_ACCOUNT, Hub
 from penstock.hub.messages import (
     DEAD_S,
@@ -280,6 +280,16 @@ async def test_a_process_that_stands_still_is_waited_for_no_longer_than_the_job_
     await over.wait()
     await others.close()
     server.close()
+
+
+async def test_arguments_that_are_too_deep_to_be_told_are_a_mistake_of_who_gives_them(some: Some) -> None:
+    peer = some.hub.join(Told(), kind="tools_worker", key="key_none", account="acc_ada", shared=False)
+    say(peer, type="hello", version=1, offer={"type": "offer", "tools": [{"name": "t"}]})
+    deep: list[Any] = []
+    for _ in range(2_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest, match="too deep"):
+        await ConnectedTools(some.hub).execute("acc_ada", "t", {"x": deep}, within_s=1)
 
 
 async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:
