@@ -353,7 +353,12 @@ class Supervisor:
         for worker in asked:
             worker.reported.clear()
             worker.channel.say("report")
-        await asyncio.wait([asyncio.create_task(worker.reported.wait()) for worker in asked], timeout=REPORT_S)
+        waits = [asyncio.create_task(worker.reported.wait()) for worker in asked]
+        try:
+            await asyncio.wait(waits, timeout=REPORT_S)
+        finally:
+            for wait in waits:
+                wait.cancel()  # of those that have not reported
         present = [
             worker.figures if worker.reported.is_set() else lasting(worker.figures)
             for worker in sorted(self._workers, key=lambda each: each.number)

@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.clock import Clock
 from penstock.db.workers import TOLD_TO_LEAVE, WorkerRow
-from penstock.hub.messages import Offer
+from penstock.hub.messages import NonsenseError, Offer
 from penstock.hub.peer import BREATHER_S
 from penstock.hub.seats import Lost, Overloaded, Request, Unreachable
 from penstock.ports import Answer, Timeouts
@@ -32,11 +32,11 @@ class Reach(Protocol):
 
 
 class Elsewhere:
-    """One of them. A `Seat`."""
+    """One of them. A `Seat`. NonsenseError when its offer is none that we know, as a newer process may write it."""
 
     def __init__(self, row: WorkerRow, reach: Reach, clock: Clock) -> None:
         self.row = row
-        self.offer = _offer.decode(row.offer)
+        self.offer = _read(row)
         self._silent = False  # its row has not changed for long
         self._missed: int | None = None  # the beat at which it was not to be reached
         self._reach = reach
@@ -53,10 +53,10 @@ class Elsewhere:
         return self._silent or self._missed == self.row.beat
 
     def update(self, row: WorkerRow, *, silent: bool) -> None:
-        """It stands so now."""
-        self._silent = silent
+        """It stands so now. NonsenseError."""
         if row.offer != self.row.offer:
-            self.offer = _offer.decode(row.offer)
+            self.offer = _read(row)
+        self._silent = silent
         self.row = row
 
     @property
@@ -109,6 +109,13 @@ class Elsewhere:
     def done(self) -> None:
         """A job from here is over."""
         self._mine -= 1
+
+
+def _read(row: WorkerRow) -> Offer:
+    try:
+        return _offer.decode(row.offer)
+    except (ValueError, RecursionError) as error:
+        raise NonsenseError(f"no offer: {error}"[:120]) from None
 
 
 class _Counted:

@@ -29,7 +29,7 @@ from penstock.db.store import Store
 from penstock.db.workers import TOLD_TO_LEAVE, WorkerRow, note_workers, workers_elsewhere
 from penstock.errors import StoreUnavailable, UpstreamBusy, UpstreamFailed, UpstreamUnavailable
 from penstock.hub.elsewhere import Elsewhere, Reach
-from penstock.hub.messages import Offer
+from penstock.hub.messages import NonsenseError, Offer
 from penstock.hub.peer import POLICY, RESTART, Line, Peer
 from penstock.hub.roll import Roll, Waiting
 from penstock.hub.seats import Left, Lost, Overloaded, PeerKind, Request, Seat, Unreachable, Wanted
@@ -383,8 +383,13 @@ class Hub:
         silent = self._seen.silent({row.id: row.beat for row in rows})
         before, self._elsewhere = self._elsewhere, {}
         for row in rows:
-            seat = before.pop(row.id, None) or Elsewhere(row, self._reach, self._clock)
-            seat.update(row, silent=row.id in silent)
+            try:
+                seat = before.get(row.id) or Elsewhere(row, self._reach, self._clock)
+                seat.update(row, silent=row.id in silent)
+            except NonsenseError as nonsense:
+                _logger.warning("%s at %s is passed over: %s", row.id, row.address, nonsense)
+                continue
+            before.pop(row.id, None)
             self._elsewhere[row.id] = seat
             self._roll_elsewhere.enter(seat)
             self._waiting.call(seat)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.db.workers import workers_elsewhere
+from penstock.db.workers import note_workers, workers_elsewhere
 from penstock.errors import InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable
 from penstock.hub.hub import MOST_OFFERED, MOST_PER_ACCOUNT, Hub
 from penstock.hub.messages import (
@@ -290,6 +290,18 @@ async def test_arguments_that_are_too_deep_to_be_told_are_a_mistake_of_who_gives
         deep = [deep]
     with pytest.raises(InvalidRequest, match="too deep"):
         await ConnectedTools(some.hub).execute("acc_ada", "t", {"x": deep}, within_s=1)
+
+
+async def test_a_row_that_cannot_be_read_hides_nobody_elses(some: Some, office: Office) -> None:
+    other = Hub(store=office.store, clock=some.clock, ids=office.ids, owner="own_there", reach=Away())
+    some.hub.address = "127.0.0.1:9"
+    (odd, _), (sound, _) = some.connect(), some.connect()
+    await some.hub.share()
+    row = next(each for each in await office.store.read(workers_elsewhere("own_there")) if each.id == odd.id)
+    await office.store.write(note_workers([replace(row, offer='{"type": "newer"}')], []))
+    await other.refresh()
+    assert [seat.id for seat in other.seats("worker", "acc_ada")] == [sound.id]
+    await other.close()
 
 
 async def test_who_does_not_read_a_job_is_not_waited_for_beyond_the_jobs_own_time(some: Some) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,10 +22,11 @@ import pytest
 from penstock import supervisor
 from penstock.api import server
 from penstock.api.listener import bind_apart
+from penstock.channel import Channel
 from penstock.cli import serving_process
 from penstock.config import SecretSettings, ServerSettings, Settings
 from penstock.db import groups, migrate, postgres
-from penstock.supervisor import Supervisor, _Place
+from penstock.supervisor import Supervisor, Worker, _Place
 from tests.stories.caller import eventually
 from tests.stories.gateway import NOWHERE
 from tests.stories.process import ENVIRONMENT, START_S, configuration
@@ -162,3 +164,23 @@ def test_a_worker_whose_store_hangs_is_given_the_time_that_its_end_takes() -> No
 async def any_of(caplog: pytest.LogCaptureFixture, words: str) -> bool:
     """Whether something has been said with these words in it."""
     return any(words in record.getMessage() for record in caplog.records)
+
+
+async def test_who_does_not_report_leaves_nothing_behind_when_figures_are_added_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "REPORT_S", 0.01)
+    ours, theirs = socket.socketpair()
+    channel = await Channel.on(ours)
+    one = Supervisor([], ServerSettings(port=0), lambda *_: (), {}, Settings)
+    process = await asyncio.create_subprocess_exec("true")
+    silent = Worker(1, process, channel, grace_s=1)
+    silent.serving.set()
+    one._workers.add(silent)
+    before = asyncio.all_tasks()
+    await one._sum()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    await process.wait()
+    await channel.close()
+    theirs.close()
