@@ -18,6 +18,7 @@ import errno
 import json
 import os
 import resource
+import struct
 import sys
 from typing import Any, NoReturn
 
@@ -36,8 +37,25 @@ SYS_MOUNT_SETATTR = 442  # the same on every architecture
 AT_RECURSIVE, ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 0x8000, 1, 2, 4
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 38, 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
-KEYCTL = {"x86_64": 250}  # elsewhere 219, as most architectures count
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 SIGKILL = 9
+# System calls that no program needs and that the rest of the jail does not contain, by their numbers: as x86_64 counts
+# them, and as the others do.
+REFUSED = {
+    "memfd_create": (319, 279),  # memory that is in no address space, and so not limited
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),  # the same
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "io_uring_setup": (425, 425),  # does what other calls do, past the filter
+}
+SOCKET = {"socket": (41, 198), "socketpair": (53, 199)}
+FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6; AF_VSOCK leads out of a virtual machine, whatever the namespace
+MACHINES = {"x86_64": (0xC000_003E, 0), "aarch64": (0xC000_00B7, 1), "riscv64": (0xC000_00F3, 1)}
+X32 = 0x4000_0000  # on x86_64 the same calls under other numbers
 INSIDE_UID = 1000  # as an ordinary user sees itself inside
 FIRST_UID, UIDS = 61_184, 4_096  # systemd's range for users that exist for as long as a service: nobody's files
 ROOT = "/tmp"  # noqa: S108 -- only a place to mount on; the mount is this process's alone
@@ -93,12 +111,14 @@ def isolate(limits: dict[str, Any]) -> None:
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)  # changing the user has cleared it
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     drop_capabilities()
+    refuse_calls()
     check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")  # no other process of this user may reach into it
 
 
 def leave_keys() -> None:
     """Have a session keyring of its own, empty: the worker's would be the program's, and the next program's."""
-    outcome = libc.syscall(KEYCTL.get(os.uname().machine, 219), KEYCTL_JOIN_SESSION_KEYRING, None)
+    keyctl = REFUSED["keyctl"][0 if os.uname().machine == "x86_64" else 1]
+    outcome = libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None)
     if outcome < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):  # no keys here, or in reach of nobody
         raise OSError(ctypes.get_errno(), "session keyring")
 
@@ -232,6 +252,42 @@ def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x2008_0522, 0)
     none = (ctypes.c_uint32 * 6)()
     check(libc.capset(header, none), "capset")
+
+
+def refuse_calls() -> None:
+    """Have the kernel refuse the system calls `REFUSED`, and sockets of other families than `FAMILIES`."""
+    instructions = filter_for(os.uname().machine)
+    words = ctypes.create_string_buffer(instructions)
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("words", ctypes.c_void_p)]
+
+    program = Program(len(instructions) // 8, ctypes.addressof(words))
+    check(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def filter_for(machine: str) -> bytes:
+    """The filter in the kernel's language (BPF): from a call's architecture, number and arguments to what is to come of
+    it. OSError for a machine whose numbers are not known here."""
+    if machine not in MACHINES:
+        raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known")
+    architecture, column = MACHINES[machine]
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    kill, allow, refuse = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
+    number, kind, first_argument = 0, 4, 16  # where they stand in what a filter is shown
+
+    refused = [equal_to[column] for equal_to in REFUSED.values()]
+    sockets = [equal_to[column] for equal_to in SOCKET.values()]
+    # Each line: what to do, with which value, how many lines to skip if it is so and if it is not.
+    lines = [(load, kind, 0, 0), (equal, architecture, 1, 0), (end, kill, 0, 0), (load, number, 0, 0)]
+    to_refuse = len(refused) + len(sockets) + 1
+    lines += [(at_least, X32, to_refuse, 0)]
+    lines += [(equal, each, to_refuse - 1 - at, 0) for at, each in enumerate(refused)]
+    lines += [(equal, each, len(sockets) + 1 - at, 0) for at, each in enumerate(sockets)]
+    lines += [(end, allow, 0, 0), (end, refuse | errno.EPERM, 0, 0), (load, first_argument, 0, 0)]
+    lines += [(equal, family, len(FAMILIES) - at, 0) for at, family in enumerate(FAMILIES)]
+    lines += [(end, refuse | errno.EAFNOSUPPORT, 0, 0), (end, allow, 0, 0)]
+    return b"".join(struct.pack("=HBBI", do, so, not_so, value) for do, value, so, not_so in lines)
 
 
 def pivot_root() -> int:

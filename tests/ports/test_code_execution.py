@@ -119,6 +119,23 @@ async def test_too_much_memory_is_an_error_inside() -> None:
     assert "MemoryError" in result.text
 
 
+async def test_there_is_no_memory_but_what_is_limited_and_no_socket_but_the_usual() -> None:
+    """System V segments and nameless files are in no address space; AF_VSOCK would lead to a virtual machine's host."""
+    result = await run(
+        "import ctypes, os, socket\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for make in (libc.shmget, libc.msgget, libc.semget):\n"
+        "    print(make(0, ctypes.c_size_t(1000), 0o1600), ctypes.get_errno())\n"
+        "print(libc.syscall(425, 1, None), ctypes.get_errno())\n"
+        "for make in (lambda: os.memfd_create('m'), lambda: socket.socket(40, socket.SOCK_STREAM)):\n"
+        "    try:\n        print(make())\n"
+        "    except OSError as error:\n        print(error.errno)\n"
+        "for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):\n    socket.socket(family).close()\n"
+        "print(len(socket.socketpair()))\n"
+    )
+    assert result == ToolResult("-1 1\n" * 4 + "1\n97\n2\n")
+
+
 async def test_files_are_bounded_one_by_one_and_together() -> None:
     result = await run(
         "def fill(name):\n"
@@ -174,7 +191,7 @@ async def test_a_program_that_leaves_everything_it_was_started_with_is_ended_all
     )
     assert result.text.endswith("away")
     async with asyncio.timeout(5):  # it is not our child, so its end is not told to us
-        while _named(name):
+        while _named(name):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert time.monotonic() - started < 8
 
