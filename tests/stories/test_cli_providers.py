@@ -23,7 +23,7 @@ from penstock.errors import NotCarried, UpstreamFailed, UpstreamTimeout, Upstrea
 from penstock.ports import Answer, Call
 from penstock.providers.cli.provider import CliProvider
 from tests.scripted_cli import Step, claude, claude_delta, claude_result, codex, gemini, gone, lines, seen, write_script
-from tests.stories.caller import calling, the_record
+from tests.stories.caller import calling, eventually, the_record
 from tests.stories.gateway import HELLO, ROUTER, TRUST, Person, Running, events, running, settings_for
 from tests.upstream import Plain, ScriptedUpstream
 
@@ -328,10 +328,11 @@ async def test_one_runs_at_a_time_some_wait_and_the_rest_are_told_at_once(script
     )
     assert cli.ready("sonnet", "acc_1")
     slow = await cli.open(call("slow", stream=True))
-    assert not cli.ready("sonnet", "acc_1")
+    assert cli.ready("sonnet", "acc_1")
     waiting = asyncio.create_task(whole(cli, call("quick")))
     await asyncio.sleep(0)  # it has begun to wait
     assert cli.waiting == 1
+    assert not cli.ready("sonnet", "acc_1")
     with pytest.raises(UpstreamUnavailable, match="enough calls wait"):
         await cli.open(call("one too many"))
     await asyncio.to_thread(pipe.write_text, "go on")
@@ -421,6 +422,27 @@ class TestBehindTheGateway:
         }
         assert not any(each.estimated for each in records)
         assert await gateway.nano(ada) == 10**9 - 2 * (16 * self.INPUT + 5 * self.OUTPUT)
+
+    async def test_a_call_behind_another_waits_for_its_turn(
+        self, gateway: Running, script: Path, tmp_path: Path
+    ) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        slow: Step = {"asked": "slow", "do": [{"wait": str(pipe)}, *claude(WORDS)]}
+        ada = await self.owner(gateway, write_script(script, slow, *claude(WORDS)))
+        asking = {"model": "sonnet", "messages": [{"role": "user", "content": "slow"}]}
+        first = asyncio.create_task(gateway.chat(ROUTER, ada, **asking))
+        opened = await asyncio.to_thread(pipe.open, "w")  # it runs
+        second = asyncio.create_task(gateway.chat(ROUTER, ada, model="sonnet"))
+        provider = gateway.office.upstreams.providers["cli"]
+
+        async def waits() -> bool:
+            return second.done() or (isinstance(provider, CliProvider) and provider.waiting == 1)
+
+        await eventually(waits)
+        opened.write("go on")
+        opened.close()
+        assert [(await each).status_code for each in (first, second)] == [200, 200]
 
     async def test_where_the_command_does_not_count_the_gateway_estimates(self, gateway: Running, script: Path) -> None:
         ada = await self.owner(gateway, write_script(script, {"out": "Hello."}), output=CommandOutput("text"))

@@ -72,8 +72,8 @@ class CliProvider:
         return self._waiting
 
     def ready(self, model: str, account: str) -> bool:
-        """Whether a call would not have to wait for its turn."""
-        return not self._closed and not self._turns.locked()
+        """Whether a call would have its turn, now or after a wait."""
+        return not self._closed and not self._full()
 
     async def open(self, call: Call) -> Answer:
         """Run the command for `chat/completions`; 404 for other paths, NotCarried for what it cannot take.
@@ -152,8 +152,11 @@ class CliProvider:
         written = Completion(asked, id=f"chatcmpl-{self._ids.new('run')[4:]}", created_s=int(time.time()))
         return Run(command, asked, written, self._template.output, self._timeouts, self._redact, self._report)
 
+    def _full(self) -> bool:
+        return self._turns.locked() and self._waiting >= self._settings.queue
+
     async def _take_turn(self) -> None:
-        if self._turns.locked() and self._waiting >= self._settings.queue:
+        if self._full():
             raise UpstreamBusy(f"{self.name} is busy, and enough calls wait for it.")
         self._waiting += 1
         try:
