@@ -217,7 +217,7 @@ class Wire:
 
     async def _usage(self, exchange: Exchange) -> None:
         caller = await self._caller(TRUST, exchange)
-        filters: dict[str, Any] = dict(parse_qsl(exchange.query))
+        filters: dict[str, Any] = dict(parse_qsl(exchange.query, keep_blank_values=True))
         require_printable(filters)
         unknown = sorted(filters.keys() - USAGE_FILTERS)
         if unknown:

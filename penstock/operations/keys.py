@@ -35,7 +35,7 @@ from penstock.operations.actor import Actor
 from penstock.operations.choices import KeyKind, KeyScope
 from penstock.operations.key_views import KeyView, MintedKey, key_view, minted_key
 from penstock.operations.office import Office
-from penstock.operations.values import Listing, parse_instant, parse_name, parse_usd, within
+from penstock.operations.values import Listing, parse_instant, parse_name, parse_usd, require_filled, within
 
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
 CONNECTING = frozenset({"worker", "tools_worker"})
@@ -101,6 +101,7 @@ async def list_keys(
     `limit` (1 to 1000) at a time; `cursor` is the `next` of the page before.
     """
     within(limit, "limit", most=MOST_KEYS)
+    require_filled(account=account, cursor=cursor)
     if account is not None:
         actor.check_sees(account)
     accounts, user = (actor.sees, actor.user) if account is None else (frozenset({account}), None)

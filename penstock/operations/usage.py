@@ -14,7 +14,7 @@ from penstock.db.usage import UsageFilter, UsageTotal, usage_page, usage_totals
 from penstock.operations.actor import Actor
 from penstock.operations.choices import Lane, State
 from penstock.operations.office import Office
-from penstock.operations.values import Amount, Listing, amount, parse_instant, show_instant, within
+from penstock.operations.values import Amount, Listing, amount, parse_instant, require_filled, show_instant, within
 
 MOST_RECORDS = 1000
 
@@ -119,6 +119,7 @@ async def list_usage(
     `since` is included, `until` is not.
     """
     within(limit, "limit", most=MOST_RECORDS)
+    require_filled(cursor=cursor)
     wanted = _filter(
         actor, account=account, key=key, model=model, lane=lane, state=state, since=since, until=until, before=cursor
     )
@@ -156,6 +157,7 @@ def _filter(
     actor: Actor, *, account: str | None, since: str | None, until: str | None, **rest: str | None
 ) -> UsageFilter:
     """What was asked for, within what the actor may see. A single account is found by its index."""
+    require_filled(account=account, key=rest["key"], model=rest["model"])
     accounts = actor.sees
     if account is not None:
         actor.check_sees(account)

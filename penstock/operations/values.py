@@ -51,6 +51,13 @@ def require_printable(arguments: Mapping[str, object]) -> None:
                 raise InvalidRequest(f"'{param}' has characters that cannot be printed.", param=param)
 
 
+def require_filled(**given: str | None) -> None:
+    """InvalidRequest for what is given and empty: nothing has such a name, and all is not what was asked for."""
+    for param, value in given.items():
+        if value == "":
+            raise InvalidRequest(f"'{param}' is empty; leave it out.", param=param)
+
+
 def parse_usd(written: str, param: str) -> int:
     """Nano-USD for `"12.50"`; more than nothing and at most a million dollars, else InvalidRequest."""
     if not _DOLLARS.fullmatch(written):

@@ -278,3 +278,16 @@ async def test_calls_on_every_surface_at_once_are_each_paid_from_the_right_money
     assert {answer.status_code for answer in answers} == {200}
     assert await gateway.nano(ada) == 1_000_000_000 - 40 * COST_NANO
     assert await gateway.tokens(ada) == 5_000 - 20 * 12
+
+
+@pytest.mark.parametrize("name", ["key", "model", "lane", "state", "since", "until", "cursor", "limit"])
+async def test_an_empty_filter_is_refused_at_both_doors_and_does_not_mean_everything(
+    gateway: Running, name: str
+) -> None:
+    ada = await gateway.person(usd="1")
+    manager = await gateway.key("management", account=ada.account)
+    here = await gateway.get(f"/v1/usage?{name}=", ada)
+    headers = {"authorization": f"Bearer {manager.key}"}
+    there = await gateway.http.get(f"/api/v1/usage?{name}=", headers=headers)
+    for refused in (here, there):
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
