@@ -142,9 +142,12 @@ class Gateway:
     retiring: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def reload(self, settings: Settings) -> None:
-        """Swap catalogue and providers; calls under way end as they began. Address, store and secrets stay."""
+        """Swap catalogue and providers; calls under way end as they began. Address, surfaces, store, secrets stay."""
         office = self.office
-        kept = replace(settings, secrets=office.settings.secrets, server=office.settings.server)
+        before = office.settings
+        kept = replace(settings, secrets=before.secrets, server=before.server, surfaces=before.surfaces)
+        if settings.surfaces != before.surfaces:
+            _logger.warning("which surfaces are enabled stays as it was until the gateway is started anew")
         self.redact.learn(_secrets(kept))
         catalogue = Catalogue(kept)
         await office.store.write(note_prices(catalogue.price_versions(), office.clock.now_ms()))

@@ -172,7 +172,7 @@ async def test_who_does_not_report_leaves_nothing_behind_when_figures_are_added_
     monkeypatch.setattr(supervisor, "REPORT_S", 0.01)
     ours, theirs = socket.socketpair()
     channel = await Channel.on(ours)
-    one = Supervisor([], ServerSettings(port=0), lambda *_: (), {}, Settings)
+    one = Supervisor([], ServerSettings(port=0), lambda *_: (), {}, lambda: None)  # type: ignore[arg-type, return-value]
     process = await asyncio.create_subprocess_exec("true")
     silent = Worker(1, process, channel, grace_s=1)
     silent.serving.set()

@@ -430,7 +430,7 @@ class TestBehindTheGateway:
         os.mkfifo(pipe)
         slow: Step = {"asked": "slow", "do": [{"wait": str(pipe)}, *claude(WORDS)]}
         ada = await self.owner(gateway, write_script(script, slow, *claude(WORDS)))
-        asking = {"model": "sonnet", "messages": [{"role": "user", "content": "slow"}]}
+        asking: Any = {"model": "sonnet", "messages": [{"role": "user", "content": "slow"}]}
         first = asyncio.create_task(gateway.chat(ROUTER, ada, **asking))
         opened = await asyncio.to_thread(pipe.open, "w")  # it runs
         second = asyncio.create_task(gateway.chat(ROUTER, ada, model="sonnet"))

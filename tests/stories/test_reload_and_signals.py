@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.config import SurfaceSettings
 from tests.engines import SECRETS
 from tests.stories.caller import Caller, calling, data, eventually
 from tests.stories.gateway import HELLO, LLAMA, ROUTER, Person, Running, running
@@ -170,6 +171,17 @@ async def test_limits_that_a_reload_brings_hold_for_the_next_call(gateway: Runni
         statuses.append(answer.status_code)
     assert statuses == [200, 400, 200]
     assert (running.relay.drains.most, running.relay.attempts.most) == (50, 2)
+
+
+async def test_a_surface_that_a_reload_switches_off_goes_on_and_the_log_and_the_settings_say_so(
+    gateway: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (await gateway.http.get("/api/v1/config")).json()
+    off = (("trust", SurfaceSettings(enabled=False)),)
+    await gateway.gateway.reload(replace(gateway.gateway.office.settings, surfaces=off))
+    assert (await gateway.http.get("/api/v1/config")).json() == before
+    assert (await gateway.get("/v1/balance", await gateway.person(usd="1"))).status_code == 200
+    assert "surfaces" in caplog.text
 
 
 async def test_a_configuration_that_cannot_be_written_down_stays_as_it_was(
