@@ -21,6 +21,7 @@ from penstock.config_tables import Mistakes
 from penstock.config_value import did_you_mean
 from penstock.toml_lines import Path
 
+CREDITS = "USD"  # the asset of credits; those of contracts are their ids
 _OVERRIDE = "PENSTOCK_PROVIDER_"
 _OVERRIDABLE = ("BASE_URL", "API_KEY")
 
@@ -140,6 +141,10 @@ def _check_contracts(catalogue: Catalogue, mistakes: Mistakes) -> None:
     for path, contract in catalogue.contracts.items():
         if contract.id.lower() in seen:
             mistakes.at((*path, "id"), f"there is a contract '{contract.id}' already")
+        if contract.id.upper() == CREDITS:
+            mistakes.at(
+                (*path, "id"), f"'{CREDITS}' is what credits are counted in; its tokens could not be told from them"
+            )
         seen.add(contract.id.lower())
 
 

@@ -147,6 +147,10 @@ MISTAKES = {
         PROVIDER + MODEL + 'contract = "C"\nsurfaces = ["trust"]\n' + CONTRACT,
         ["p.toml:7: models.contract: pays on the surface 'forward' only, and the model is not on it"],
     ),
+    "a contract that is called as money is": (
+        CONTRACT.replace('"C"', '"usd"'),
+        ["p.toml:2: contracts.id: 'USD' is what credits are counted in; its tokens could not be told from them"],
+    ),
     "the same contract twice": (
         CONTRACT + CONTRACT.replace('"C"', '"c"'),
         ["p.toml:8: contracts.id: there is a contract 'c' already"],
