@@ -177,8 +177,8 @@ async def test_a_surface_that_a_reload_switches_off_goes_on_and_the_log_and_the_
     gateway: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = (await gateway.http.get("/api/v1/config")).json()
-    off = (("trust", SurfaceSettings(enabled=False)),)
-    await gateway.gateway.reload(replace(gateway.gateway.office.settings, surfaces=off))
+    off = SurfaceSettings(enabled=False)
+    await gateway.gateway.reload(replace(gateway.gateway.office.settings, surfaces=(("trust", off),)))
     assert (await gateway.http.get("/api/v1/config")).json() == before
     assert (await gateway.get("/v1/balance", await gateway.person(usd="1"))).status_code == 200
     assert "surfaces" in caplog.text
