@@ -79,7 +79,11 @@ class StoreSettings:
     """
 
     url: Annotated[
-        str, matching(r"(sqlite|postgresql)://[^\x00-\x1f\x7f]*", "a sqlite:// or postgresql:// address")
+        str,
+        matching(
+            r"(sqlite:///|sqlite://$|postgresql://)[^\x00-\x1f\x7f]*",
+            "sqlite:///penstock.db, or another path; sqlite:// alone; or a postgresql:// address",
+        ),
     ] = field(default="sqlite:///penstock.db", repr=False)
     synchronous: Literal["EXTRA", "FULL", "NORMAL"] = "FULL"
 

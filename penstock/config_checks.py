@@ -4,8 +4,9 @@ everything that can be called has a price. Whether each part is sound by itself 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from ipaddress import ip_address
 from itertools import combinations
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from penstock.config import (
     AutoSettings,
     ContractSettings,
     KeyPrefixes,
+    LimitSettings,
     ModelSettings,
     PriceSettings,
     ProviderSettings,
@@ -46,6 +48,7 @@ def check_catalogue(catalogue: Catalogue, mistakes: Mistakes) -> None:
     _check_names(catalogue, mistakes)
     for path, model in catalogue.models.items():
         _check_references(model, path, catalogue, mistakes)
+        _check_dialects(model, path, catalogue, mistakes)
         _check_prices(model, path, mistakes)
         _check_limits(model, path, mistakes)
 
@@ -62,12 +65,25 @@ def check_auto(auto: AutoSettings, models: Iterable[ModelSettings], mistakes: Mi
         mistakes.at(("auto", "order"), "names a class twice")
 
 
-def check_prefixes(prefixes: KeyPrefixes, mistakes: Mistakes) -> None:
-    """A key shows its kind by its start, so no prefix may start another."""
+def check_prefixes(prefixes: KeyPrefixes, written: Container[str], mistakes: Mistakes) -> None:
+    """A key shows its kind by its start, so no prefix may start another, nor make a key look like a session token.
+
+    Of two that clash, the mistake is in the one that is `written`.
+    """
     by_name = [(field.name, getattr(prefixes, field.name)) for field in fields(prefixes)]
+    for name, prefix in by_name:
+        if prefix.startswith("ey") and prefix.count(".") == 2:
+            mistakes.at(("prefixes", name), "makes keys that would be taken for session tokens: ey… with two dots")
     for (first, one), (second, other) in combinations(by_name, 2):
         if one.startswith(other) or other.startswith(one):
-            mistakes.at(("prefixes", second), f"cannot be told from the prefix of '{first}': one starts with the other")
+            wrong, right = (second, first) if second in written or first not in written else (first, second)
+            mistakes.at(("prefixes", wrong), f"cannot be told from the prefix of '{right}': one starts with the other")
+
+
+def check_limits(limits: LimitSettings, written: Container[str], mistakes: Mistakes) -> None:
+    """What is `written` as the usual output of a call may be put out by one."""
+    if "default_output_tokens" in written and limits.default_output_tokens > limits.max_output_tokens:
+        mistakes.at(("limits", "default_output_tokens"), "is more than max_output_tokens")
 
 
 def override_variables(provider: str) -> tuple[str, str]:
@@ -94,7 +110,10 @@ def unencrypted(providers: Iterable[ProviderSettings]) -> list[str]:
 
 def _is_here(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name, and names may begin with anything
+        return host == "localhost"
 
 
 def _check_providers(catalogue: Catalogue, mistakes: Mistakes) -> None:
@@ -192,6 +211,18 @@ def _check_references(model: ModelSettings, path: Path, catalogue: Catalogue, mi
         mistakes.at((*path, "contract"), f"there is no contract '{model.contract}'{hint}")
     if model.contract is not None and "forward" not in model.surfaces:
         mistakes.at((*path, "contract"), "pays on the surface 'forward' only, and the model is not on it")
+
+
+def _check_dialects(model: ModelSettings, path: Path, catalogue: Catalogue, mistakes: Mistakes) -> None:
+    """Each provider is called in a dialect that can ask for what the model does."""
+    speaks = {provider.name: provider.speaks for provider in catalogue.providers.values()}
+    for index, offer in enumerate(model.offers):
+        dialects = speaks.get(offer.provider, ())
+        if dialects and not any(
+            (dialect == "openai_embeddings") == (model.kind == "embeddings") for dialect in dialects
+        ):
+            said = f"'{offer.provider}' is called in no dialect for {model.kind}"
+            mistakes.at((*path, "offers", index, "provider"), said)
 
 
 def _check_prices(model: ModelSettings, path: Path, mistakes: Mistakes) -> None:

@@ -8,6 +8,7 @@ the environment switch on `well_known.py`.
 from __future__ import annotations
 
 import re
+import ssl
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -42,6 +43,7 @@ from penstock.config_checks import (
     check_auto,
     check_catalogue,
     check_environments,
+    check_limits,
     check_prefixes,
     override_variables,
     unencrypted,
@@ -151,7 +153,8 @@ class _FileReader(TableReader):
         well_known = self.value(bool, document.get("well_known", False), ("well_known",))
         catalogue = self._catalogue(document)
         check_catalogue(catalogue, self.mistakes)
-        check_prefixes(single["prefixes"], self.mistakes)
+        check_prefixes(single["prefixes"], _keys(document, "prefixes"), self.mistakes)
+        check_limits(single["limits"], _keys(document, "limits"), self.mistakes)
         now_ms = self._now_ms()
         providers, models = tuple(catalogue.providers.values()), tuple(catalogue.models.values())
         if well_known:
@@ -209,6 +212,8 @@ class _FileReader(TableReader):
             provider = replace(provider, ca_file=str(self._folder / provider.ca_file))
             if not isfile(provider.ca_file or ""):
                 self.mistakes.at((*path, "ca_file"), "names a file that is not there")
+            elif not _holds_certificates(provider.ca_file or ""):
+                self.mistakes.at((*path, "ca_file"), "names a file that cannot be read as PEM certificates")
         return self._overridden(provider)
 
     def _api_key(self, raw: dict[str, Any], path: Path) -> str | None:
@@ -306,6 +311,20 @@ class _FileReader(TableReader):
         except WrongValueError as error:
             self.mistakes.in_environment("PENSTOCK_NOW", str(error))
             return Clock().now_ms()
+
+
+def _keys(document: dict[str, Any], table: str) -> frozenset[str]:
+    """The settings that are written in a table."""
+    raw = document.get(table)
+    return frozenset(raw) if isinstance(raw, dict) else frozenset()
+
+
+def _holds_certificates(file: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except OSError:
+        return False
+    return True
 
 
 def _text_of(path: FilePath) -> str:

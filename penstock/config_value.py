@@ -20,6 +20,11 @@ from penstock.clock import from_iso
 NANO_DECIMALS = 9
 _MOST_DOLLARS = 1_000_000  # in nano-USD this is far inside 64 bits, and no price comes near it
 _LONGEST_TEXT = 500
+_CONNECTION = """
+    host content-length transfer-encoding connection accept-encoding te trailer upgrade expect keep-alive
+    proxy-connection
+"""
+CONNECTION_HEADERS = frozenset(_CONNECTION.split())  # who sends a request writes them: see `providers/origin.py`
 
 
 class WrongValueError(ValueError):
@@ -177,6 +182,8 @@ def headers(raw: object) -> tuple[tuple[str, str], ...]:
             raise WrongValueError(f"the value of {name} must be printable ASCII text")
         if name.lower() in ("authorization", "api-key", "x-api-key", "proxy-authorization", "cookie"):
             raise WrongValueError(f"{name} is a credential; give it as api_key_env or api_key_file")
+        if name.lower() in CONNECTION_HEADERS:
+            raise WrongValueError(f"{name} belongs to the connection")
     return tuple((name.lower(), value) for name, value in raw.items())
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import certifi
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,9 @@ from penstock.config import (
 )
 from penstock.config_file import CREDENTIALS, TABLES, TOP_KEYS, load
 from penstock.config_tables import written_keys
+from penstock.config_value import CONNECTION_HEADERS
 from penstock.errors import ConfigError
+from penstock.providers import origin
 from penstock.vendors import VENDORS
 
 IN_MEMORY = {"PENSTOCK_DATABASE_URL": "sqlite://"}
@@ -82,7 +86,10 @@ MISTAKES = {
     ),
     "another database": (
         '[store]\nurl = "mysql://secret@h/d"\n',
-        ["p.toml:2: store.url: must be a sqlite:// or postgresql:// address"],
+        [
+            "p.toml:2: store.url: must be sqlite:///penstock.db, or another path; sqlite:// alone; "
+            "or a postgresql:// address"
+        ],
     ),
     "an address with a password": (
         '[providers.p]\nbase_url = "https://u:secret@h/v1"\n',
@@ -242,7 +249,42 @@ MISTAKES = {
     ),
     "prefixes that cannot be told apart": (
         '[prefixes]\nteam = "ak_x"\n',
-        ["p.toml:1: prefixes.account: cannot be told from the prefix of 'team': one starts with the other"],
+        ["p.toml:2: prefixes.team: cannot be told from the prefix of 'account': one starts with the other"],
+    ),
+    "two written prefixes that cannot be told apart": (
+        '[prefixes]\nteam = "tm_x"\npersonal = "tm_"\n',
+        ["p.toml:2: prefixes.team: cannot be told from the prefix of 'personal': one starts with the other"],
+    ),
+    "a prefix whose keys look like session tokens": (
+        '[prefixes]\nteam = "ey_"\npersonal = "eyJ.x."\n',
+        ["p.toml:3: prefixes.personal: makes keys that would be taken for session tokens: ey… with two dots"],
+    ),
+    "a usual output above the largest": (
+        "[limits]\nmax_output_tokens = 10\ndefault_output_tokens = 11\n",
+        ["p.toml:3: limits.default_output_tokens: is more than max_output_tokens"],
+    ),
+    "headers of the connection": (
+        PROVIDER + 'headers = { "Content-Length" = "5" }\n',
+        ["p.toml:3: providers.p.headers: Content-Length belongs to the connection"],
+    ),
+    "a database whose address names no file": (
+        '[store]\nurl = "sqlite://x.db"\n',
+        [
+            "p.toml:2: store.url: must be sqlite:///penstock.db, or another path; sqlite:// alone; "
+            "or a postgresql:// address"
+        ],
+    ),
+    "models at providers that are not called for such": (
+        PROVIDER
+        + 'dialects = ["openai_embeddings"]\n'
+        + MODEL
+        + '[providers.q]\nbase_url = "http://127.0.0.1:9"\ndialects = ["openai_chat"]\n'
+        + MODEL.replace('"m"', '"n"').replace('"p"', '"q"')
+        + 'kind = "embeddings"\n',
+        [
+            "p.toml:6: models.offers.provider: 'p' is called in no dialect for chat",
+            "p.toml:13: models.offers.provider: 'q' is called in no dialect for embeddings",
+        ],
     ),
     "all at once, in the order of their lines": (
         '[[models]]\nid = "a b"\n[server]\nport = -1\nhost = ""\n[jwt]\nissuer = 5\n',
@@ -358,7 +400,7 @@ def test_several_workers_cannot_share_a_database_in_memory(tmp_path: Path, url: 
 def test_a_key_comes_from_the_named_variable_or_the_named_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from-file\n")
     (tmp_path / "key").chmod(0o600)
-    (tmp_path / "ca.pem").touch()
+    shutil.copy(certifi.where(), tmp_path / "ca.pem")
     text = (
         PROVIDER + 'api_key_file = "key"\n' + PROVIDER.replace("s.p", "s.q") + 'api_key_env = "Q"\nca_file = "ca.pem"\n'
     )
@@ -456,3 +498,27 @@ def test_a_vendor_fills_in_what_is_left_out_and_no_more(tmp_path: Path) -> None:
 def test_a_vendor_nobody_knows_is_a_mistake_and_fills_nothing_in(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, '[providers.p]\nvendor = "mystery"\n')
     assert mistake.startswith('p.toml:2: providers.p.vendor: must be "anthropic", "cerebras"')
+
+
+def test_a_file_of_certificates_that_holds_none_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    assert mistakes(tmp_path, PROVIDER + 'ca_file = "ca.pem"\n') == [
+        "p.toml:3: providers.p.ca_file: names a file that cannot be read as PEM certificates"
+    ]
+
+
+def test_a_largest_output_below_the_usual_one_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path, "[limits]\nmax_output_tokens = 10\n").limits.max_output_tokens == 10
+
+
+def test_headers_that_the_client_refuses_are_mistakes_in_the_file() -> None:
+    assert {name.decode() for name in origin._OURS} == CONNECTION_HEADERS
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("localhost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("[::1]", True), ("127.evil.example", False)],
+)
+def test_a_key_that_leaves_this_machine_unencrypted_is_a_warning(tmp_path: Path, host: str, here: bool) -> None:
+    text = PROVIDER.replace("127.0.0.1", host) + 'api_key_env = "K"\n' + MODEL
+    assert ("without encryption" not in "".join(read(tmp_path, text, {"K": "sk-1"}).warnings)) is here
