@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from penstock.hub import messages
 from penstock.hub.messages import LARGEST_MESSAGE, PIECE_BYTES, VERSION, NonsenseError, Offer, encode
@@ -195,7 +195,13 @@ class Dialer:
                 raise RefusedError(_refusal(error)) from None
             _logger.warning("the gateway does not take us now: %s", _refusal(error))
             return None
-        except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            WebSocketException,
+            ValueError,
+            EOFError,
+        ) as error:  # also where a redirect leads
             _logger.warning("the gateway cannot be reached: %s", str(error) or type(error).__name__)
             return None
         session = _Session(self, socket, self._work)

@@ -9,6 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from penstock.hub.dialer import Dialer, GivenJob
+from penstock.hub.messages import Offer
 from penstock.operations.actor import LOCAL
 from penstock.operations.keys import revoke_key
 from penstock.toolbox.code_execution import CodeExecution
@@ -105,6 +109,35 @@ async def test_a_worker_without_a_key_or_with_a_wrong_file_does_not_start(gatewa
         async with tools_worker(gateway, key, *words) as process:
             _, said = await process.communicate()
         assert process.returncode == 3, said
+
+
+@pytest.mark.parametrize("location", ["https://elsewhere.example/", "http://[x"])
+async def test_a_redirect_to_what_is_no_gateway_is_logged_and_tried_again(
+    location: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Semaphore(0)
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+        asked.release()
+
+    async def nothing(job: GivenJob) -> None:
+        raise AssertionError
+
+    async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        dialer = Dialer(f"http://127.0.0.1:{port}", "/connect", "tls_x", Offer(), nothing, agent="test")
+        running = asyncio.create_task(dialer.run())
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(2):
+                asking = asyncio.create_task(asked.acquire())
+                await asyncio.wait([asking, running], return_when=asyncio.FIRST_COMPLETED)
+                assert asking.done()
+        dialer.drain()
+        await running
+    assert "the gateway cannot be reached" in caplog.text
 
 
 async def test_when_its_key_is_revoked_its_tools_are_gone(gateway: Running) -> None:
