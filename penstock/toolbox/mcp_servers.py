@@ -35,6 +35,7 @@ LARGEST_RESULT = 200_000  # bytes; the gateway cuts further
 MOST_PAGES = 50  # of a server's list of tools
 CONNECT_S = 20.0  # a server in another language may have to be compiled first
 LOOK_S = 30.0  # between looks whether a quiet server is still there, and has the tools it had
+STEADY_S = 60.0  # a server that was there for so long begins anew with the first pause
 PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)  # between attempts to connect, the last one for good
 
 _logger = logging.getLogger("penstock.tools")
@@ -71,16 +72,19 @@ class McpServer:
     async def keep(self) -> None:
         """Stay connected until cancelled."""
         attempt = 0
+        loop = asyncio.get_running_loop()
         while True:
+            began_s = loop.time()
             try:
                 await self._serve()
-                attempt = 0
             except Exception as error:  # whatever a server does, the others go on
                 _logger.warning("MCP server %s is away: %s", self.settings.name, _reason(error))
             finally:
                 self._client = None
                 self._show({})
             self.listed.set()
+            if loop.time() - began_s >= STEADY_S:
+                attempt = 0
             await asyncio.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
             attempt += 1
 

@@ -68,6 +68,16 @@ async def test_a_server_that_died_has_no_tools_until_it_is_back(monkeypatch: pyt
         assert await Toolbox([server]).run("box__add", {"a": 2, "b": 3}, within_s=5) == ToolResult("5")
 
 
+async def test_a_server_that_was_there_for_long_is_connected_to_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.toolbox.mcp_servers.PAUSES_S", (0.01, 100.0))
+    monkeypatch.setattr("penstock.toolbox.mcp_servers.STEADY_S", 0.0, raising=False)
+    async with kept(STDIO) as (server, changes), asyncio.timeout(20):
+        assert await changes.get() == 6
+        for _ in range(2):
+            await Toolbox([server]).run("box__die", {}, within_s=5)
+            assert [await changes.get(), await changes.get()] == [0, 6]
+
+
 async def test_a_server_that_cannot_be_started_leaves_the_others_alone() -> None:
     missing = McpSettings("missing", command=("/no/such/command",))
     async with open_toolbox(ToolsSettings(mcp=(missing, STDIO)), lambda: None) as box:
