@@ -27,6 +27,7 @@ from penstock.toolbox.source import Toolbox
 CONNECT = "/api/tools/v1/connect"
 LONGEST_DESCRIPTION = 20_000
 MOST_TOOLS = 512
+LARGEST_OFFER = 200 * 1024  # bytes of all tools; a gateway hangs up on who announces more than 256 KiB
 HEADERS = {"content-type": "application/json"}
 
 _logger = logging.getLogger("penstock.tools")
@@ -96,14 +97,24 @@ async def _announce(options: Options, toolbox: Toolbox, dialer: Dialer, changed:
 
 
 def offer_of(toolbox: Toolbox, slots: int) -> Offer:
-    """What a toolbox has, as it is announced."""
-    tools = []
+    """What a toolbox has, as it is announced: as many tools as fit, in their order."""
+    tools: list[ToolOffer] = []
+    left_out: list[str] = []
+    left = LARGEST_OFFER
     for tool in toolbox.tools():
         if is_deep(tool.parameters):
             _logger.warning("%s is not offered: its schema is nested deeper than %d", tool.name, DEEPEST)
+            continue
+        offered = ToolOffer(tool.name, tool.description[:LONGEST_DESCRIPTION], tool.parameters)
+        size = len(msgspec.json.encode(offered)) + 1
+        if size > left or len(tools) == MOST_TOOLS:
+            left_out.append(tool.name)
         else:
-            tools.append(ToolOffer(tool.name, tool.description[:LONGEST_DESCRIPTION], tool.parameters))
-    return Offer(slots=slots, tools=tuple(tools[:MOST_TOOLS]))
+            left -= size
+            tools.append(offered)
+    if left_out:
+        _logger.warning("%d tools are not offered, there is no room for them: %s", len(left_out), ", ".join(left_out))
+    return Offer(slots=slots, tools=tuple(tools))
 
 
 class Run:

@@ -49,3 +49,17 @@ def test_a_tool_that_no_gateway_takes_is_not_offered_and_the_log_says_so(caplog:
 def test_the_gateway_takes_what_is_offered() -> None:
     offer = offer_of(Tools([]), 1)
     assert from_peer(encode(offer)) == offer
+
+
+class ManyTools(Toolbox):
+    """More than a gateway takes at once, and a small one behind them."""
+
+    def tools(self) -> tuple[Tool, ...]:
+        return *(Tool(f"large{number}", "d" * 9_000, {}) for number in range(40)), Tool("small", "", {})
+
+
+def test_as_many_tools_are_offered_as_fit_and_the_log_names_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    offer = offer_of(ManyTools([]), 1)
+    assert 190 * 1024 < len(encode(offer)) < 201 * 1024
+    assert [tool.name for tool in offer.tools][-2:] == ["large21", "small"]
+    assert "18 tools are not offered, there is no room for them: large22, large23" in caplog.text
