@@ -442,7 +442,7 @@ class Hold:
         """Post the settlement: the one place where a call ends."""
         holds, meter, record = self._holds, self.meter, self.record
         if self.ending in UNSERVED and not meter.output:
-            meter.dispatched = False
+            meter.restart()
         owed = meter.owed(self._price)
         if self.ending is Ending.CALLER_GONE and self._departure.on_cancel == "full" and meter.estimated:
             owed = max(owed, self._amount)

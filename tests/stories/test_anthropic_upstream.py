@@ -293,6 +293,17 @@ async def test_an_error_in_mid_stream_is_told_and_what_came_is_paid(
     assert await charged(gateway, ada) == 7 * 2 + record.output_tokens * 10
 
 
+async def test_a_stream_that_fails_with_its_prompt_counted_and_nothing_said_is_free(
+    gateway: Running, ada: Person, claude: ScriptedUpstream
+) -> None:
+    claude.script(MessagesStream(tokens=0, error=("overloaded_error", "Overloaded")))
+    answer = await gateway.chat(ROUTER, ada, model="claude", stream=True)
+    assert '"Overloaded"' in answer.text
+    [record] = await gateway.usage(ada)
+    assert (record.ended, record.input_tokens, record.output_tokens) == ("upstream_failed", 0, 0)
+    assert await charged(gateway, ada) == 0
+
+
 async def test_a_stream_that_the_money_ends_says_so_and_the_upstream_is_let_go(
     gateway: Running, claude: ScriptedUpstream
 ) -> None:
