@@ -44,8 +44,8 @@ PRELUDE = 'set -euo pipefail\ncurl() { command curl -sS --fail-with-body "$@"; }
 
 @pytest.fixture
 def variables(store_url: str) -> dict[str, str]:
-    """What names the database and the secrets; SQLite's are where `penstock` looks when it is run in the folder."""
-    return SECRETS | {"PENSTOCK_DATABASE_URL": store_url} if is_postgres(store_url) else {}
+    """The secrets, and what names the database; SQLite's is where `penstock` looks when it is run in the folder."""
+    return SECRETS | ({"PENSTOCK_DATABASE_URL": store_url} if is_postgres(store_url) else {})
 
 
 @pytest.fixture
