@@ -76,11 +76,15 @@ class _Message(Struct, gc=False):
     content: str | list[_Block]
 
 
+class _Tool(Struct, gc=False):
+    """An object."""
+
+
 _MESSAGES = json.Decoder(Annotated[list[_Message], Meta(min_length=1)])
 _SYSTEM = json.Decoder(str | list[_Block] | None)
 _CONTENT = json.Decoder(str | list[_Block])
 _SOURCE = json.Decoder(_Source)
-_TOOLS = json.Decoder(list[dict[str, Raw]] | None)
+_TOOLS = json.Decoder(list[_Tool] | None)
 _FLAG = json.Decoder(bool | None)
 _FIELDS = json.Decoder(list[Fields])
 _LIMIT: json.Decoder[int | None] = json.Decoder(int | None)
@@ -91,10 +95,12 @@ _MESSAGES_SHAPE = "a non-empty list of objects, each with a string 'role' and a 
 class Weight:
     """What a prompt comes to: bytes of text that a model reads, parts that are not text, and inline image data."""
 
-    __slots__ = ("documents", "image_bytes", "images", "media", "text_bytes")
+    __slots__ = ("blocks", "documents", "image_bytes", "images", "media", "text_bytes", "tools")
 
     def __init__(self) -> None:
         self.text_bytes = 0
+        self.blocks = 0
+        self.tools = False
         self.media = 0
         self.images = 0
         self.documents = 0
@@ -108,6 +114,8 @@ class Weight:
         if isinstance(content, str):
             self.text_bytes += _size(content)
             return
+        self.blocks += len(content)
+        json_fields.refuse_crowd(self.blocks, "messages")
         for block in content:
             self.text_bytes += _size(block.text) + _size(block.thinking) + len(bytes(block.input))
             self.text_bytes += sum(map(json_fields.given_size, (block.data, block.title, block.context)))
@@ -214,6 +222,7 @@ def _weigh(fields: Fields) -> Weight:
     messages = json_fields.read(fields, "messages", _MESSAGES, _MESSAGES_SHAPE)
     if messages is None:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
+    json_fields.refuse_crowd(len(messages), "messages")
     weight = Weight()
     for message in messages:
         weight.text_bytes += TEMPLATE_BYTES
@@ -223,6 +232,7 @@ def _weigh(fields: Fields) -> Weight:
         weight.text_bytes += TEMPLATE_BYTES
         weight.add(system)
     if json_fields.read(fields, "tools", _TOOLS, "a list of objects"):
+        weight.tools = True
         weight.text_bytes += len(bytes(fields["tools"]))
     weight.text_bytes += sum(json_fields.schema_size(fields, name) for name in _FORMATS)
     return weight
@@ -231,7 +241,7 @@ def _weigh(fields: Fields) -> Weight:
 def _needs(fields: Fields, weight: Weight) -> frozenset[str]:
     """What a model must be able to do for this."""
     needs = set()
-    if json_fields.plain(fields.get("tools")):
+    if weight.tools:
         needs.add("tools")
     if weight.images:
         needs.add("images")

@@ -20,6 +20,7 @@ Fields = dict[str, Raw]
 _OBJECT: json.Decoder[Fields] = json.Decoder(dict[str, Raw])
 _STRING = json.Decoder(str)
 _ENCODER = json.Encoder()
+MOST_PARTS = 20_000  # messages in a request, and parts of them
 MOST_REMEMBERED = 256  # sets of names
 LONGEST_REMEMBERED = 400  # characters of one
 _EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
@@ -85,6 +86,13 @@ def refuse_many(fields: Mapping[str, Raw]) -> None:
     for name in fields:
         if name.casefold() in _MANY and plain(fields[name]) not in (None, 1):
             raise InvalidRequest(f"'{name}' is not taken here: there is one answer to a request.", param=name)
+
+
+def refuse_crowd(count: int, param: str) -> None:
+    """`InvalidRequest` for more messages and parts of them than anybody has to say. Each takes a time of its own, here
+    and in translation: in a body full of the smallest it would add up to seconds in which nobody else is served."""
+    if count > MOST_PARTS:
+        raise InvalidRequest(f"'{param}' has more than {MOST_PARTS} messages and parts of messages.", param=param)
 
 
 def read(fields: Mapping[str, Raw], name: str, decoder: json.Decoder[T], shape: str) -> T | None:

@@ -155,9 +155,13 @@ def _media(messages: list[_Message]) -> tuple[int, int, int]:
     Only image data is left out of the prompt's size: audio becomes tokens in proportion to its size.
     """
     count = size = unmeasured = 0
+    crowd = len(messages)
+    json_fields.refuse_crowd(crowd, "messages")
     for message in messages:
         if type(message.content) is not list:
             continue
+        crowd += len(message.content)
+        json_fields.refuse_crowd(crowd, "messages")
         for part in message.content:
             if not isinstance(part, _Part) or (part.type in _TEXT_PARTS and part.image_url is None):
                 continue

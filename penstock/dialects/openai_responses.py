@@ -170,7 +170,11 @@ def _output_limit(fields: Fields, most: int) -> int | None:
 def _media(items: list[_Item]) -> tuple[int, int, int]:
     """The number of parts that are not text, bytes of inline image data among them, and how many may be of any size."""
     count = size = unmeasured = 0
+    crowd = len(items)
+    json_fields.refuse_crowd(crowd, "input")
     for place, item in enumerate(items):
+        crowd += sum(len(parts) for parts in (item.content, item.output, item.summary) if isinstance(parts, list))
+        json_fields.refuse_crowd(crowd, "input")
         if item.type == "item_reference" or (item.type is None and item.role is None):
             raise InvalidRequest(
                 f"'input[{place}]' names an item that is not kept here, or has no type.", param=f"input[{place}]"

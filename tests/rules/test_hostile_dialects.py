@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from penstock.dialects import Label, Pair, Wish, anthropic_messages, openai_chat, openai_completions, openai_responses
+from penstock.dialects import (
+    Label,
+    Pair,
+    Wish,
+    anthropic_messages,
+    json_fields,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+)
 from penstock.dialects.anthropic_usage import read_report
 from penstock.dialects.pairs import chat_to_messages, messages_to_chat, responses_to_chat, responses_to_messages
 from penstock.dialects.pairs.responses_items import sealed
@@ -62,6 +71,13 @@ ENDLESS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them are taken than usual."""
+    monkeypatch.setattr(json_fields, "MOST_PARTS", 1_000_000)
+
+
+@pytest.mark.usefixtures("crowded")
 @pytest.mark.parametrize("of", ENDLESS)
 def test_a_response_is_asked_for_in_a_time_like_its_size(of: str) -> None:
     began_s = time.process_time()
@@ -69,6 +85,7 @@ def test_a_response_is_asked_for_in_a_time_like_its_size(of: str) -> None:
     assert time.process_time() - began_s < 8
 
 
+@pytest.mark.usefixtures("crowded")
 def test_thinking_is_carried_over_in_a_time_like_its_size() -> None:
     thought = {"type": "thinking", "thinking": "t" * 200, "signature": "penstock:reasoning"}
     raw = body(anthropic_messages, messages=[{"role": "assistant", "content": [thought] * 60_000}, ASK])
@@ -269,3 +286,30 @@ def test_output_is_counted_once_where_a_message_begins_with_a_count() -> None:
         step = stream.feed(raw)
         meter.feed(step.produced, step.usage)
     assert (meter.tokens().input, meter.output) == (7, 125)
+
+
+MANY = 20_001
+TEXT = {"type": "text", "text": "x"}
+INPUT_TEXT = {"type": "input_text", "text": "x"}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": [TEXT] * MANY}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "field", "said"),
+    [
+        (openai_chat, "messages", [{"role": "user", "content": "x"}] * MANY),
+        (openai_chat, "messages", [{"role": "user", "content": [TEXT] * 10_000}] * 2),
+        (anthropic_messages, "messages", [{"role": "user", "content": "x"}] * MANY),
+        (anthropic_messages, "messages", [{"role": "user", "content": [TEXT] * 10_001}] * 2),
+        (anthropic_messages, "messages", [{"role": "user", "content": [RESULT]}]),
+        (openai_responses, "input", [{"role": "user", "content": "x"}] * MANY),
+        (openai_responses, "input", [{"role": "user", "content": [INPUT_TEXT] * 10_000}] * 2),
+        (openai_responses, "input", [{"type": "function_call_output", "output": [INPUT_TEXT] * MANY}]),
+    ],
+)
+def test_a_crowd_of_messages_or_parts_is_refused_before_it_is_weighed(dialect: Any, field: str, said: Any) -> None:
+    with pytest.raises(InvalidRequest, match="more than 20000") as refused:
+        dialect.peek(body(dialect, **{field: said}), max_output_tokens=MOST)
+    assert refused.value.param == field
+    fewer = body(dialect, **{field: [{"role": "user", "content": "x"}] * 20_000})
+    assert dialect.peek(fewer, max_output_tokens=MOST).text_bytes > 20_000
