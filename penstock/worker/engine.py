@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -158,13 +159,16 @@ class CommandEngine:
         return await self._http.open(call)
 
     async def close(self) -> None:
-        """End it: SIGTERM for all of its processes, then SIGKILL."""
+        """End it: SIGTERM for all of its processes, then SIGKILL for those that are left."""
         await self._http.close()
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
 
     async def _spawn(self) -> asyncio.subprocess.Process:
+        """Run it once. ConfigError when it cannot be run."""
+        if shutil.which(self._words[0]) is None:  # what stands in front of it on Linux can always be run
+            raise ConfigError([f"engine: {self._words[0]}: there is no such command"])
         words = [sys.executable, "-c", _WITH_US, *self._words] if sys.platform == "linux" else self._words
         environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
         try:
@@ -184,10 +188,20 @@ class CommandEngine:
             except asyncio.CancelledError:
                 await _end(process)
                 raise
+            _tell(process, signal.SIGKILL)  # what it has left behind holds the port, or a GPU's memory
             pause_s = FIRST_PAUSE_S if loop.time() - began_s > LONGEST_PAUSE_S else min(2 * pause_s, LONGEST_PAUSE_S)
             _logger.error("the engine ended with %d; it is started again in %.0f s", code, pause_s)
+            process = await self._again(pause_s)
+
+    async def _again(self, pause_s: float) -> asyncio.subprocess.Process:
+        """Run it after a pause, and after longer ones while it cannot be run, as during an upgrade of it."""
+        while True:
             await asyncio.sleep(pause_s)
-            process = await self._spawn()
+            try:
+                return await self._spawn()
+            except ConfigError as error:
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                _logger.error("%s; it is tried again in %.0f s", error, pause_s)
 
 
 class ModelFile:
@@ -256,12 +270,17 @@ def _is_count(value: object) -> bool:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a command and what it has begun, which need not end with it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+        _tell(process, number)
         with suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), STOP_S)
-            return
+
+
+def _tell(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal to all of a command's processes that there still are."""
+    with suppress(ProcessLookupError, PermissionError):  # on macOS the latter when only zombies are left
+        os.killpg(process.pid, number)
 
 
 def _free_port() -> int:

@@ -141,3 +141,12 @@ async def _penstock(*words: str, environ: Mapping[str, str] | None = None) -> as
         env=ENVIRONMENT | dict(environ or {}),
         cwd=Path(__file__).parents[2],
     )
+
+
+async def ended(pid: int) -> bool:
+    """Whether there is no such process, or only what is left of one."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230 -- it is no disk
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

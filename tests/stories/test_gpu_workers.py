@@ -29,7 +29,7 @@ from tests.ports.test_provider_contract import needs_engine
 from tests.rules.test_tool_offers import schema
 from tests.stories.caller import calling, data, eventually, the_record
 from tests.stories.gateway import ROUTER, Person, Running, plain_client, running, settings_for
-from tests.stories.process import configuration, serving_process, settings_of, verified
+from tests.stories.process import configuration, ended, serving_process, settings_of, verified
 from tests.stories.test_workers import ByWish, Load, call, person_of, workers_on
 from tests.stories.workers import (
     INPUT,
@@ -709,12 +709,3 @@ async def test_an_engine_that_a_worker_starts_serves_knows_no_key_and_ends_with_
             engine = int((await process.said("pid ")).split()[1])
             process.signal(signal.SIGKILL)
             await eventually(lambda: ended(engine))
-
-
-async def ended(pid: int) -> bool:
-    """Whether there is no such process, or only what is left of one."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230 -- it is no disk
-            return file.read().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
