@@ -17,7 +17,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -34,6 +34,7 @@ REFUSALS = frozenset({401, 403})  # of a gateway that has understood: trying aga
 
 _logger = logging.getLogger("penstock.worker")
 
+T = TypeVar("T")
 Work = Callable[["GivenJob"], Awaitable[None]]
 
 
@@ -389,6 +390,19 @@ class _Session:
             _logger.exception("job %d failed", job.number)
             return messages.Failure(job.number, "The worker failed; its log says why.")
         return messages.End(job.number)
+
+
+async def or_stop(waited: Awaitable[T], stopping: asyncio.Event) -> T | None:
+    """Wait for this, or to be told to stop: then None, when this is cancelled and has ended. What it raises."""
+    task = asyncio.ensure_future(waited)
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        stop.cancel()
+        task.cancel()
+        await asyncio.gather(task, stop, return_exceptions=True)
 
 
 def _text(frame: str | bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from penstock import __version__
 from penstock.errors import ConfigError
-from penstock.hub.dialer import Dialer, GivenJob, JobError
+from penstock.hub.dialer import Dialer, GivenJob, JobError, or_stop
 from penstock.hub.messages import DEEPEST, Offer, ToolOffer, is_deep
 from penstock.toolbox.settings import ToolsSettings
 from penstock.toolbox.shop import open_toolbox
@@ -59,8 +59,11 @@ async def work(options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with open_toolbox(options.tools, changed.set) as toolbox:
-        await _serve(options, toolbox, stopping, changed)
+    async with AsyncExitStack() as stack:
+        opening = stack.enter_async_context(open_toolbox(options.tools, changed.set))
+        toolbox = await or_stop(opening, stopping)
+        if toolbox is not None:
+            await _serve(options, toolbox, stopping, changed)
 
 
 async def _serve(options: Options, toolbox: Toolbox, stopping: asyncio.Event, changed: asyncio.Event) -> None:

@@ -239,16 +239,17 @@ def offer_of(listed: Any, props: Any, *, slots: int | None = None) -> Offer:
 
     vLLM says `max_model_len` of each model; llama.cpp says `total_slots`, and `n_ctx` for each of them.
     """
-    entries = listed.get("data") if isinstance(listed, dict) else None
+    data = listed.get("data") if isinstance(listed, dict) else None
+    entries = data if isinstance(data, list) else []
     models = tuple(
         _model(entry, props)
-        for entry in entries or ()
+        for entry in entries
         if isinstance(entry, dict) and isinstance(entry.get("id"), str) and 0 < len(entry["id"]) <= 200
     )
     if not models:
         raise UpstreamFailed("The engine lists no models.", began=True)
     said: Any = props.get("total_slots") if isinstance(props, dict) else None
-    batches = any(isinstance(entry, dict) and entry.get("owned_by") == "vllm" for entry in entries or ())
+    batches = any(isinstance(entry, dict) and entry.get("owned_by") == "vllm" for entry in entries)
     usual = BATCHING_SLOTS if batches else SLOTS
     slots = slots or min(said if _is_count(said) else usual, 4096)
     return Offer(slots, models[:512])

@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import msgspec
 
 from penstock import __version__
 from penstock.errors import ConfigError, UpstreamError, UpstreamUnavailable
-from penstock.hub.dialer import BusyError, Dialer, GivenJob, JobError
+from penstock.hub.dialer import BusyError, Dialer, GivenJob, JobError, or_stop
 from penstock.hub.messages import Offer
 from penstock.ports import Call
 from penstock.worker.engine import Engine, engine_of, first_look
-
-T = TypeVar("T")
 
 CONNECT = "/api/workers/v1/connect"
 PATHS = frozenset(
@@ -59,12 +55,17 @@ async def work(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
-        await engine.start()
-        offer = await _or_stop(first_look(engine, START_LOOK_S), stopping)
+        offer = await or_stop(_begin(engine), stopping)
         if offer is not None:
             await _serve(options, engine, offer, stopping)
     finally:
         await engine.close()
+
+
+async def _begin(engine: Engine) -> Offer:
+    """Start it, and wait until it serves. ConfigError, UpstreamUnavailable."""
+    await engine.start()
+    return await first_look(engine, START_LOOK_S)
 
 
 async def _serve(options: Options, engine: Engine, offer: Offer, stopping: asyncio.Event) -> None:
@@ -77,7 +78,7 @@ async def _serve(options: Options, engine: Engine, offer: Offer, stopping: async
     running = asyncio.create_task(dialer.run())
     watching = asyncio.create_task(watch(engine, dialer))
     try:
-        await _or_stop(asyncio.shield(running), stopping)
+        await or_stop(asyncio.shield(running), stopping)
         if not running.done():
             _logger.info("ends when %d jobs are done", dialer.running)
             dialer.drain()
@@ -101,6 +102,9 @@ async def watch(engine: Engine, dialer: Dialer) -> None:
             offer = Offer(slots=0)
             if dialer.offer != offer:
                 _logger.error("the engine does not serve: %s", error.message)
+        except Exception:  # what it will say next may be understood
+            _logger.exception("what the engine serves is not understood")
+            continue
         await dialer.announce(offer)
 
 
@@ -142,15 +146,3 @@ class Forward:
 _NOTHING_THERE = msgspec.json.encode(
     {"error": {"message": "A worker forwards inference only.", "type": "not_found", "code": "not_found", "param": None}}
 )
-
-
-async def _or_stop(waited: Awaitable[T], stopping: asyncio.Event) -> T | None:
-    """Wait for this, or to be told to stop: then None."""
-    task = asyncio.ensure_future(waited)
-    stop = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        stop.cancel()
-        task.cancel()

@@ -34,7 +34,7 @@ def test_an_offer_is_what_the_engine_says(listed: Any, props: Any, expected: Off
     assert offer_of(listed, props, slots=7).slots == 7
 
 
-@pytest.mark.parametrize("listed", [None, [], {}, {"data": []}, {"data": "x"}, {"data": [{}]}])
+@pytest.mark.parametrize("listed", [None, [], {}, {"data": []}, {"data": "x"}, {"data": 7}, {"data": [{}]}])
 def test_an_engine_without_models_offers_nothing(listed: Any) -> None:
     with pytest.raises(UpstreamFailed):
         offer_of(listed, PROPS)
