@@ -30,6 +30,7 @@ SCRIPT = Path(__file__).with_name("jail.py")
 UNABLE = 97  # what jail.py ends with when it cannot be made
 MOST_CODE = 200_000  # characters
 PROBE_S = 10.0  # to find out whether the jail can be made
+SHARE = 0.9  # of the time there is for a call is the program's; the rest is to end it and to tell what it printed
 KILL_S = 5.0  # for the kernel to end what was killed, before that is left to it
 LARGEST_NUMBER = 1 << 30
 
@@ -71,7 +72,7 @@ class CodeExecution:
     def tools(self) -> tuple[Tool, ...]:
         description = (
             "Run a Python program and return what it prints. It has the standard library, no network, no input and an "
-            f"empty working directory that is gone afterwards, and {self._settings.timeout_s:g} seconds."
+            f"empty working directory that is gone afterwards, and at most {self._settings.timeout_s:g} seconds."
         )
         return (Tool(NAME, description, schema_of(_Wanted, code="The program. Print what you want to see.")),)
 
@@ -79,8 +80,11 @@ class CodeExecution:
         wanted = arguments_as(_Wanted, arguments)
         if len(wanted.code) > MOST_CODE:
             raise ToolError(f"The program is longer than {MOST_CODE} characters.")
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + SHARE * within_s
         async with self._turns:
-            return await self._run(wanted.code.encode("utf-8", "replace"), min(self._settings.timeout_s, within_s))
+            left_s = max(0.0, until_s - loop.time())
+            return await self._run(wanted.code.encode("utf-8", "replace"), min(self._settings.timeout_s, left_s))
 
     async def able(self) -> str | None:
         """None when this machine can make the jail, else why it cannot."""
@@ -111,7 +115,7 @@ class CodeExecution:
         except TimeoutError:
             raise ToolError(_stopped(within_s, out, err)) from None
         finally:
-            await _kill(process)
+            await _kill(process, out, err)
         if process.returncode == UNABLE and err.data.startswith(b"jail: "):
             raise ToolError(f"This machine cannot run programs safely ({err.text()}).")
         return self._result(process.returncode or 0, out, err)
@@ -124,12 +128,7 @@ class CodeExecution:
                 await process.stdin.drain()
             process.stdin.close()
 
-        async def take(stream: asyncio.StreamReader | None, into: _Output) -> None:
-            assert stream is not None
-            while piece := await stream.read(65_536):
-                into.add(piece)
-
-        await asyncio.gather(give(), take(process.stdout, out), take(process.stderr, err))
+        await asyncio.gather(give(), _take(process.stdout, out), _take(process.stderr, err))
         await process.wait()
 
     def _result(self, code: int, out: _Output, err: _Output) -> ToolResult:
@@ -156,18 +155,27 @@ class CodeExecution:
 
 def _stopped(within_s: float, out: _Output, err: _Output) -> str:
     printed = (out.text() + err.text()).strip()
-    return f"The program took longer than {within_s:g} seconds and was stopped." + (
+    return f"The program took longer than {round(within_s, 1):g} seconds and was stopped." + (
         f" Until then it printed:\n{printed}" if printed else ""
     )
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+async def _take(stream: asyncio.StreamReader | None, into: _Output) -> None:
+    """Read a pipe to its end."""
+    assert stream is not None
+    while piece := await stream.read(65_536):
+        into.add(piece)
+
+
+async def _kill(process: asyncio.subprocess.Process, out: _Output, err: _Output) -> None:
     """End the process group. Its members are the two processes that wait, and no program can have them leave it;
-    with the second of them ends all of the jail."""
+    with the second of them ends all of the jail. What is in the pipes is read: a process with a full one never ends
+    for asyncio."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
         async with asyncio.timeout(KILL_S):
+            await asyncio.gather(_take(process.stdout, out), _take(process.stderr, err))
             await process.wait()
     except TimeoutError:
         _logger.error("a program was killed and has not ended %g s later", KILL_S)

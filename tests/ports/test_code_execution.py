@@ -165,6 +165,26 @@ async def test_an_endless_loop_is_stopped_and_what_it_printed_is_told() -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.each_loop
+@pytest.mark.parametrize(
+    "program", ["while True: os.write(1, b'x' * 60_000)", "while True: os.write(2, b'x' * 60_000)"]
+)
+async def test_an_endless_loop_that_prints_is_stopped_in_time_and_what_it_printed_is_told(program: str) -> None:
+    for _ in range(2):
+        result = await run(f"import os\nos.fork()\n{program}", within_s=6.0, timeout_s=1.0)
+        assert result.failed
+        assert result.text.startswith(
+            "The program took longer than 1 seconds and was stopped. Until then it printed:\nxxx"
+        )
+    assert not _children()
+
+
+async def test_what_a_stopped_program_printed_is_told_also_when_it_had_all_the_time_of_the_call() -> None:
+    result = await run("print('here', flush=True)\nwhile True: pass", within_s=2.0, timeout_s=2.0)
+    assert result.failed
+    assert result.text.endswith("was stopped. Until then it printed:\nhere")
+
+
 async def test_nothing_of_a_stopped_program_goes_on(tmp_path: Path) -> None:
     """A child that left its process group ends with the jail's process namespace, and lets go of the pipe."""
     result = await run(
