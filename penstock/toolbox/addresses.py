@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import cast
 
@@ -19,6 +20,8 @@ from msgspec import Struct
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+LOOKUPS = 32  # at once; each takes a thread until the system gives up on a name, also when nobody waits any more
 
 # Public by number, and yet not the internet's: the platform service of Azure's hosts, protocol assignments (one cloud
 # has its metadata there), the retired 6to4 relays.
@@ -65,9 +68,26 @@ def is_public(written: str) -> bool:
     return _is_public(address)
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """The addresses of a host as this machine finds them. OSError when there are none."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+class SystemResolver:
+    """The addresses of a host as this machine finds them: a `Resolver` with threads of its own, so that names which
+    nobody answers for hold up other names only."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="resolver")
+
+    def __repr__(self) -> str:
+        return f"SystemResolver({LOOKUPS} at once)"
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """OSError or UnicodeError when there are none."""
+        try:
+            return _addresses(host, port, socket.AI_NUMERICHOST)  # asks nobody
+        except socket.gaierror:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _addresses, host, port, 0)
+
+
+def _addresses(host: str, port: int, flags: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return list(dict.fromkeys(cast(str, sockaddr[0]) for *_, sockaddr in found))
 
 

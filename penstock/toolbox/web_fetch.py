@@ -22,7 +22,7 @@ import httpx2
 from msgspec import Struct
 
 from penstock import __version__
-from penstock.toolbox.addresses import AddressRefused, Resolver, system_resolver, target
+from penstock.toolbox.addresses import AddressRefused, Resolver, SystemResolver, target
 from penstock.toolbox.settings import WebFetchSettings
 from penstock.toolbox.source import ToolError, arguments_as, cut, schema_of
 from penstock.tools import Tool, ToolResult
@@ -73,9 +73,9 @@ class _Page(Struct, frozen=True):
 class WebFetch:
     """Implements `source.Source`."""
 
-    def __init__(self, settings: WebFetchSettings, resolve: Resolver = system_resolver) -> None:
+    def __init__(self, settings: WebFetchSettings, resolve: Resolver | None = None) -> None:
         self._settings = settings
-        self._resolve = resolve
+        self._resolve = resolve or SystemResolver()
         self._tls: ssl.SSLContext | None = None
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.toolbox.addresses import AddressRefused, Target, is_public, system_resolver, target
+from penstock.toolbox.addresses import AddressRefused, SystemResolver, Target, is_public, target
 
 PRIVATE = (
     "0.0.0.0",
@@ -90,10 +90,10 @@ async def test_a_name_with_a_private_address_or_none_is_refused(addresses: tuple
 )
 async def test_a_number_in_any_notation_is_what_the_system_makes_of_it(host: str) -> None:
     with pytest.raises(AddressRefused):
-        await target(host, 80, system_resolver)
+        await target(host, 80, SystemResolver())
 
 
 @pytest.mark.parametrize("host", ["", "x" * 254, "a..b", "\N{SNOWMAN}" * 64])
 async def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(AddressRefused):
-        await target(host, 80, system_resolver)
+        await target(host, 80, SystemResolver())

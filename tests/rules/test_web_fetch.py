@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -264,3 +266,27 @@ def test_text_of_a_page(html: str, text: str) -> None:
 def test_a_hostile_page_takes_time_in_proportion_to_its_size() -> None:
     for nasty in ("<a" * 300_000, "<!--" * 300_000, "<" * 600_000, "<script><" * 100_000, "<p>" * 300_000):
         text_of(nasty)
+
+
+async def test_names_that_nobody_answers_for_hold_up_neither_addresses_nor_other_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over, system = threading.Event(), socket.getaddrinfo
+
+    def look_up(host: str, *words: Any, **named: Any) -> Any:
+        if "silent" in host and not named.get("flags", 0) & socket.AI_NUMERICHOST:
+            over.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return system(host, *words, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    box = Toolbox([WebFetch(WebFetchSettings(allow=(ip_network("127.0.0.1/32"),)))])
+    try:
+        names = [f"http://silent{number}.test/" for number in range(40)]
+        results = await asyncio.gather(*(box.run("web_fetch", {"url": name}, within_s=0.5) for name in names))
+        assert {result.text for result in results} == {"The tool took longer than 0.5 seconds and was stopped."}
+        async with site(lambda head: page(b"there")) as (port, _):
+            result = await box.run("web_fetch", {"url": f"http://127.0.0.1:{port}/"}, within_s=5)
+        assert result.text.endswith("there")
+    finally:
+        over.set()
