@@ -62,9 +62,16 @@ def supervise(
 
 
 async def _to_the_end(supervisor: Supervisor) -> int:
-    """Run it; from then on the exit code says how it went, whatever signal comes yet."""
+    """Run it until a signal ends it; from then on the exit code says how it went, whatever signal comes yet.
+
+    A handler of the loop would be taken back with the loop, and leave a moment in which a signal kills.
+    """
+    loop = asyncio.get_running_loop()
+    for number, do in ((signal.SIGTERM, supervisor.end), (signal.SIGINT, supervisor.interrupt)):
+        signal.signal(number, lambda *_, do=do: loop.call_soon_threadsafe(do))
     code = await supervisor.run()
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     return code
 
 
@@ -205,12 +212,14 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._ending.set)
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         loop.add_signal_handler(signal.SIGUSR2, self._restarting.set)
 
-    def _interrupt(self) -> None:
+    def end(self) -> None:
+        """End every worker, and then."""
+        self._ending.set()
+
+    def interrupt(self) -> None:
         """End; when that has begun already, with no more time for calls."""
         if self._ending.is_set():
             for worker in self._workers:

@@ -87,11 +87,12 @@ async def kept(
 
     (listener,) = bind_apart(settings, 1)
     place = _Place(1, listener)
-    running = asyncio.create_task(Supervisor([place], settings, command or idle, environ, reload).run())
+    supervisor = Supervisor([place], settings, command or idle, environ, reload)
+    running = asyncio.create_task(supervisor.run())
     try:
         yield Kept(pids)
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        supervisor.end()
         code = await running
     assert code == 0
 
