@@ -178,12 +178,12 @@ def _prompt_size(fields: Fields, messages: list[_Message], beside: int) -> int:
     usual `beside` those, are looked at again."""
     size = sum(map(_text_size, messages))
     raw = fields["messages"]
-    if len(memoryview(raw)) > size + size // ESCAPED_SHARE + beside:
+    if len(raw) > size + size // ESCAPED_SHARE + beside:
         size = sum(map(_said_before, messages, _MESSAGE_FIELDS.decode(raw)))
     for name in _DEFINITIONS:
         if name in fields:
             size += len(bytes(fields[name]))
-    return size + json_fields.schema_size(fields, "response_format")
+    return size + json_fields.schema_size(fields, "response_format") if "response_format" in fields else size
 
 
 def _said_before(message: _Message, fields: Fields) -> int:

@@ -210,7 +210,7 @@ def _text_size(fields: Fields, items: str | list[_Item], image_bytes: int) -> in
         return size + TEMPLATE_BYTES + _size(items)
     texts = sum(map(_item_size, items))
     raw = fields["input"]
-    if len(memoryview(raw)) > texts + texts // ESCAPED_SHARE + _PLAIN_BYTES * len(items) + image_bytes:
+    if len(raw) > texts + texts // ESCAPED_SHARE + _PLAIN_BYTES * len(items) + image_bytes:
         texts = sum(map(_whole_item_size, items, _RAW_ITEMS.decode(raw)))
     return size + texts
 
