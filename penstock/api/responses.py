@@ -70,9 +70,9 @@ class KeptResponses:
     async def _get(self, account: str, id: str, exchange: Exchange, rest: str) -> Any:
         query = dict(parse_qsl(exchange.query))
         if rest == "input_items":
-            await self._find(account, id)
+            links = await self._links(account, id)
             wanted = _wanted(query)
-            return await _page(self._input(account, id, newest_first=wanted.newest_first), wanted)
+            return await _page(self._input(account, links, newest_first=wanted.newest_first), wanted)
         _require(rest, "")
         if query.get("stream", "false") != "false":
             raise InvalidRequest("A response is kept whole; it cannot be streamed again.", param="stream")
@@ -95,15 +95,18 @@ class KeptResponses:
             raise _absent(id)
         return found
 
-    async def _input(self, account: str, id: str, *, newest_first: bool) -> AsyncIterator[dict[str, Any]]:
-        """All that a response was made from, the conversation before it too, as far as that is still there. It is read
-        in parts, and taken apart item by item: a page has room for a few, a conversation may be all that an account
-        has."""
+    async def _links(self, account: str, id: str) -> list[Link]:
+        """A response after the conversation before it, if that is still there."""
         links = await self._store.read(conversation(account, id, self._clock.now_ms()))
-        links = links or [Link(id, 0)]
+        return links or [Link(id, (await self._find(account, id)).size_bytes)]
+
+    async def _input(self, account: str, links: list[Link], *, newest_first: bool) -> AsyncIterator[dict[str, Any]]:
+        """All that the last of these responses was made from. It is read in parts, and taken apart item by item: a page
+        has room for a few, a conversation may be all that an account has."""
+        last = links[-1].id
         for part in parts(links[::-1] if newest_first else links):
             for turn in await self._store.read(turns(account, part)):
-                items = _items(turn, with_output=turn.id != id)
+                items = _items(turn, with_output=turn.id != last)
                 for number, (place, item) in enumerate(reversed(items) if newest_first else items, 1):
                     value = plain(item) if place is None else shown(item, turn.id, place)
                     if isinstance(value, dict):

@@ -196,13 +196,7 @@ class Dialer:
                 raise RefusedError(_refusal(error)) from None
             _logger.warning("the gateway does not take us now: %s", _refusal(error))
             return None
-        except (
-            OSError,
-            TimeoutError,
-            WebSocketException,
-            ValueError,
-            EOFError,
-        ) as error:  # also where a redirect leads
+        except (OSError, WebSocketException, ValueError, EOFError) as error:  # also where a redirect leads
             _logger.warning("the gateway cannot be reached: %s", str(error) or type(error).__name__)
             return None
         session = _Session(self, socket, self._work)

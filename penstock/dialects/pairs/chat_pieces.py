@@ -113,6 +113,7 @@ def first_choice(choices: Any) -> dict[str, Any] | None:
 
 
 def content_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """The delta or the message of a choice; empty when it has neither."""
     for name in ("delta", "message"):
         content = choice.get(name)
         if isinstance(content, dict):

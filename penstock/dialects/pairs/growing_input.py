@@ -31,9 +31,11 @@ class GrowingInput:
         return f"GrowingInput({len(self._texts)} parts, whole={self._whole})"
 
     def add(self, text: str) -> None:
+        """A piece more."""
         self._texts.append(text)
 
     def is_whole(self) -> bool:
+        """Whether it is an object that has ended; nothing but blanks may have come behind it."""
         for place in range(self._read, len(self._texts)):
             self._look_through(self._texts[place])
         self._read = len(self._texts)
@@ -56,6 +58,7 @@ class GrowingInput:
 
 
 def is_object(raw: bytes) -> bool:
+    """Whether this is a JSON object, as far as its fields."""
     try:
         json_fields.split(raw)
         return True
