@@ -61,7 +61,7 @@ class Connect:
                 raise RateLimited("Too many workers are connected.", retry_after_s=30)
             await self._reachable()
             join = partial(self._join, kind, caller)
-            exchange.switch(accept, WebSocket(exchange.server_state, join))
+            exchange.switch(accept, WebSocket(exchange.connections, join))
 
         return connect
 

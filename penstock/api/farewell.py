@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.server import ServerState
+from penstock.api.connections import Connections
 
 LONGEST_SILENCE_S = 2.0  # of a caller who has the answer and neither speaks nor closes: more than a round trip
 LONGEST_S = 20.0  # that a caller who has been answered may go on talking
@@ -20,19 +20,19 @@ MOST_BYTES = 64 * 1024 * 1024  # of what such a caller may say: a body three tim
 class Farewell(asyncio.Protocol):
     """What is left of a connection. It takes the transport over, and its place among the server's connections."""
 
-    __slots__ = ("_end_s", "_heard_s", "_left_bytes", "_longest_stall_s", "_state", "_unread", "transport")
+    __slots__ = ("_connections", "_end_s", "_heard_s", "_left_bytes", "_longest_stall_s", "_unread", "transport")
 
     idle = False  # it ends by itself
 
-    def __init__(self, transport: asyncio.Transport, state: ServerState, *, longest_stall_s: float) -> None:
+    def __init__(self, transport: asyncio.Transport, connections: Connections, *, longest_stall_s: float) -> None:
         self.transport = transport
-        self._state = state
+        self._connections = connections
         self._longest_stall_s = longest_stall_s
         self._heard_s = asyncio.get_running_loop().time()
         self._end_s: float | None = None  # known once the answer has been taken
         self._left_bytes = MOST_BYTES
         self._unread = transport.get_write_buffer_size()
-        state.connections.add(self)  # type: ignore[arg-type]
+        connections.open.add(self)
         transport.set_protocol(self)
         self._say_so()
 
@@ -80,4 +80,4 @@ class Farewell(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state.connections.discard(self)
+        self._connections.open.discard(self)

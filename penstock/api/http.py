@@ -20,8 +20,7 @@ from penstock.errors import InvalidRequest, TooLarge
 from penstock.relay.reply import Headers
 
 if TYPE_CHECKING:
-    from uvicorn.server import ServerState
-
+    from penstock.api.connections import Connections
     from penstock.api.protocol import Connection, Successor
 
 MOST_HEADER_CHARACTERS = 4_096  # of the headers we read; longer ones are refused before they are used
@@ -107,9 +106,9 @@ class Exchange:
         return f"Exchange({self.method} {self.target!r}, {self.id}, started={self.started}, complete={self.complete})"
 
     @property
-    def server_state(self) -> ServerState:
-        """What the server knows of its connections."""
-        return self._connection.server_state
+    def connections(self) -> Connections:
+        """All connections of the server."""
+        return self._connection.connections
 
     # The request.
 
@@ -256,7 +255,9 @@ class Exchange:
         if self.gone:
             return
         self.started = self.complete = True
-        self._connection.transport.write(_SWITCHING % (self._connection.common_headers(), accept, self.id.encode()))
+        self._connection.transport.write(
+            _SWITCHING % (self._connection.connections.common_headers, accept, self.id.encode())
+        )
         self._connection.succeeded_by(successor)
 
     def drop(self) -> None:
@@ -289,7 +290,7 @@ class Exchange:
             raise ValueError("a header's value has a line end")
         return b"%b%b%b\r\n%b%b\r\n" % (
             _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,  # an upstream's own, which has no name
-            self._connection.common_headers(),
+            self._connection.connections.common_headers,
             lines,
             framing,
             closing,

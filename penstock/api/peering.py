@@ -20,8 +20,8 @@ from functools import partial
 from urllib.parse import parse_qs
 
 import msgspec
-from uvicorn.server import ServerState
 
+from penstock.api.connections import Connections
 from penstock.api.http import Exchange
 from penstock.api.protocol import Connection
 from penstock.errors import InvalidRequest, PenstockError, UpstreamError, UpstreamTimeout
@@ -44,7 +44,7 @@ class Peering:
         self._host = host
         self._secret = secret.encode()
         self._most_bytes = most_bytes
-        self._state = ServerState()
+        self._connections = Connections()
         self._ids = IdMaker()
         self._lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
@@ -70,23 +70,22 @@ class Peering:
         self._server.close()
         self._sweep.cancel()
         await asyncio.wait([self._sweep])
-        for connection in list(self._state.connections):
+        for connection in self._connections.all():
             connection.transport.abort()
         await asyncio.sleep(0)
-        for task in list(self._state.tasks):
+        for task in list(self._connections.tasks):
             task.cancel()
-        if self._state.tasks:
-            await asyncio.wait(self._state.tasks)
+        if self._connections.tasks:
+            await asyncio.wait(self._connections.tasks)
 
     def _connection(self) -> Connection:
-        return Connection(self, self._state, self._ids, most_bytes=self._most_bytes)
+        return Connection(self, self._connections, self._ids, most_bytes=self._most_bytes)
 
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            for connection in list(self._state.connections):
-                connection.check(loop.time())  # type: ignore[union-attr]
+            self._connections.check(loop.time())
 
     # What its connections call.
 

@@ -1,6 +1,6 @@
 """A connection: httptools reads its requests, the door answers them, one after the other.
 
-It stands where uvicorn's own protocol would, below ASGI, and costs a call no message, no event, no task and no timer:
+It stands below ASGI, and costs a call no message, no event, no task and no timer:
 bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. Most clients send the same head
 again and again, and one that is known is not read twice (`_know`). What is not one of our addresses is handed on as
 ASGI by the door. At the few addresses that speak WebSocket a request may end with another protocol taking the
@@ -23,8 +23,8 @@ from collections.abc import Awaitable
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from uvicorn.server import ServerState
 
+from penstock.api.connections import Connections
 from penstock.api.farewell import Farewell
 from penstock.api.http import Exchange, Head
 from penstock.ids import IdMaker
@@ -72,9 +72,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_arriving",
         "_bare",
-        "_common",
         "_current",
-        "_defaults",
         "_door",
         "_drained",
         "_early",
@@ -92,13 +90,13 @@ class Connection(asyncio.Protocol):
         "_reading",
         "_retiring",
         "_since_s",
-        "_state",
         "_successor",
         "_target",
         "_task",
         "_unread",
         "_unread_since_s",
         "_work",
+        "connections",
         "keeps",
         "loop",
         "most_bytes",
@@ -108,13 +106,13 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, door: Server, state: ServerState, ids: IdMaker, *, most_bytes: int) -> None:
+    def __init__(self, door: Server, connections: Connections, ids: IdMaker, *, most_bytes: int) -> None:
         self.loop = asyncio.get_running_loop()
+        self.connections = connections
         self.most_bytes = most_bytes
         self.writable = True
         self.keeps = True
         self._door = door
-        self._state = state
         self._ids = ids
         self._parser = HttpRequestParser(self)
         self._retiring = False
@@ -140,8 +138,6 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._early: bytearray | None = None  # what comes behind a request for a WebSocket, while that is decided
         self._successor: Successor | None = None
-        self._defaults: list[tuple[bytes, bytes]] | None = None
-        self._common = b""
 
     def __repr__(self) -> str:
         return f"Connection({self._current!r}, {len(self._queue)} queued, keeps={self.keeps})"
@@ -190,19 +186,6 @@ class Connection(asyncio.Protocol):
 
     # What an exchange calls.
 
-    @property
-    def server_state(self) -> ServerState:
-        """What the server knows of its connections."""
-        return self._state
-
-    def common_headers(self) -> bytes:
-        """The server's own header lines; they change once a second."""
-        defaults = self._state.default_headers
-        if defaults is not self._defaults:
-            self._defaults = defaults
-            self._common = b"".join([b"%b: %b\r\n" % pair for pair in defaults])
-        return self._common
-
     async def drained(self) -> None:
         """Wait until the caller has read enough, or has gone."""
         while not self.writable and not self.transport.is_closing():
@@ -216,8 +199,8 @@ class Connection(asyncio.Protocol):
 
     def _hand_over(self, successor: Successor, task: asyncio.Task[None]) -> None:
         self._current = None
-        self._state.tasks.discard(task)
-        self._state.connections.discard(self)
+        self.connections.tasks.discard(task)
+        self.connections.open.discard(self)
         successor.begin(self.transport, bytes(self._early or b""))
 
     async def _answer_all(self) -> None:
@@ -230,16 +213,15 @@ class Connection(asyncio.Protocol):
                 self._work = self.loop.create_future()
                 await self._work
                 continue
-            self._state.tasks.add(task)
+            self.connections.tasks.add(task)
             await self._door.serve(exchange)
-            self._state.total_requests += 1
             if self._successor is not None:
                 self._hand_over(self._successor, task)
                 return
             self._turn()
             if not (exchange.complete and exchange.keep and self.keeps):
                 self._part()
-        self._state.tasks.discard(task)
+        self.connections.tasks.discard(task)
 
     def _turn(self) -> None:
         """An exchange is over: the next one's turn."""
@@ -250,14 +232,14 @@ class Connection(asyncio.Protocol):
                 self.transport.resume_reading()
         else:
             self._current = None
-            self._state.tasks.discard(cast("asyncio.Task[None]", self._task))
+            self.connections.tasks.discard(cast("asyncio.Task[None]", self._task))
             if not self._reading:
                 self._since_s = self.loop.time()
 
     def _part(self) -> None:
         """The last answer has been given. Whatever else was asked gets none."""
         if not (self._over or self.transport.is_closing()):
-            Farewell(self.transport, self._state, longest_stall_s=LONGEST_STALL_S)
+            Farewell(self.transport, self.connections, longest_stall_s=LONGEST_STALL_S)
             self.connection_lost(None)
 
     def _begin(self, exchange: Exchange | None) -> None:
@@ -272,11 +254,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._task = self.loop.create_task(self._answer_all())
-        self._state.connections.add(self)  # type: ignore[arg-type]
+        self.connections.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._over = True
-        self._state.connections.discard(self)
+        self.connections.open.discard(self)
         self._queue.clear()
         self.resume_writing()
         for exchange in {self._current, self._arriving}:

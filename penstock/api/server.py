@@ -1,4 +1,4 @@
-"""The socket: uvicorn with uvloop and httptools around the door, and how it ends.
+"""The socket: it is listened on here, and the door answers what comes. And how that ends.
 
 On SIGTERM and SIGINT it takes no more connections, lets calls finish for `grace_s`, or until a second SIGINT, then cuts
 what is left; cut calls are settled before this returns. When it retires, because a successor serves at the same
@@ -12,30 +12,27 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from types import FrameType
+from typing import cast
 
-import uvicorn
-from uvicorn.server import HANDLED_SIGNALS, ServerState
-
+from penstock.api.connections import Connections, Served
 from penstock.api.door import Door, FullDoor
-from penstock.api.farewell import Farewell
 from penstock.api.listener import BACKLOG, listen, url_of
 from penstock.api.protocol import Connection
 from penstock.config import ServerSettings
 from penstock.db.groups import WRITE_S
 from penstock.ids import IdMaker
 
-if TYPE_CHECKING:
-    from penstock.api.websocket import WebSocket
-
 SWEEP_S = 0.5  # between two looks at all connections, whether one is late
 CUT_S = WRITE_S + 2.0  # for cut calls to end their streams: longer than the last bytes wait for a store that is away
 LINGER_S = 5.0  # how long a retiring server waits for one more request on a connection that is idle
 MOST_REFUSED = 100  # connections beyond `max_connections` that are answered, for a while; any more are hung up on
-LOOK_S = 0.05  # between looks whether connections have ended
+LOOK_S = 0.05  # between looks whether connections that retire have ended
+LAST_LOOK_S = 0.01  # between looks whether all have
 
 _logger = logging.getLogger("penstock.server")
 
@@ -51,7 +48,7 @@ class Serving:
     @property
     def connections(self) -> int:
         """How many connections are open."""
-        return len(self.server.server_state.connections)
+        return len(self.server.connections.open)
 
     async def ended(self) -> None:
         """Wait until it has been told to stop, and has."""
@@ -59,7 +56,7 @@ class Serving:
 
     async def stop(self) -> None:
         """Tell it to stop, as SIGTERM does."""
-        self.server.should_exit = True
+        self.server.told.set()
 
     async def retire(self, most_s: float) -> None:
         """Hand over to a successor: take no more connections, end each between requests, then stop.
@@ -78,104 +75,111 @@ async def serving(
     A `listener` is a socket at that address which this takes its connections from. With `deaf_afterwards` the process
     ignores SIGINT and SIGTERM from its end on: it is about to end, and what is left to be written takes bounded time.
     """
-    listener = listener or listen(settings)
-    ids, full = IdMaker(), FullDoor(door)
-
-    def connection(*, server_state: ServerState, **_: object) -> asyncio.Protocol:
-        over = len(server_state.connections) - settings.max_connections
-        if over >= MOST_REFUSED:
-            return _HungUp()
-        answering = full if over >= 0 else door
-        return Connection(answering, server_state, ids, most_bytes=settings.max_body_bytes)
-
-    config = uvicorn.Config(
-        _nothing,
-        loop="none",
-        http=connection,  # type: ignore[arg-type]  # called as a class would be
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.grace_s) or 1,
-        backlog=BACKLOG,
-    )
-    server = _Server(config, deaf_afterwards=deaf_afterwards)
-    task = asyncio.create_task(_run(server, listener))
-    try:
-        while not server.started and not task.done():  # noqa: ASYNC110 -- uvicorn offers nothing to wait for
-            await asyncio.sleep(0.001)
-        yield Serving(url_of(listener, settings.host), server, task)
-    finally:
-        server.should_exit = True
-        await task
+    with listener or listen(settings) as listening:
+        server = _Server(door, settings, listening)
+        with server.signals(deaf_afterwards=deaf_afterwards):
+            await server.begin()
+            task = asyncio.create_task(server.end())
+            try:
+                yield Serving(url_of(listening, settings.host), server, task)
+            finally:
+                server.told.set()
+                await task
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn's server for our connections, but for one habit: when it has ended it raises the signal that stopped it
-    once more, which would kill the process before all is written. And it can retire."""
+class _Server:
+    """What listens on a socket. `told` is set when it is to stop."""
 
-    def __init__(self, config: uvicorn.Config, *, deaf_afterwards: bool) -> None:
-        super().__init__(config)
-        self._deaf_afterwards = deaf_afterwards
+    def __init__(self, door: Door, settings: ServerSettings, listener: socket.socket) -> None:
+        self.connections = Connections()
+        self.told = asyncio.Event()
+        self._cut = False  # told once more: calls are not waited for
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._door, self._full_door = door, FullDoor(door)
+        self._ids = IdMaker()
+        self._grace_s = settings.grace_s
+        self._most = settings.max_connections
+        self._most_bytes = settings.max_body_bytes
+        self._listening: asyncio.Server
+        self._sweeping: asyncio.Task[None]
 
-    async def sweep(self) -> None:
-        """Look for connections that are late, also while it ends: until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            now_s = loop.time()
-            for each in self.connections():
-                each.check(now_s)
-            await asyncio.sleep(SWEEP_S)
+    async def begin(self) -> None:
+        """Take connections."""
+        self._listening = await self._loop.create_server(self._connection, sock=self._listener, backlog=BACKLOG)
+        self._sweeping = asyncio.create_task(self._sweep())
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Take signals as orders, in place of uvicorn's way."""
-        handled = HANDLED_SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self.handle_exit) for number in handled}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_IGN if self._deaf_afterwards else handler)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Uvicorn's, which cuts calls when their time is over, and then to their end.
-
-        At a second SIGINT it waits no longer, and cuts no call: that is done here.
-        """
-        await super().shutdown(sockets)
-        cut = set(self.server_state.tasks)
-        if self.force_exit:
-            for call in cut:
-                call.cancel()
+    async def end(self) -> None:
+        """Once told to, take no more connections, wait for calls, and cut those that take too long."""
+        await self.told.wait()
+        self._listening.close()
+        self._listener.close()
+        await asyncio.sleep(0)  # what was taken just before is a connection now
+        for each in self.connections.all():
+            each.shutdown()
+        end_s = self._loop.time() + self._grace_s
+        while self.connections.open or self.connections.tasks:
+            if self._cut or self._loop.time() >= end_s:
+                break
+            await asyncio.sleep(LAST_LOOK_S)
+        cut = set(self.connections.tasks)
+        for call in cut:
+            call.cancel()
         if cut:
             _logger.warning("%d calls were cut", len(cut))
             await asyncio.wait(cut, timeout=CUT_S)
+        self._sweeping.cancel()
+        for each in self.connections.all():
+            each.transport.close()
 
     async def retire(self, most_s: float) -> None:
         """See `Serving.retire`."""
-        for listening in self.servers:
-            listening.close()
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + most_s
-        idle_since_s: dict[Connection | Farewell | WebSocket, float] = {}
-        while (connections := self.connections()) and loop.time() < end_s and not self.should_exit:
-            now_s = loop.time()
+        self._listening.close()
+        end_s = self._loop.time() + most_s
+        idle_since_s: dict[Served, float] = {}
+        while (connections := self.connections.all()) and self._loop.time() < end_s and not self.told.is_set():
+            now_s = self._loop.time()
             idle_since_s = {each: idle_since_s.get(each, now_s) for each in connections if each.idle}
             for each in connections:
                 each.retire()
                 if now_s - idle_since_s.get(each, now_s) > LINGER_S:
                     each.shutdown()
             await asyncio.sleep(LOOK_S)
-        if not self.should_exit:
-            self.config.timeout_graceful_shutdown = 1  # calls that are left have had their time
-            self.should_exit = True
+        if not self.told.is_set():
+            self._grace_s = min(self._grace_s, 1.0)  # calls that are left have had their time
+            self.told.set()
 
-    def connections(self) -> set[Connection | Farewell | WebSocket]:
-        """Those that are open now."""
-        return cast("set[Connection | Farewell | WebSocket]", set(self.server_state.connections))
+    @contextmanager
+    def signals(self, *, deaf_afterwards: bool) -> Iterator[None]:
+        """Take signals as orders to stop. Only the main thread hears any."""
+        handled = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._heard) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if deaf_afterwards else handler)
+
+    def _heard(self, number: int, _: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop, number)
+
+    def _stop(self, number: int) -> None:
+        self._cut = self._cut or (self.told.is_set() and number == signal.SIGINT)
+        self.told.set()
+
+    async def _sweep(self) -> None:
+        """Look for connections that are late, also while it ends, and at the clock on the wall: until cancelled."""
+        while True:
+            self.connections.date(time.time())
+            self.connections.check(self._loop.time())
+            await asyncio.sleep(SWEEP_S)
+
+    def _connection(self) -> asyncio.Protocol:
+        over = len(self.connections.open) - self._most
+        if over >= MOST_REFUSED:
+            return _HungUp()
+        door = self._full_door if over >= 0 else self._door
+        return Connection(door, self.connections, self._ids, most_bytes=self._most_bytes)
 
 
 class _HungUp(asyncio.Protocol):
@@ -183,16 +187,3 @@ class _HungUp(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast(asyncio.Transport, transport).abort()
-
-
-async def _nothing(scope: object, receive: object, send: object) -> None:
-    """The application that uvicorn is told of; our connections do not ask it."""
-
-
-async def _run(server: _Server, listener: socket.socket) -> None:
-    sweeping = asyncio.create_task(server.sweep())
-    with listener:
-        await server.serve(sockets=[listener])
-    sweeping.cancel()
-    for each in server.connections():
-        each.transport.close()

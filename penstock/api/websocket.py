@@ -12,12 +12,12 @@ from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Callable
 
-from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import SERVER, State
 from websockets.protocol import Protocol as Framing
 from websockets.utils import accept_key
 
+from penstock.api.connections import Connections
 from penstock.hub.messages import LARGEST_MESSAGE, NonsenseError
 from penstock.hub.peer import Peer
 
@@ -45,8 +45,8 @@ class WebSocket(asyncio.Protocol):
     `join` makes the peer, once there is a line to it.
     """
 
-    def __init__(self, state: ServerState, join: Callable[[WebSocket], Peer]) -> None:
-        self._state = state
+    def __init__(self, connections: Connections, join: Callable[[WebSocket], Peer]) -> None:
+        self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._framing = Framing(SERVER, state=State.OPEN, max_size=LARGEST_MESSAGE)
         self._message = bytearray()  # what has come of one that comes in fragments
@@ -66,7 +66,7 @@ class WebSocket(asyncio.Protocol):
         """Take over; `early` is what came behind the handshake."""
         self.transport = transport
         self._peer = self._join(self)
-        self._state.connections.add(self)  # type: ignore[arg-type]  # for the server a connection as any other
+        self._connections.open.add(self)
         transport.set_protocol(self)
         if early:
             self.data_received(early)
@@ -141,7 +141,7 @@ class WebSocket(asyncio.Protocol):
         """Nothing more will come: the transport closes itself."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state.connections.discard(self)
+        self._connections.open.discard(self)
         self._peer.lost()
         self.resume_writing()
 

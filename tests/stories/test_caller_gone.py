@@ -339,7 +339,7 @@ async def waiting(gateway: Running) -> bool:
 
 
 async def nobody_is_connected(gateway: Running) -> bool:
-    return not gateway.server.server.server_state.connections
+    return gateway.server.connections == 0
 
 
 def draining(gateway: Running) -> Callable[[], Awaitable[bool]]:
