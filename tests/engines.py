@@ -13,7 +13,8 @@ import pytest
 
 from tests.postgres import ask, in_thread
 
-EACH = ("sqlite", pytest.param("postgres", marks=pytest.mark.postgres))
+ON_POSTGRES = pytest.mark.postgres
+EACH = ("sqlite", pytest.param("postgres", marks=ON_POSTGRES))
 only_on_sqlite = pytest.mark.parametrize("engine", ["sqlite"], indirect=True)
 only_on_postgres = pytest.mark.parametrize("engine", EACH[1:], indirect=True)
 

@@ -26,13 +26,18 @@ from penstock.api.wire import Wire
 from penstock.cli.main import program
 from penstock.config import Settings
 from penstock.config_file import load
-from tests.engines import SECRETS, is_postgres
+from tests.engines import ON_POSTGRES, SECRETS, is_postgres
 from tests.stories.gateway import ROUTER_V1, TRUST, Running, running
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "penstock"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-RUN = ("README.md", "docs/quickstart.md", "docs/api.md")
+RUN = (  # half the commands are new processes, so the long pages run on one engine each
+    ("README.md", "sqlite"),
+    pytest.param("README.md", "postgres", marks=ON_POSTGRES),
+    ("docs/quickstart.md", "sqlite"),
+    pytest.param("docs/api.md", "postgres", marks=ON_POSTGRES),
+)
 NOT_HERE = ("README", "llamaindex")  # a list of pages, and a client that has an environment of its own
 CLIENTS = {each.stem: each.read_text() for each in (ROOT / "docs/clients").glob("*.md") if each.stem not in NOT_HERE}
 WRITTEN_ADDRESS = "http://127.0.0.1:8420"
@@ -55,7 +60,7 @@ def settings(store_url: str, variables: dict[str, str]) -> Settings:
     return replace(settings, server=replace(settings.server, port=0, grace_s=1.0))
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(("page", "engine"), RUN, indirect=["engine"])
 async def test_every_command_on_the_page_works(
     page: str, settings: Settings, variables: dict[str, str], tmp_path: Path
 ) -> None:
