@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from penstock.api.asgi import App, hand_on
@@ -24,12 +24,14 @@ from penstock.relay.observe import Observer
 _logger = logging.getLogger("penstock.api")
 
 Endpoint = Callable[[Exchange], Awaitable[None]]
+Takes = Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """What answers at an address, by method; and how its errors look. `surface` names it in logs and metrics.
-    `id_header` is one more header that says the request's id; `switches` that a GET there may become a WebSocket.
+    `id_header` is one more header that says the request's id; `switches` that a GET there may become a WebSocket;
+    `takes` are the methods of one path, where they are not all of `endpoints`.
     """
 
     surface: str
@@ -38,6 +40,11 @@ class Route:
     render: Render = render_openai
     id_header: bytes | None = None
     switches: bool = False
+    takes: Takes | None = None
+
+    def methods(self, path: str) -> Collection[str]:
+        """What may be done at a path of the route."""
+        return self.takes(path) if self.takes else self.endpoints
 
 
 class Door:
@@ -68,7 +75,7 @@ class Door:
         route = self._targets.get(exchange.target) or self._find(exchange.path)
         exchange.id_header = route.id_header
         try:
-            await (route.endpoints.get(exchange.method) or self._other(route))(exchange)
+            await (route.endpoints.get(exchange.method) or self._other(route, exchange.path))(exchange)
         except PenstockError as error:
             self._refuse(route, exchange, error)
         except asyncio.CancelledError:
@@ -111,7 +118,7 @@ class Door:
         if error.retry_after_s is not None:
             headers.append((b"retry-after", str(error.retry_after_s).encode()))
         if isinstance(error, MethodNotAllowed):
-            headers.append((b"allow", ", ".join(sorted(route.endpoints)).encode()))
+            headers.append((b"allow", ", ".join(sorted(route.methods(exchange.path))).encode()))
         exchange.whole(status, headers, body)
 
     def _find(self, path: str) -> Route:
@@ -127,11 +134,11 @@ class Door:
                 return refusing
         return _BEHIND
 
-    def _other(self, route: Route) -> Endpoint:
+    def _other(self, route: Route, path: str) -> Endpoint:
         """What to do with a method that the route does not have."""
         if route is _BEHIND:
             return self._hand_on
-        raise MethodNotAllowed() if route.endpoints else NotFound()
+        raise MethodNotAllowed() if route.methods(path) else NotFound()
 
     async def _hand_on(self, exchange: Exchange) -> None:
         await hand_on(self._behind, exchange)

@@ -30,6 +30,7 @@ from penstock.dialects.response_input import items_of, output_of, shown
 from penstock.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFound
 
 PATH = "/responses"
+METHODS = {"": ("GET", "DELETE"), "input_items": ("GET",), "cancel": ("POST",)}  # by what stands behind the id
 JSON = [(b"content-type", b"application/json")]
 MOST_ITEMS, USUAL_ITEMS = 100, 20  # of a page, as published
 AT_ONCE = 200  # items that are taken apart before others have their turn
@@ -59,7 +60,7 @@ class KeptResponses:
             caller = await self._enter(place, exchange)
             if "inference" not in caller.scopes:
                 raise Forbidden("This key has no scope for inference.")
-            id, _, rest = exchange.path.rpartition(f"{PATH}/")[2].partition("/")
+            id, rest = _named(exchange.path)
             if not _ID.fullmatch(id):
                 raise _absent(id)
             value = await answer(caller.account, id, exchange, rest)
@@ -123,7 +124,18 @@ def _items(turn: KeptResponse, *, with_output: bool) -> list[tuple[int | None, R
 
 def _require(rest: str, wanted: str) -> None:
     if rest != wanted:
-        raise MethodNotAllowed() if rest in ("", "cancel", "input_items") else NotFound()
+        raise MethodNotAllowed() if rest in METHODS else NotFound()
+
+
+def methods(path: str) -> tuple[str, ...]:
+    """What may be done at an address below `/responses/`; nothing where there is none."""
+    return METHODS.get(_named(path)[1], ())
+
+
+def _named(path: str) -> tuple[str, str]:
+    """`(id, what of it)` in a path below `/responses/`."""
+    id, _, rest = path.rpartition(f"{PATH}/")[2].partition("/")
+    return id, rest
 
 
 def _absent(id: str) -> NotFound:

@@ -20,10 +20,10 @@ import msgspec
 from penstock import __version__
 from penstock.access import Access, Caller
 from penstock.api import anthropic_models
-from penstock.api.door import Endpoint, Route
+from penstock.api.door import Endpoint, Route, Takes
 from penstock.api.errors import RENDER
 from penstock.api.http import Exchange
-from penstock.api.responses import PATH, KeptResponses
+from penstock.api.responses import PATH, KeptResponses, methods
 from penstock.api.surfaces import ANTHROPIC, FORWARD, MESSAGES, PLACES, ROUTER, TRUST, Place
 from penstock.catalogue import AUTO, Model
 from penstock.db.journal import ping
@@ -105,7 +105,7 @@ class Wire:
         for place in self._places():
             for prefix in place.prefixes:
                 if PATH in place.paths:
-                    found[f"{prefix}{PATH}/"] = self._routed(place, self._kept.endpoints(place), "openai")
+                    found[f"{prefix}{PATH}/"] = self._routed(place, self._kept.endpoints(place), "openai", methods)
                 if place is ANTHROPIC:
                     found[f"{prefix}/models/"] = self._routed(place, {"GET": self._model(place)}, place.envelope)
         return found
@@ -138,8 +138,9 @@ class Wire:
         }
         return self._routed(place, {"GET": answers[path]}, place.envelope)
 
-    def _routed(self, place: Place, endpoints: dict[str, Endpoint], envelope: str) -> Route:
-        return Route(place.surface.name, place.shapes, endpoints, RENDER[envelope], ID_HEADERS.get(envelope))
+    def _routed(self, place: Place, endpoints: dict[str, Endpoint], envelope: str, takes: Takes | None = None) -> Route:
+        id_header = ID_HEADERS.get(envelope)
+        return Route(place.surface.name, place.shapes, endpoints, RENDER[envelope], id_header, takes=takes)
 
     def _inference(self, place: Place, kind: str, dialect: Dialect) -> Endpoint:
         surface = place.surface

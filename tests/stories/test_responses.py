@@ -510,7 +510,13 @@ async def test_what_is_not_served_below_a_response_says_so(
     path = f"{ROUTER}/responses/{response.id}"
     assert (await gateway.get(path, ada, query={"stream": "true"})).status_code == 400
     assert (await gateway.get(f"{path}/nothing", ada)).status_code == 404
-    assert (await gateway.post(path, ada)).status_code == 405
+    headers = {"authorization": f"Bearer {ada.key(ROUTER).key}"}
+    for end, allowed in (("", "DELETE, GET"), ("/input_items", "GET"), ("/cancel", "POST")):
+        for method in {"GET", "DELETE", "POST", "PUT"} - set(allowed.split(", ")):
+            answer = await gateway.http.request(method, path + end, headers=headers)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == allowed, f"{method} {end}"
+    assert (await gateway.http.put(f"{path}/nothing")).status_code == 404
     assert (await gateway.get(f"{ROUTER}/responses/nonsense", ada)).json()["error"]["code"] == "not_found"
     assert (await gateway.http.get(path)).status_code == 401
 
