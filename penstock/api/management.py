@@ -19,6 +19,7 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, create_model
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
+from starlette.routing import Match
 
 from penstock import __version__
 from penstock.access import Access, Surface
@@ -151,11 +152,18 @@ def _render_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return _refusal(framework.get(error.status_code, InvalidRequest)(), dict(error.headers or {}))
+        headers = {"allow": _allowed(app, request)} if error.status_code == 405 else dict(error.headers or {})
+        return _refusal(framework.get(error.status_code, InvalidRequest)(), headers)
 
     @app.exception_handler(PenstockError)
     async def declined(request: Request, error: PenstockError) -> Response:
         return _refusal(error)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of every operation at the request's address; the framework names those of the first it finds."""
+    here = [each for each in app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for each in here for method in getattr(each, "methods", None) or ()}))
 
 
 def _mistake(found: dict[str, Any]) -> InvalidRequest:

@@ -319,6 +319,21 @@ async def test_every_refusal_has_the_envelope_and_every_answer_an_id(gateway: Ga
         assert status == 200 or set(answer.json()["error"]) == {"message", "type", "code", "param"}
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/users", "GET, POST"),
+        ("/routes", "DELETE, GET, POST"),
+        ("/accounts/acc_x/tools", "DELETE, GET, POST"),
+        ("/accounts/acc_x/grants", "POST"),
+        ("/models/discovery", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_the_address_takes(gateway: Gateway, path: str, allowed: str) -> None:
+    answer = await gateway.send("PATCH", f"/api/v1{path}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
 async def test_numbers_are_numbers_and_amounts_are_text(gateway: Gateway) -> None:
     path = f"/api/v1/accounts/{gateway.account}/grants"
     for body in (
