@@ -83,11 +83,19 @@ def covered(scopes: frozenset[str]) -> frozenset[str]:
     return scopes.union(*(IMPLIED.get(scope, frozenset()) for scope in scopes))
 
 
+def handed_on(scopes: frozenset[str]) -> frozenset[str]:
+    """Of these scopes what a key that is minted from another may have. `operator` stays with the key that was given it,
+    for users, accounts and grants that a child made would outlive it; a child of such a key manages its account."""
+    return scopes - {"operator"} | {"management"} if "operator" in scopes else scopes
+
+
 async def actor_of(office: Office, caller: Caller) -> Actor:
     """The actor behind an admitted management key or session."""
     sees: frozenset[str] | None
     manages: frozenset[str] | None
-    if "operator" in caller.scopes:
+    child = len(caller.keys) > 1
+    scopes = handed_on(caller.scopes) if child else caller.scopes
+    if "operator" in scopes:
         sees = manages = None
     elif caller.user is not None:
         theirs = await office.store.read(memberships_of_user(caller.user))
@@ -95,4 +103,4 @@ async def actor_of(office: Office, caller: Caller) -> Actor:
         manages = frozenset(each.account_id for each in theirs if each.role == "owner")
     else:
         sees = manages = frozenset({caller.account})
-    return Actor(caller.scopes, sees, manages, caller.user, caller.credential, child=len(caller.keys) > 1)
+    return Actor(scopes, sees, manages, caller.user, caller.credential, child)

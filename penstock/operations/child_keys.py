@@ -1,7 +1,8 @@
 """Child keys: minted from a key, for handing on. In nothing can a child do more than the key it comes from.
 
-At creation its scopes, models, limit, rate and expiry are within the parent's. Later the whole line counts: a call
-with a child is admitted only when every key above is alive and has room in its limits (`money/books.py`).
+At creation its scopes, models, limit, rate and expiry are within the parent's, and `operator` is not handed on. Later
+the whole line counts: a call with a child is admitted only when every key above is alive and has room in its limits
+(`money/books.py`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 from penstock.db.credentials import DEEPEST, Credential, NewCredential, find_lineage, insert_credential
 from penstock.db.program import Program
 from penstock.errors import InvalidRequest, WrongState
-from penstock.operations.actor import Actor, covered
+from penstock.operations.actor import Actor, covered, handed_on
 from penstock.operations.choices import KeyScope
 from penstock.operations.key_views import MintedKey, minted_key
 from penstock.operations.keys import (
+    Bounds,
+    at_most,
+    bounds_of,
     check_spends,
     check_within,
     find_managed,
@@ -24,7 +28,7 @@ from penstock.operations.keys import (
     parse_models,
 )
 from penstock.operations.office import Office
-from penstock.operations.values import parse_name, parse_usd, within
+from penstock.operations.values import parse_name, parse_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ async def create_child_key(
     """Mint a key from the key with the id `key`, and show it in full, once.
 
     It is of the same kind and account, with at most the scopes, models, limit (in dollars), rate and expiry of its
-    parent; what is left out is as the parent has it. What it spends counts for its parent too, and it ends with its
-    parent.
+    parent, and at most the rate and expiry of the key that mints it; what is left out is as much as it may have. The
+    scope `operator` is not handed on. What it spends counts for its parent too, and it ends with its parent.
     """
     wish = _Wish(
         name=parse_name(name),
@@ -65,16 +69,20 @@ async def create_child_key(
         expires_ms=parse_expiry(office, expires),
         per_minute=requests_per_minute,
     )
-    lineage = await office.store.read(find_managed(actor, key))
-    check_spends(lineage[0].kind, models, limit)
-    secret, new = mint(office, _child(lineage[0], wish, id=office.ids.new("key"), now_ms=office.clock.now_ms()))
+    parent, bounds = await office.store.read(_find_parent(actor, key))
+    check_spends(parent.kind, models, limit)
+    secret, new = mint(office, _child(parent, wish, bounds, id=office.ids.new("key"), now_ms=office.clock.now_ms()))
     return minted_key(secret, await office.store.write(_enter(actor, new, key)))
 
 
-def _child(parent: Credential, wish: _Wish, *, id: str, now_ms: int) -> NewCredential:
+def _find_parent(actor: Actor, key: str) -> Program[tuple[Credential, Bounds]]:
+    parent = (yield from find_managed(actor, key))[0]
+    return parent, (yield from bounds_of(actor, parent))
+
+
+def _child(parent: Credential, wish: _Wish, bounds: Bounds, *, id: str, now_ms: int) -> NewCredential:
     if parent.kind == "session":
         raise WrongState("A session is no key to mint others from.")
-    per_minute = parent.requests_per_minute if wish.per_minute is None else wish.per_minute
     return NewCredential(
         id=id,
         kind=parent.kind,
@@ -87,17 +95,18 @@ def _child(parent: Credential, wish: _Wish, *, id: str, now_ms: int) -> NewCrede
         scopes=_scopes(parent.scopes, wish.scopes),
         models=_models(parent.models, wish.models),
         created_ms=now_ms,
-        requests_per_minute=within(per_minute, "requests_per_minute", most=parent.requests_per_minute),
-        limit_nano=_at_most(parent.limit_nano, wish.limit_nano, "limit"),
-        expires_ms=_at_most(parent.expires_ms, wish.expires_ms, "expires"),
+        requests_per_minute=bounds.rate(bounds.per_minute if wish.per_minute is None else wish.per_minute),
+        limit_nano=at_most(parent.limit_nano, wish.limit_nano, "limit"),
+        expires_ms=bounds.expiry(wish.expires_ms),
         environment=parent.environment,
     )
 
 
 def _scopes(parents: tuple[str, ...], asked: Sequence[str] | None) -> tuple[str, ...]:
-    scopes = parents if asked is None else tuple(sorted(set(asked)))
-    if not scopes or not covered(frozenset(parents)).issuperset(scopes):
-        raise InvalidRequest(f"The key has the scopes {', '.join(parents)}; a child has some of them.", param="scopes")
+    most = handed_on(frozenset(parents))
+    scopes = tuple(sorted(most if asked is None else set(asked)))
+    if not scopes or not covered(most).issuperset(scopes):
+        raise InvalidRequest(f"A child of this key has some of the scopes {', '.join(sorted(most))}.", param="scopes")
     return scopes
 
 
@@ -107,13 +116,6 @@ def _models(parents: tuple[str, ...] | None, asked: tuple[str, ...] | None) -> t
     if not set(asked) <= set(parents):
         raise InvalidRequest(f"The key allows {', '.join(parents)}; a child allows some of them.", param="models")
     return asked
-
-
-def _at_most(parents: int | None, asked: int | None, param: str) -> int | None:
-    """What is asked, else what the parent has. InvalidRequest when it is more than that."""
-    if asked is not None and parents is not None and asked > parents:
-        raise InvalidRequest(f"'{param}' is more than the key's own.", param=param)
-    return parents if asked is None else asked
 
 
 def _enter(actor: Actor, new: NewCredential, parent: str) -> Program[Credential]:

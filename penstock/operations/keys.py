@@ -14,7 +14,7 @@ tools_worker a user, or an account            the same for a tools worker
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from penstock.access import BODY_CHARACTERS, CHECK_CHARACTERS, Kind
@@ -39,6 +39,7 @@ from penstock.operations.values import Listing, parse_instant, parse_name, parse
 
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
 CONNECTING = frozenset({"worker", "tools_worker"})
+CALLS_NOTHING = CONNECTING | {"management"}
 MOST_PER_MINUTE = 1_000_000_000
 MOST_KEYS = 1000  # on a page
 REVOKE_AT_ONCE = 500  # keys in one transaction, so that nobody waits long behind it
@@ -64,13 +65,16 @@ async def create_key(
     `personal` keys take a user; `account`, `worker` and `tools_worker` keys a user or an account; all others an
     account. `scopes` are for management keys (`read`, `management`, `operator`; `management` when left out) and for
     workers' (`connect`; with `shared`, which the operator alone can give, the worker serves every account). `limit` is
-    what the key may spend in all, in dollars. Without `models` every model is allowed; workers' keys have neither.
+    what the key may spend in all, in dollars. Without `models` every model is allowed; keys that call none, of
+    management and of workers, have neither. A key that makes another gives it at most its own rate and end, which are
+    also what that has when they are left out.
     """
     if actor.child:
         raise Forbidden("A key that was minted from another mints only children of its own.")
     _check_binding(kind, user, account)
     check_spends(kind, models, limit)
-    per_minute = office.settings.limits.requests_per_minute if requests_per_minute is None else requests_per_minute
+    bounds = await office.store.read(bounds_of(actor))
+    usual = min(office.settings.limits.requests_per_minute, bounds.per_minute)
     key, new = mint(
         office,
         NewCredential(
@@ -83,11 +87,11 @@ async def create_key(
             account_id=account,
             scopes=_scopes(actor, kind, scopes),
             created_ms=office.clock.now_ms(),
-            requests_per_minute=within(per_minute, "requests_per_minute", most=MOST_PER_MINUTE),
+            requests_per_minute=bounds.rate(usual if requests_per_minute is None else requests_per_minute),
             environment=_environment(office, kind),
             models=parse_models(office, actor, models),
             limit_nano=None if limit is None else parse_usd(limit, "limit"),
-            expires_ms=parse_expiry(office, expires),
+            expires_ms=bounds.expiry(parse_expiry(office, expires)),
         ),
     )
     return minted_key(key, await office.store.write(_enter(actor, new)))
@@ -122,6 +126,39 @@ async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:
     for start in range(0, len(minted), REVOKE_AT_ONCE):
         await office.store.write(revoke(minted[start : start + REVOKE_AT_ONCE], now_ms))
     return key_view(revoked, now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that a new key may have: requests a minute, and an end in milliseconds, None when it needs none."""
+
+    per_minute: int
+    expires_ms: int | None
+
+    def rate(self, asked: int) -> int:
+        """Requests a minute. InvalidRequest when there are none, or too many."""
+        return within(asked, "requests_per_minute", most=self.per_minute)
+
+    def expiry(self, asked: int | None) -> int | None:
+        """When the key ends: as asked, else as late as it may. InvalidRequest when it is asked to be later."""
+        return at_most(self.expires_ms, asked, "expires")
+
+
+def bounds_of(actor: Actor, parent: Credential | None = None) -> Program[Bounds]:
+    """What a key may have that the actor makes: no more than the key, or session, it acts with, and than `parent` when
+    it is minted from one. Whoever is at the machine is bound by nothing."""
+    makers = [] if parent is None else [parent]
+    if actor.key is not None:
+        makers += (yield from find_lineage(actor.key))[:1]
+    ends = [each.expires_ms for each in makers if each.expires_ms is not None]
+    return Bounds(min([each.requests_per_minute for each in makers], default=MOST_PER_MINUTE), min(ends, default=None))
+
+
+def at_most(most: int | None, asked: int | None, param: str) -> int | None:
+    """What is asked, else as much as there may be. InvalidRequest when it is more than that."""
+    if asked is not None and most is not None and asked > most:
+        raise InvalidRequest(f"'{param}' is more than a key has that this one comes from.", param=param)
+    return most if asked is None else asked
 
 
 def mint(office: Office, asked: NewCredential) -> tuple[str, NewCredential]:
@@ -189,9 +226,9 @@ def _check_binding(kind: str, user: str | None, account: str | None) -> None:
 
 
 def check_spends(kind: str, models: Sequence[str] | None, limit: str | None) -> None:
-    """A worker's key calls nothing: what would bound its calls is meant for another kind of key."""
+    """Keys of management and of workers call nothing: what would bound calls is meant for another kind of key."""
     for name, given in (("models", models), ("limit", limit)):
-        if kind in CONNECTING and given is not None:
+        if kind in CALLS_NOTHING and given is not None:
             raise InvalidRequest(f"A key of kind {kind} calls no models and has no '{name}'.", param=name)
 
 

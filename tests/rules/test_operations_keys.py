@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from penstock.access import Access, Surface
 from penstock.db.credentials import (
     DEEPEST,
+    Credential,
     Identity,
     NewCredential,
+    find_lineage,
     identify,
     insert_credential,
     revoke,
@@ -23,6 +26,7 @@ from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import operation_named, perform
 from penstock.operations.key_views import KeyView, MintedKey
+from penstock.operations.keys import mint
 from penstock.operations.office import Office
 from tests.ledger import counting
 
@@ -81,6 +85,14 @@ def many_children(office: Office, parent: MintedKey, count: int) -> Program[None
                 requests_per_minute=1,
             )
         )  # fmt: skip
+
+
+def child_of(parent: Credential) -> NewCredential:
+    """A child as lax as its parent."""
+    return NewCredential(
+        id="", kind=parent.kind, name="child", display="", digest=None, user_id=None, account_id=parent.account_id,
+        parent_id=parent.id, scopes=parent.scopes, created_ms=0, requests_per_minute=parent.requests_per_minute,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -406,6 +418,81 @@ async def test_a_child_changes_keys_of_its_own_line_and_nothing_of_an_account(of
     assert (await do(office, "routes.set", acting, key=own.id, deny=["*"])).deny == ("*",)
     assert (await do(office, "keys.revoke", acting, key=own.id)).state == "revoked"
     assert (await do(office, "keys.revoke", acting, key=child.id)).state == "revoked"
+
+
+async def test_operators_rights_are_not_handed_on(office: Office, account: str) -> None:
+    other = (await do(office, "accounts.create", name="Other")).id
+    parent = await do(office, "keys.create", kind="management", name="o", account=account, scopes=["operator"])
+    with pytest.raises(InvalidRequest) as refused:
+        await do(office, "keys.child", key=parent.id, name="c", scopes=["operator"])
+    assert refused.value.param == "scopes"
+    child = await do(office, "keys.child", key=parent.id, name="c")
+    assert child.scopes == ("management",)
+    assert (await do(office, "keys.child", key=parent.id, name="r", scopes=["read"])).scopes == ("read",)
+    line = await office.store.read(find_lineage(parent.id))
+    key, row = mint(office, replace(child_of(line[0]), id=office.ids.new("key"), scopes=("operator",)))
+    await office.store.write(insert_credential(row))  # as they could be minted once
+    for acting in (await acting_as(office, child.key), await acting_as(office, key)):
+        for operation, arguments in (
+            ("users.create", {"name": "Eve"}),
+            ("accounts.create", {"name": "Eve"}),
+            ("balances.grant", {"account": account, "usd": "1"}),
+            ("keys.create", {"kind": "inference", "name": "k", "account": account}),
+        ):
+            with pytest.raises(Forbidden):
+                await do(office, operation, acting, **arguments)
+        with pytest.raises(NotFound):
+            await do(office, "balances.show", acting, account=other)
+        assert (await do(office, "balances.show", acting, account=account)).credits.total.nano == 0
+
+
+@pytest.mark.parametrize("scope", ["management", "operator"])
+async def test_no_key_makes_one_that_may_more_or_longer_than_itself(office: Office, account: str, scope: str) -> None:
+    lax = await do(office, "keys.create", kind="inference", name="lax", account=account, requests_per_minute=5_000)
+    made = await do(
+        office, "keys.create", kind="management", name="m", account=account, scopes=[scope],
+        requests_per_minute=60, expires="2099-01-01",
+    )  # fmt: skip
+    maker = await acting_as(office, made.key)
+    for more in ({"requests_per_minute": 61}, {"expires": "2099-01-01T00:00:01Z"}):
+        for operation, arguments in (
+            ("keys.create", {"kind": "inference", "account": account}),
+            ("keys.create", {"kind": "management", "account": account}),
+            ("keys.child", {"key": lax.id}),
+            ("keys.child", {"key": made.id}),
+        ):
+            with pytest.raises(InvalidRequest) as refused:
+                await do(office, operation, maker, name="k", **arguments, **more)
+            assert refused.value.param in more
+    for operation, arguments in (
+        ("keys.create", {"kind": "inference", "account": account}),
+        ("keys.child", {"key": lax.id}),
+    ):
+        usual = await do(office, operation, maker, name="k", **arguments)
+        assert (usual.requests_per_minute, usual.expires) == (60, "2099-01-01T00:00:00Z")
+        less = await do(office, operation, maker, name="k", requests_per_minute=59, expires="2098-01-01", **arguments)
+        assert (less.requests_per_minute, less.expires) == (59, "2098-01-01T00:00:00Z")
+
+
+async def test_a_person_makes_no_key_that_may_ask_more_often_than_a_session(office: Office) -> None:
+    ada = await do(office, "users.create", name="Ada")
+    adas = await acting_as(office, (await do(office, "sessions.issue", user=ada.id)).token)
+    with pytest.raises(InvalidRequest, match="1,000"):
+        await do(office, "keys.create", adas, kind="personal", name="k", user=ada.id, requests_per_minute=1_001)
+    own = await do(office, "keys.create", adas, kind="personal", name="k", user=ada.id)
+    assert (own.requests_per_minute, own.expires) == (1_000, None)
+
+
+@pytest.mark.parametrize("bound", [{"limit": "1"}, {"models": [MODEL]}])
+async def test_a_management_key_calls_no_models_and_says_so(
+    office: Office, account: str, bound: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="calls no models") as refused:
+        await do(office, "keys.create", kind="management", name="k", account=account, **bound)
+    assert refused.value.param in bound
+    parent = await do(office, "keys.create", kind="management", name="p", account=account)
+    with pytest.raises(InvalidRequest, match="calls no models"):
+        await do(office, "keys.child", key=parent.id, name="c", **bound)
 
 
 async def test_a_users_keys_are_the_users_business(office: Office) -> None:
