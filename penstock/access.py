@@ -17,7 +17,7 @@ from typing import Literal, cast
 
 from penstock.clock import Clock
 from penstock.config import JwtSettings, KeyPrefixes
-from penstock.db.credentials import Identity, NewCredential, identify_session
+from penstock.db.credentials import Identity, NewCredential, find_session, identify_session
 from penstock.db.identities import Identities
 from penstock.db.ledger import Entry
 from penstock.db.routing import Routing, combined
@@ -170,7 +170,7 @@ class Access:
         AuthMissing, AuthInvalid; TrustMissing and Forbidden by the surface's account rule.
         """
         credential = bearer(authorization)
-        identity = await self._identify(credential)
+        identity = await self._identify(credential, surface)
         if identity.kind not in surface.kinds:
             raise AuthInvalid()
         account = _account(identity, trust, surface)
@@ -201,9 +201,9 @@ class Access:
             raise refusal(outcome)
         return caller
 
-    async def _identify(self, credential: str) -> Identity:
+    async def _identify(self, credential: str, surface: Surface) -> Identity:
         if credential.count(".") == 2 and credential.startswith("ey"):
-            identity = await self._identify_session(credential)
+            identity = await self._identify_session(credential) if "session" in surface.kinds else None
         elif self._keyring.kind(credential):
             identity = await self._identities.of(self._keyring.digest(credential))
         else:
@@ -213,9 +213,14 @@ class Access:
         return identity
 
     async def _identify_session(self, token: str) -> Identity | None:
+        """Whose token it is. Only the first good one of a user is written down: who is refused costs no write."""
         user = self._sessions.user(token)
         if user is None:
             return None
+        now_ms = self._clock.now_ms()
+        identity, is_new = await self._store.read(find_session(f"ses_{user}", user, now_ms))
+        if not is_new:
+            return identity
         session = NewCredential(
             id=f"ses_{user}",
             kind="session",
@@ -225,10 +230,10 @@ class Access:
             user_id=user,
             account_id=None,
             scopes=("inference", "management"),
-            created_ms=self._clock.now_ms(),
+            created_ms=now_ms,
             requests_per_minute=self.requests_per_minute,
         )
-        return await self._store.write(identify_session(session, self._clock.now_ms()))
+        return await self._store.write(identify_session(session, now_ms))
 
 
 class Sessions:

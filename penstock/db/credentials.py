@@ -210,6 +210,15 @@ def still_good(ids: Collection[str], now_ms: int) -> Program[set[str]]:
     return {lineage[0][0] for lineage, _, _ in (yield from _good(rows, now_ms))}
 
 
+def find_session(id: str, user: str, now_ms: int) -> Program[tuple[Identity | None, bool]]:
+    """Who acts with a user's session credential, if it is good; and whether it is yet to be entered, because the user
+    may have one and has none."""
+    rows = yield from fetch(BY_ID, [id])
+    if not rows:
+        return None, user in (yield from _people([user]))
+    return (yield from _identities(rows, now_ms)).get(id), False
+
+
 def identify_session(session: NewCredential, now_ms: int) -> Program[Identity | None]:
     """The session credential of a user, entered on first sight so that limits and revocation have a row to stand in."""
     if not (yield from fetch(USERS, [str(session.user_id)])):

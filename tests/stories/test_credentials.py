@@ -97,6 +97,45 @@ async def test_each_kind_of_key_enters_its_own_surface_and_is_a_plain_401_elsewh
             assert listed.status_code == expected
 
 
+async def test_who_is_refused_costs_no_write(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, bob = await gateway.person(usd="1"), await gateway.person()
+    office = gateway.office
+    good, barred = [(await issue_session(office, LOCAL, user=each.user)).token for each in (ada, bob)]
+    assert (await gateway.http.get("/api/v1/keys", headers={"authorization": f"Bearer {barred}"})).status_code == 200
+    await revoke_key(office, LOCAL, key=f"ses_{bob.user}")
+    await revoke_key(office, LOCAL, key=bob.personal_key.id)
+    management = await gateway.key("management", account=ada.account)
+    gateway.gateway.relay._access._known.clear()
+    written: list[str] = []
+    for name in ("write", "commit", "post"):
+        monkeypatch.setattr(office.store, name, counted(getattr(office.store, name), written))
+    nobody = office.sessions.issue("usr_nobody")
+    keys = [nobody, barred, office.keyring.mint("personal"), office.keyring.mint("management"), bob.personal_key.key]
+    paths = ["/api/v1/keys", f"{TRUST}/models", f"{ROUTER}/models", f"{FORWARD}/balance", "/api/workers/v1/connect"]
+    paths += ["/api/tools/v1/connect", "/api/tools/v1/tools", f"{ROUTER}/responses/resp_x", "/metrics", "/health"]
+    for path in paths:
+        for key in ("-", "x", *keys):
+            await gateway.http.get(path, headers={"authorization": f"Bearer {key}", "x-trust": ada.account})
+    for path in (f"{ROUTER}/chat/completions", f"{FORWARD}/embeddings", "/api/tools/v1/execute"):
+        for key in ("-", *keys, good, management.key):
+            await gateway.http.post(path, json={"model": LLAMA}, headers={"authorization": f"Bearer {key}"})
+    assert written == []
+    assert (await gateway.http.get("/api/v1/keys", headers={"authorization": f"Bearer {good}"})).status_code == 200
+    assert written.count("write") == 1
+    for _ in range(2):
+        gateway.gateway.relay._access._known.clear()
+        await gateway.http.get("/api/v1/keys", headers={"authorization": f"Bearer {good}"})
+    assert written.count("write") == 1
+
+
+def counted(does: Any, written: list[str]) -> Any:
+    def do(*arguments: Any, **more: Any) -> Any:
+        written.append(does.__name__)
+        return does(*arguments, **more)
+
+    return do
+
+
 async def test_a_typo_is_refused_without_a_look_up(gateway: Running) -> None:
     ada = await gateway.person(usd="1")
     secret = ada.personal_key.key
