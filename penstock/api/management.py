@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, get_type_hints
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, create_model
@@ -28,7 +28,7 @@ from penstock.api.docs_page import POLICY, render
 from penstock.api.errors import render_openai
 from penstock.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, TooLarge
 from penstock.operations.actor import actor_of
-from penstock.operations.index import OPERATIONS, Operation, perform
+from penstock.operations.index import HEADERS, OPERATIONS, Operation, perform
 from penstock.operations.office import Office
 
 ROOT = "/api/v1"
@@ -110,31 +110,41 @@ def _add(app: FastAPI, office: Office, operation: Operation, dependencies: list[
 
 
 def _endpoint(office: Office, operation: Operation) -> Callable[..., Awaitable[Any]]:
-    """A function whose signature is what FastAPI is to validate: the path's parameters, and all others in one model."""
+    """A function whose signature is what FastAPI is to validate: the path's parameters, those in headers, and all
+    others in one model."""
     in_path = re.findall(r"{(\w+)}", operation.path)
-    wanted = _model(operation, in_path)
+    in_headers = [name for name in inspect.signature(operation.function).parameters if name in HEADERS]
+    wanted = _model(operation, [*in_path, *in_headers])
 
-    async def endpoint(request: Request, given: BaseModel | None = None, **path: str) -> Any:
+    async def endpoint(request: Request, given: BaseModel | None = None, **named: str | None) -> Any:
         arguments = given.model_dump(exclude_unset=True) if given is not None else {}
-        return await perform(office, request.state.actor, operation, {**path, **arguments})
+        arguments |= {name: value for name, value in named.items() if value is not None}
+        return await perform(office, request.state.actor, operation, arguments)
 
     annotations: dict[str, Any] = {"request": Request, **dict.fromkeys(in_path, str)}
     annotations["given"] = wanted if operation.method == "POST" else Annotated[wanted, Query()]
+    annotations |= {name: Annotated[str | None, Header(alias=HEADERS[name])] for name in in_headers}
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=None if name in in_headers else inspect.Parameter.empty,
+        )
         for name, annotation in annotations.items()
     ]
     endpoint.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what FastAPI reads
     return endpoint
 
 
-def _model(operation: Operation, in_path: list[str]) -> type[BaseModel]:
-    """The function's keyword parameters that are not in the path. JSON says of what type a value is; a query cannot."""
+def _model(operation: Operation, elsewhere: list[str]) -> type[BaseModel]:
+    """The function's keyword parameters that are not in path or headers. JSON says of what type a value is; a query
+    cannot."""
     hints = get_type_hints(operation.function)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(operation.function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in in_path
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in elsewhere
     }
     name = "".join(part.title() for part in re.split(r"[._]", operation.name))
     config = ConfigDict(extra="forbid", strict=operation.method == "POST")

@@ -51,10 +51,20 @@ def grant(
     contract: Annotated[str | None, typer.Option(help="Tokens of this contract.")] = None,
     tokens: Annotated[int | None, typer.Option(help="How many tokens of the contract.", metavar="N")] = None,
     reference: Annotated[str | None, typer.Option(help="Kept in the journal: an invoice, a reason.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="The same command with the same key, within 24 hours, grants once.", metavar="KEY"),
+    ] = None,
 ) -> None:
     """Put money into an account: --usd, or --contract and --tokens."""
     granted = desk.perform(
-        "balances.grant", account=account, usd=usd, contract=contract, tokens=tokens, reference=reference
+        "balances.grant",
+        account=account,
+        usd=usd,
+        contract=contract,
+        tokens=tokens,
+        reference=reference,
+        idempotency_key=idempotency_key,
     )
     show_json(granted) if desk.as_json else show_fields(granted)
 

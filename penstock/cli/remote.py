@@ -12,7 +12,8 @@ import msgspec
 
 from penstock.cli.desk import RefusedThereError, UnreachableError
 from penstock.errors import AuthMissing, ConfigError
-from penstock.operations.index import Operation, operation_named
+from penstock.operations.index import HEADERS, Operation, operation_named
+from penstock.operations.once import parse_idempotency_key
 from penstock.operations.values import require_printable
 
 ROOT = "/api/v1"
@@ -34,7 +35,8 @@ def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, 
     require_printable(arguments)
     in_path = re.findall(r"{(\w+)}", operation.path)
     path = operation.path.format(**{param: quote(arguments[param], safe="") for param in in_path})
-    rest = {param: value for param, value in arguments.items() if param not in in_path}
+    headers = {HEADERS[param]: parse_idempotency_key(value) for param, value in arguments.items() if param in HEADERS}
+    rest = {param: value for param, value in arguments.items() if param not in in_path and param not in HEADERS}
     is_post = operation.method == "POST"
     try:
         response = httpx2.request(
@@ -42,7 +44,7 @@ def perform_there(url: str, key: str | None, name: str, arguments: Mapping[str, 
             url.rstrip("/") + ROOT + path,
             params=None if is_post else rest,
             json=rest if is_post else None,
-            headers={"authorization": f"Bearer {bearer}"},
+            headers={"authorization": f"Bearer {bearer}"} | headers,
             timeout=TIMEOUT_S,
         )
         return _answer(operation, response.status_code, response.json())

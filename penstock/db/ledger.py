@@ -296,6 +296,20 @@ def forget_answers(now_ms: int) -> Program[None]:
     yield from run(FORGET_ANSWERS, now_ms)
 
 
+def recall(credential: str, key: str, now_ms: int) -> Program[Replay | None]:
+    """What was asked with an idempotency key of a credential, if that is less than a day ago."""
+    for row in (yield from fetch(SEEN_KEYS, [credential], [key], now_ms)):
+        _, _, _, digest, state, *kept = row
+        return Replay(digest, None if state == "running" else KeptAnswer(*kept))
+    return None
+
+
+def keep(credential: str, once: Once, id: str, answer: KeptAnswer, now_ms: int) -> Program[None]:
+    """Keep the answer to what was done, under `id`, in this very transaction."""
+    yield from run(REMEMBER_KEY, credential, once.key, id, once.body_digest, "done", now_ms + IDEMPOTENCY_MS)
+    yield from run(KEEP_ANSWER, "done", answer.status, answer.headers, answer.body, id)
+
+
 def changed_books(books: Books) -> list[Run]:
     """What writes the keys and lots that a decision has changed."""
     keys = [

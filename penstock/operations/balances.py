@@ -5,7 +5,7 @@ Credits are USD. A contract lot is a number of tokens at the contract's locked p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from penstock.catalogue import Contract
 from penstock.db.accounts import find_account
@@ -16,6 +16,7 @@ from penstock.errors import InvalidRequest, NotFound
 from penstock.money.units import USD
 from penstock.operations.actor import Actor
 from penstock.operations.office import Office
+from penstock.operations.once import done_once
 from penstock.operations.values import LARGEST_AMOUNT, Amount, amount, parse_usd, show_instant, within
 
 
@@ -66,6 +67,17 @@ class GrantView:
     reference: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Gift:
+    """A grant as it is asked for."""
+
+    account: str
+    usd: str | None
+    contract: str | None
+    tokens: int | None
+    reference: str
+
+
 async def show_balance(office: Office, actor: Actor, *, account: str) -> BalanceView:
     """Show what an account has: credits, and every contract lot, used up and expired ones too."""
     actor.check_sees(account)
@@ -85,37 +97,48 @@ async def grant_balance(
     contract: str | None = None,
     tokens: int | None = None,
     reference: str = "",
+    idempotency_key: str | None = None,
 ) -> GrantView:
     """Put money into an account: an amount of USD, or tokens of a contract, which end when the contract does.
 
-    `reference` is kept with it in the journal: an invoice, a name, a reason.
+    `reference` is kept with it in the journal: an invoice, a name, a reason. With an idempotency key the same request
+    again, within 24 hours, grants nothing and answers as the first; another request is refused.
     """
     actor.check_manages(account)
-    found, size = _what(office, usd=usd, contract=contract, tokens=tokens)
-    lane, asset, expires_ms = ("contract", found.id, found.expires_ms) if found else ("credits", USD, None)
+    gift = _Gift(account, usd, contract, tokens, reference)
     lot, now_ms = office.ids.new("lot"), office.clock.now_ms()
-    program = grant(
+    granting = _grant(office, gift, lot=lot, now_ms=now_ms)
+    asked = {"operation": "balances.grant", **asdict(gift)}
+    return await office.store.write(
+        done_once(actor, idempotency_key, asked, granting, GrantView, id=lot, now_ms=now_ms)
+    )
+
+
+def _grant(office: Office, gift: _Gift, *, lot: str, now_ms: int) -> Program[GrantView]:
+    found, size = _what(office, gift)
+    lane, asset, expires_ms = ("contract", found.id, found.expires_ms) if found else ("credits", USD, None)
+    granted = yield from grant(
         lot_id=lot,
-        account=account,
+        account=gift.account,
         lane=lane,
         asset=asset,
         amount=size,
         expires_ms=expires_ms,
-        reference=reference,
+        reference=gift.reference,
         now_ms=now_ms,
     )
-    if not await office.store.write(program):
+    if not granted:
         raise NotFound("There is no such account.")
     money, count = (None, size) if found else (amount(size), None)
-    return GrantView(lot, account, lane, money, contract, count, show_instant(expires_ms), reference)
+    return GrantView(lot, gift.account, lane, money, gift.contract, count, show_instant(expires_ms), gift.reference)
 
 
-def _what(office: Office, *, usd: str | None, contract: str | None, tokens: int | None) -> tuple[Contract | None, int]:
+def _what(office: Office, gift: _Gift) -> tuple[Contract | None, int]:
     """What is granted: nano-USD when there is no contract, else its tokens."""
-    if usd is not None and contract is None and tokens is None:
-        return None, parse_usd(usd, "usd")
-    if usd is None and contract is not None and tokens is not None:
-        return _contract(office, contract), within(tokens, "tokens", most=LARGEST_AMOUNT)
+    if gift.usd is not None and gift.contract is None and gift.tokens is None:
+        return None, parse_usd(gift.usd, "usd")
+    if gift.usd is None and gift.contract is not None and gift.tokens is not None:
+        return _contract(office, gift.contract), within(gift.tokens, "tokens", most=LARGEST_AMOUNT)
     raise InvalidRequest("Give either 'usd', or 'contract' and 'tokens'.", param="usd")
 
 

@@ -29,6 +29,9 @@ from penstock.operations.usage import list_usage, summarize_usage
 from penstock.operations.users import create_user, list_users
 from penstock.operations.values import require_printable
 
+HEADERS = {"idempotency_key": "Idempotency-Key"}
+"""Parameters that go in a header over HTTP."""
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:

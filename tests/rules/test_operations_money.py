@@ -21,7 +21,7 @@ from penstock.db.ledger import Admission, Settlement
 from penstock.db.program import Program, Statement, run
 from penstock.db.records import UsageRecord
 from penstock.db.schema import lots
-from penstock.errors import InvalidRequest, NotFound
+from penstock.errors import InvalidRequest, NotFound, WrongState
 from penstock.money.books import Granted, Need
 from penstock.money.units import NANO, dollars
 from penstock.operations.actor import LOCAL, Actor
@@ -83,6 +83,69 @@ async def test_usd_and_tokens_are_granted_and_shown_by_lane(office: Office) -> N
     assert (lot.id, lot.contract, lot.granted, lot.remaining, lot.available, lot.expired) == (
         granted.lot, CONTRACT.id, 5_000, 5_000, 5_000, False,
     )  # fmt: skip
+
+
+async def test_a_grant_with_an_idempotency_key_is_made_once(office: Office) -> None:
+    account, other = [(await do(office, "accounts.create", name=name)).id for name in ("Team", "Other")]
+    asked = {"account": account, "usd": "5", "reference": "invoice 7", "idempotency_key": "invoice 7"}
+    first = await do(office, "balances.grant", **asked)
+    assert await do(office, "balances.grant", **asked) == first
+    for changed in ({"usd": "6"}, {"reference": ""}, {"account": other}):
+        with pytest.raises(WrongState) as refused:
+            await do(office, "balances.grant", **{**asked, **changed})
+        assert refused.value.code == "idempotency_mismatch"
+    tokens = {"account": other, "contract": CONTRACT.id, "tokens": 500, "idempotency_key": "invoice 8"}
+    of_contract = await do(office, "balances.grant", **tokens)
+    office.clock.offset_ms = CONTRACT.expires_ms - Clock().now_ms() - 3_600_000
+    late = {**tokens, "idempotency_key": "invoice 9"}
+    of_late = await do(office, "balances.grant", **late)
+    office.clock.offset_ms += 2 * 3_600_000  # what could not be granted any more was granted an hour ago
+    assert await do(office, "balances.grant", **late) == of_late != of_contract
+    office.clock.offset_ms = 0
+    assert (await do(office, "balances.show", account=account)).credits.total.usd == "5.00"
+    assert sum(lot.granted for lot in (await do(office, "balances.show", account=other)).contracts) == 1_000
+    office.clock.offset_ms = 24 * 3_600_000 + 1_000
+    assert (await do(office, "balances.grant", **asked)).lot != first.lot
+    assert (await do(office, "ledger.verify")).ok
+
+
+async def test_a_grant_that_was_refused_leaves_its_key_free_and_moves_nothing(office: Office) -> None:
+    account = (await do(office, "accounts.create", name="Team")).id
+    for wrong, error in (
+        ({"usd": "0"}, InvalidRequest),
+        ({"contract": "NO_SUCH", "tokens": 5}, InvalidRequest),
+        ({"usd": "1", "account": "acc_x"}, NotFound),
+    ):
+        with pytest.raises(error):
+            await do(office, "balances.grant", **{"account": account, "idempotency_key": "k", **wrong})
+    for key in ("", "x" * 256, "é", " k", "k ", "a\nb"):
+        with pytest.raises(InvalidRequest) as refused:
+            await do(office, "balances.grant", account=account, usd="1", idempotency_key=key)
+        assert refused.value.param == "idempotency_key"
+    assert (await do(office, "balances.show", account=account)).credits.total.nano == 0
+    await do(office, "balances.grant", account=account, usd="1", idempotency_key="k")
+    await do(office, "balances.grant", account=account, usd="2")
+    await do(office, "balances.grant", account=account, usd="2")  # without a key each is a grant of its own
+    assert (await do(office, "balances.show", account=account)).credits.total.usd == "5.00"
+
+
+async def test_an_idempotency_key_of_a_grant_is_its_operators_own(office: Office) -> None:
+    account = (await do(office, "accounts.create", name="Team")).id
+    operators = [Actor(frozenset({"operator"}), sees=None, manages=None, key=key) for key in ("key_a", "key_b")]
+    for actor in (LOCAL, *operators, *operators, LOCAL):
+        await do(office, "balances.grant", actor, account=account, usd="1", idempotency_key="k")
+    assert (await do(office, "balances.show", account=account)).credits.total.usd == "3.00"
+
+
+async def test_of_simultaneous_grants_with_one_key_one_is_made(store_url: str, plain_settings: Settings) -> None:
+    shared = replace(plain_settings, store=replace(plain_settings.store, url=store_url))
+    async with open_office(shared) as one, open_office(shared) as two:
+        account = (await do(one, "accounts.create", name="Team")).id
+        asked = {"account": account, "usd": "1", "idempotency_key": "k"}
+        grants = await asyncio.gather(*(do(office, "balances.grant", **asked) for office in (one, two) * 10))
+        assert len({granted.lot for granted in grants}) == 1
+        assert (await do(two, "balances.show", account=account)).credits.total.usd == "1.00"
+        assert (await do(one, "ledger.verify")).ok
 
 
 async def test_what_calls_hold_is_not_available(office: Office) -> None:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,11 @@ class Gateway:
     async def do(self, operation: str, /, **arguments: Any) -> Any:
         return await perform(self.office, LOCAL, operation_named(operation), arguments)
 
-    async def send(self, method: str, path: str, key: str | None = None, **rest: Any) -> httpx2.Response:
+    async def send(
+        self, method: str, path: str, key: str | None = None, *, more: Mapping[str, Any] | None = None, **rest: Any
+    ) -> httpx2.Response:
         headers = {"authorization": f"Bearer {self.operator_key if key is None else key}"} if key != "" else {}
-        headers["content-type"] = "application/json"
+        headers |= {"content-type": "application/json"} | dict(more or {})
         async with httpx2.AsyncClient() as client:
             return await client.request(method, self.url + path, headers=headers, **rest)
 
@@ -317,6 +319,29 @@ async def test_every_refusal_has_the_envelope_and_every_answer_an_id(gateway: Ga
         assert answer.status_code == status
         assert answer.headers["x-request-id"].startswith("req_")
         assert status == 200 or set(answer.json()["error"]) == {"message", "type", "code", "param"}
+
+
+async def test_a_grant_asked_for_again_over_http_is_made_once(gateway: Gateway) -> None:
+    path, once = f"/api/v1/accounts/{gateway.account}/grants", {"Idempotency-Key": "invoice 7"}
+    first, again = [await gateway.send("POST", path, json={"usd": "2"}, more=once) for _ in range(2)]
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    other = await gateway.send("POST", path, json={"usd": "3"}, more=once)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_mismatch")
+    for key in ("", "x" * 256, "\u00e9".encode("latin-1")):
+        absurd = await gateway.send("POST", path, json={"usd": "3"}, more={"Idempotency-Key": key})
+        assert (absurd.status_code, absurd.json()["error"]["param"]) == (400, "idempotency_key")
+    assert (await gateway.send("POST", path, json={"usd": "3", "idempotency_key": "k"})).status_code == 400
+    words = ("grant", gateway.account, "--usd", "1", "--idempotency-key", "invoice 8")
+    assert await gateway.ask(*words) == await gateway.ask(*words)
+    refused = await gateway.run(*words[:-1], "\u20ac")
+    assert (refused.exit_code, "1 to 255 printable ASCII" in refused.stderr) == (1, True)
+    assert (await gateway.ask("balance", gateway.account))["credits"]["total"]["usd"] == "3.00"
+    described = (await gateway.send("GET", "/openapi.json", "")).json()["paths"]
+    granting = described["/api/v1/accounts/{account}/grants"]["post"]
+    assert {each["name"]: each["in"] for each in granting["parameters"]} == {
+        "account": "path", "Idempotency-Key": "header",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
