@@ -39,6 +39,9 @@ BODY_CHARACTERS = 36  # 214 bits: nothing to guess, so no slow hash is needed
 CHECK_CHARACTERS = 6
 REMEMBER_S = 1.0
 REMEMBER_MOST = 20_000
+REMEMBER_CHARACTERS = (
+    1_024  # of two headers that may be padded at will: longer ones would fill the memory with their like
+)
 SESSION_S = 7 * 24 * 3600
 
 Kind = Literal[
@@ -183,9 +186,10 @@ class Access:
             models=identity.models,
             routing=combined((*identity.keys, account), identity.wanted),
         )
-        if len(self._known) >= REMEMBER_MOST:
-            self._known.clear()
-        self._known[authorization, trust, surface.name] = caller, self._clock.monotonic() + REMEMBER_S
+        if len(authorization or "") + len(trust or "") <= REMEMBER_CHARACTERS:
+            if len(self._known) >= REMEMBER_MOST:
+                self._known.clear()
+            self._known[authorization, trust, surface.name] = caller, self._clock.monotonic() + REMEMBER_S
         return caller
 
     def remembered(self, authorization: str | None, trust: str | None, surface: Surface) -> Caller | None:

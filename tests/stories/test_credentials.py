@@ -128,6 +128,21 @@ async def test_who_is_refused_costs_no_write(gateway: Running, monkeypatch: pyte
     assert written.count("write") == 1
 
 
+async def test_headers_that_are_padded_are_admitted_and_not_remembered(gateway: Running) -> None:
+    ada = await gateway.person(usd="1")
+    known = gateway.gateway.relay._access._known
+    known.clear()
+    key = ada.personal_key.key
+    for number in range(20):
+        padded = {"authorization": f"Bearer {' ' * (2_000 + number)}{key}"}
+        assert (await gateway.http.get(f"{ROUTER}/models", headers=padded)).status_code == 200
+        named = {"authorization": f"Bearer {key}", "x-trust": "x" * (2_000 + number)}
+        assert (await gateway.http.get(f"{ROUTER}/models", headers=named)).status_code == 200
+    assert sum(len(authorization or "") + len(trust or "") for authorization, trust, _ in known) < 2_000
+    await gateway.get(f"{ROUTER}/models", ada)
+    assert len(known) == 1
+
+
 def counted(does: Any, written: list[str]) -> Any:
     def do(*arguments: Any, **more: Any) -> Any:
         written.append(does.__name__)
