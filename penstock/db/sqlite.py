@@ -41,6 +41,7 @@ T = TypeVar("T")
 BUSY_MS = 5_000  # how long another process may keep the write lock before the store counts as unavailable
 BUSY_PAUSE_S = 0.001  # between looks whether it has let go
 CHECKPOINT_PAGES = 4_000  # 16 MB of log between checkpoints: fewer fsyncs of the main file than the default 1,000
+LONG_READS = 2  # at once, as on PostgreSQL: each has a thread of those that look up the names of upstreams as well
 WIDTHS = (1, 8, 64, 512)  # of lists of values in a statement; a shorter list is filled up with its last value
 
 AT_FAULT = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
@@ -66,6 +67,7 @@ class SqliteStore(GroupedStore):
             create_tables(self._writer.driver)
         self._writing = _Worker(self._loop, "penstock-writer")
         self._reading = _Worker(self._loop, "penstock-reader")
+        self._reading_long = asyncio.Semaphore(LONG_READS)
         self._groups = Groups(clock, commit=self._commit, write=self._write)
 
     def __repr__(self) -> str:
@@ -113,7 +115,8 @@ class SqliteStore(GroupedStore):
         self._reader.find()
         async with asyncio.timeout(within_s):
             if within_s > READ_S:
-                return await asyncio.to_thread(_read_apart, path, program)
+                async with self._reading_long:
+                    return await asyncio.to_thread(_read_apart, path, program)
             return cast(T, await self._reading.do(self._reader.read, program))
 
     async def _noted(self, what: str, work: Awaitable[T]) -> T:

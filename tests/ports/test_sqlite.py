@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from penstock.db import groups
+from penstock.db.journal import ALL_LOTS
+from penstock.db.program import Program, fetch
 from penstock.db.sqlite import SqliteStore
+from penstock.db.store import LONG_READ_S
 from penstock.errors import OutcomeUnknown
 from tests.ledger import HandClock, admission, furnish, lot, make_tables, need
 
@@ -95,3 +98,26 @@ async def test_a_store_that_is_closed_while_the_disk_hangs_leaves_its_connection
     async with asyncio.timeout(30):
         await closing
     assert not watched.shared
+
+
+async def test_many_long_reads_leave_threads_for_others(tmp_path: Path, clock: HandClock) -> None:
+    path = tmp_path / "penstock.db"
+    make_tables(str(path))
+    store = SqliteStore(str(path), clock=clock)
+    released = threading.Event()
+
+    def slow() -> Program[int]:
+        yield from fetch(ALL_LOTS)
+        assert released.wait(30)
+        return 1
+
+    reads = [asyncio.create_task(store.read(slow(), within_s=LONG_READ_S)) for _ in range(40)]
+    try:
+        async with asyncio.timeout(10):
+            await asyncio.sleep(0)  # all of them have begun
+            await asyncio.to_thread(len, "as for a name")
+            assert await store.read(fetch(ALL_LOTS)) == []
+    finally:
+        released.set()
+    assert await asyncio.gather(*reads) == [1] * 40
+    await store.close()
