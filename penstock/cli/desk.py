@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.config import Settings
 
 CONFIG_FILE = Path("penstock.toml")
+PAGE = 1000  # of a list, asked for at once
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Config = Annotated[
     Path | None, typer.Option(help="Configuration file [PENSTOCK_CONFIG, else penstock.toml if it is there].")
@@ -114,6 +115,16 @@ class Desk:
         from penstock.cli.remote import perform_there
 
         return perform_there(self.url, self.key, name, given)
+
+
+def every_page(ask: Callable[[str | None], dict[str, Any]]) -> dict[str, Any]:
+    """All of a list as one page; `ask` gets a page behind a cursor."""
+    page = ask(None)
+    data = list(page["data"])
+    while page["next"]:
+        page = ask(page["next"])
+        data += page["data"]
+    return page | {"data": data}
 
 
 async def _perform_here(settings: Settings, name: str, arguments: Mapping[str, Any]) -> Any:

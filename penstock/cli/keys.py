@@ -6,11 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.cli.desk import Desk
+from penstock.cli.desk import PAGE, Desk, every_page
 from penstock.cli.show import show_fields, show_json, show_table, show_text
 from penstock.operations.choices import KeyKind
-
-PAGE = 1000  # keys asked for at once
 
 KeyId = Annotated[str, typer.Argument(help="Key id (key_…), not the key itself.", metavar="KEY")]
 Scopes = Annotated[
@@ -87,14 +85,10 @@ def list_keys(
     desk: Desk, account: Annotated[str | None, typer.Option(help="Keys of this account only.")] = None
 ) -> None:
     """List keys, all of them, without their secrets."""
-    keys: list[dict[str, Any]] = []
-    page: dict[str, Any] = {}
-    while not page or page["next"]:
-        page = desk.perform("keys.list", account=account, limit=PAGE, cursor=page.get("next"))
-        keys += page["data"]
+    keys = every_page(lambda cursor: desk.perform("keys.list", account=account, limit=PAGE, cursor=cursor))
     if desk.as_json:
-        return show_json(page | {"data": keys})
-    return show_table(keys, ("id", "display", "kind", "name", "account", "limit", "spent", "state"))
+        return show_json(keys)
+    return show_table(keys["data"], ("id", "display", "kind", "name", "account", "limit", "spent", "state"))
 
 
 def revoke(desk: Desk, key: KeyId) -> None:

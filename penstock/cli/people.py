@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.cli.desk import Desk
+from penstock.cli.desk import PAGE, Desk, every_page
 from penstock.cli.show import show_fields, show_json, show_table, show_text
 from penstock.operations.choices import Role
 
@@ -22,7 +22,7 @@ def create_user(desk: Desk, name: Annotated[str, typer.Argument(help="Name, for 
 
 def list_users(desk: Desk) -> None:
     """List every user."""
-    users = desk.perform("users.list")
+    users = every_page(lambda cursor: desk.perform("users.list", limit=PAGE, cursor=cursor))
     show_json(users) if desk.as_json else show_table(users["data"], ("id", "name", "account", "created", "disabled"))
 
 
@@ -47,7 +47,7 @@ def create_account(
 
 def list_accounts(desk: Desk) -> None:
     """List accounts."""
-    accounts = desk.perform("accounts.list")
+    accounts = every_page(lambda cursor: desk.perform("accounts.list", limit=PAGE, cursor=cursor))
     if desk.as_json:
         return show_json(accounts)
     rows = [each | {"members": len(each["members"])} for each in accounts["data"]]

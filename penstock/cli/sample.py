@@ -9,7 +9,7 @@ from penstock.operations.balances import grant_balance
 from penstock.operations.choices import KeyKind
 from penstock.operations.keys import create_key
 from penstock.operations.office import Office
-from penstock.operations.users import create_user, list_users
+from penstock.operations.users import UserView, create_user, list_users
 
 NAME = "sample"
 CREDIT_USD = "1.00"
@@ -28,7 +28,7 @@ class Sample:
 
 async def open_sample(office: Office, *, contract_tokens: int) -> Sample:
     """The sample account, made and given money when it is not there yet, with new keys that end after a day."""
-    user = next((each for each in (await list_users(office, LOCAL)).data if each.name == NAME), None)
+    user = await _find(office)
     if user is None:
         user = await create_user(office, LOCAL, name=NAME)
         await grant_balance(office, LOCAL, account=user.account, usd=CREDIT_USD, reference="sample")
@@ -55,3 +55,13 @@ async def _key(office: Office, kind: KeyKind, *, user: str | None = None, accoun
         office, LOCAL, kind=kind, name=NAME, user=user, account=account, expires=office.clock.after(hours=KEY_HOURS)
     )
     return minted.key
+
+
+async def _find(office: Office) -> UserView | None:
+    """The sample's user, if there is one."""
+    page = await list_users(office, LOCAL)
+    while True:
+        found = next((each for each in page.data if each.name == NAME), None)
+        if found is not None or page.next is None:
+            return found
+        page = await list_users(office, LOCAL, cursor=page.next)

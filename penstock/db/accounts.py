@@ -8,21 +8,29 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import astuple, dataclass
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import BindParameter, Integer, bindparam, delete, select
 
 from penstock.db.program import Program, Statement, any_of, fetch, run
 from penstock.db.schema import accounts, memberships, users
 
 _user_names = tuple(column.name for column in users.columns)
 WRITE_USER = Statement(users.insert().values({name: bindparam(name) for name in _user_names}), *_user_names)
-ALL_USERS = Statement(select(users).order_by(users.c.id))
+_after: BindParameter[str] = bindparam("after")
+_most = bindparam("most", type_=Integer)
+ALL_USERS = Statement(select(users).where(users.c.id > _after).order_by(users.c.id).limit(_most), "after", "most")
 USER_BY_ID = Statement(select(users).where(users.c.id == bindparam("user")), "user")
 _account_names = tuple(column.name for column in accounts.columns)
 WRITE_ACCOUNT = Statement(accounts.insert().values({name: bindparam(name) for name in _account_names}), *_account_names)
-ALL_ACCOUNTS = Statement(select(accounts).order_by(accounts.c.id))
-ACCOUNTS_BY_ID = Statement(
-    select(accounts).where(any_of(accounts.c.id, "accounts")).order_by(accounts.c.id), "accounts"
+ALL_ACCOUNTS = Statement(
+    select(accounts).where(accounts.c.id > _after).order_by(accounts.c.id).limit(_most), "after", "most"
 )
+ACCOUNTS_BY_ID = Statement(
+    select(accounts)
+    .where(any_of(accounts.c.id, "accounts"), accounts.c.id > _after)
+    .order_by(accounts.c.id)
+    .limit(_most),
+    "accounts", "after", "most",
+)  # fmt: skip
 _membership_names = tuple(column.name for column in memberships.columns)
 WRITE_MEMBERSHIP = Statement(
     memberships.insert().values({name: bindparam(name) for name in _membership_names}), *_membership_names
@@ -34,7 +42,6 @@ DROP_MEMBERSHIP = Statement(
     "account", "user",
 )  # fmt: skip
 _by_age = (memberships.c.created_ms, memberships.c.user_id)
-ALL_MEMBERSHIPS = Statement(select(memberships).order_by(*_by_age))
 MEMBERSHIPS_OF_ACCOUNTS = Statement(
     select(memberships).where(any_of(memberships.c.account_id, "accounts")).order_by(*_by_age), "accounts"
 )
@@ -94,9 +101,9 @@ def delete_membership(*, account: str, user: str) -> Program[None]:
     yield from run(DROP_MEMBERSHIP, account, user)
 
 
-def read_users() -> Program[list[User]]:
-    """Every user, oldest first."""
-    return [User(*row) for row in (yield from fetch(ALL_USERS))]
+def read_users(*, after: str = "", most: int) -> Program[list[User]]:
+    """At most so many users, oldest first, from the one behind the id `after` on."""
+    return [User(*row) for row in (yield from fetch(ALL_USERS, after, most))]
 
 
 def find_user(id: str) -> Program[User | None]:
@@ -105,25 +112,24 @@ def find_user(id: str) -> Program[User | None]:
     return User(*rows[0]) if rows else None
 
 
-def read_accounts(ids: Collection[str] | None) -> Program[list[Account]]:
-    """The accounts of these ids, or all of them, oldest first."""
-    rows = (yield from fetch(ALL_ACCOUNTS)) if ids is None else (yield from fetch(ACCOUNTS_BY_ID, sorted(ids)))
+def read_accounts(ids: Collection[str] | None, *, after: str = "", most: int) -> Program[list[Account]]:
+    """The accounts of these ids, or of all: at most so many, oldest first, from the one behind the id `after` on."""
+    if ids is None:
+        rows = yield from fetch(ALL_ACCOUNTS, after, most)
+    else:
+        rows = yield from fetch(ACCOUNTS_BY_ID, sorted(ids), after, most)
     return [Account(*row) for row in rows]
 
 
 def find_account(id: str) -> Program[Account | None]:
     """The account of that id."""
-    found = yield from read_accounts([id])
+    found = yield from read_accounts([id], most=1)
     return found[0] if found else None
 
 
-def read_memberships(accounts: Collection[str] | None) -> Program[list[Membership]]:
-    """The memberships in these accounts, or in all of them, oldest first."""
-    if accounts is None:
-        rows = yield from fetch(ALL_MEMBERSHIPS)
-    else:
-        rows = yield from fetch(MEMBERSHIPS_OF_ACCOUNTS, sorted(accounts))
-    return [Membership(*row) for row in rows]
+def read_memberships(accounts: Collection[str]) -> Program[list[Membership]]:
+    """The memberships in these accounts, oldest first."""
+    return [Membership(*row) for row in (yield from fetch(MEMBERSHIPS_OF_ACCOUNTS, sorted(accounts)))]
 
 
 def memberships_of_user(user: str) -> Program[list[Membership]]:

@@ -24,7 +24,15 @@ from penstock.errors import NotFound, WrongState
 from penstock.operations.actor import Actor
 from penstock.operations.choices import Role
 from penstock.operations.office import Office
-from penstock.operations.values import Listing, parse_name, show_instant
+from penstock.operations.values import (
+    MOST_ON_A_PAGE,
+    Listing,
+    page_of,
+    parse_name,
+    require_filled,
+    show_instant,
+    within,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +61,16 @@ async def create_account(office: Office, actor: Actor, *, name: str, owner: str 
     return await office.store.write(_enter(account, owner))
 
 
-async def list_accounts(office: Office, actor: Actor) -> Listing[AccountView]:
-    """List the accounts that the caller may see, with their members, oldest first."""
-    return await office.store.read(_listing(actor))
+async def list_accounts(
+    office: Office, actor: Actor, *, limit: int = 100, cursor: str | None = None
+) -> Listing[AccountView]:
+    """List the accounts that the caller may see, with their members, oldest first.
+
+    `limit` (1 to 1000) at a time; `cursor` is the `next` of the page before.
+    """
+    within(limit, "limit", most=MOST_ON_A_PAGE)
+    require_filled(cursor=cursor)
+    return page_of(await office.store.read(_listing(actor, after=cursor or "", most=limit + 1)), limit)
 
 
 async def add_member(office: Office, actor: Actor, *, account: str, user: str, role: Role = "member") -> AccountView:
@@ -78,12 +93,12 @@ def _enter(account: Account, owner: str | None) -> Program[AccountView]:
     return _view(account, (yield from read_memberships([account.id])))
 
 
-def _listing(actor: Actor) -> Program[Listing[AccountView]]:
+def _listing(actor: Actor, *, after: str, most: int) -> Program[list[AccountView]]:
+    accounts = yield from read_accounts(actor.sees, after=after, most=most)
     members: dict[str, list[Membership]] = {}
-    for each in (yield from read_memberships(actor.sees)):
+    for each in (yield from read_memberships([account.id for account in accounts])):
         members.setdefault(each.account_id, []).append(each)
-    accounts = yield from read_accounts(actor.sees)
-    return Listing(tuple(_view(account, members.get(account.id, ())) for account in accounts))
+    return [_view(account, members.get(account.id, ())) for account in accounts]
 
 
 def _add(new: Membership) -> Program[AccountView]:

@@ -35,13 +35,21 @@ from penstock.operations.actor import Actor
 from penstock.operations.choices import KeyKind, KeyScope
 from penstock.operations.key_views import KeyView, MintedKey, key_view, minted_key
 from penstock.operations.office import Office
-from penstock.operations.values import Listing, parse_instant, parse_name, parse_usd, require_filled, within
+from penstock.operations.values import (
+    MOST_ON_A_PAGE,
+    Listing,
+    page_of,
+    parse_instant,
+    parse_name,
+    parse_usd,
+    require_filled,
+    within,
+)
 
 MANAGEMENT_SCOPES = frozenset({"read", "management", "operator"})
 CONNECTING = frozenset({"worker", "tools_worker"})
 CALLS_NOTHING = CONNECTING | {"management"}
 MOST_PER_MINUTE = 1_000_000_000
-MOST_KEYS = 1000  # on a page
 REVOKE_AT_ONCE = 500  # keys in one transaction, so that nobody waits long behind it
 SHOWN_CHARACTERS = 4
 
@@ -104,15 +112,14 @@ async def list_keys(
 
     `limit` (1 to 1000) at a time; `cursor` is the `next` of the page before.
     """
-    within(limit, "limit", most=MOST_KEYS)
+    within(limit, "limit", most=MOST_ON_A_PAGE)
     require_filled(account=account, cursor=cursor)
     if account is not None:
         actor.check_sees(account)
     accounts, user = (actor.sees, actor.user) if account is None else (frozenset({account}), None)
     found = await office.store.read(read_credentials(accounts, user, after=cursor or "", most=limit + 1))
-    more = found[limit - 1].id if len(found) > limit else None
     now_ms = office.clock.now_ms()
-    return Listing(tuple(key_view(each, now_ms) for each in found[:limit]), more)
+    return page_of([key_view(each, now_ms) for each in found], limit)
 
 
 async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:

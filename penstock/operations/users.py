@@ -8,7 +8,15 @@ from penstock.db.accounts import Account, Membership, User, insert_account, inse
 from penstock.db.program import Program
 from penstock.operations.actor import Actor
 from penstock.operations.office import Office
-from penstock.operations.values import Listing, parse_name, show_instant
+from penstock.operations.values import (
+    MOST_ON_A_PAGE,
+    Listing,
+    page_of,
+    parse_name,
+    require_filled,
+    show_instant,
+    within,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +38,15 @@ async def create_user(office: Office, actor: Actor, *, name: str) -> UserView:
     return _view(user)
 
 
-async def list_users(office: Office, actor: Actor) -> Listing[UserView]:
-    """List every user, oldest first."""
-    return Listing(tuple(map(_view, await office.store.read(read_users()))))
+async def list_users(office: Office, actor: Actor, *, limit: int = 100, cursor: str | None = None) -> Listing[UserView]:
+    """List every user, oldest first.
+
+    `limit` (1 to 1000) at a time; `cursor` is the `next` of the page before.
+    """
+    within(limit, "limit", most=MOST_ON_A_PAGE)
+    require_filled(cursor=cursor)
+    found = await office.store.read(read_users(after=cursor or "", most=limit + 1))
+    return page_of(list(map(_view, found)), limit)
 
 
 def _enter(user: User) -> Program[None]:

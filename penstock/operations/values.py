@@ -7,9 +7,9 @@ refused here with the name of the parameter, for every door alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, overload
+from typing import Generic, Protocol, TypeVar, overload
 
 from penstock.clock import from_iso, iso
 from penstock.errors import InvalidRequest
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 LARGEST_AMOUNT = 10**15  # a million dollars, or as many tokens: beyond is a slip; thousands of them sum within 64 bits
 LONGEST_NAME = 200
+MOST_ON_A_PAGE = 1000
 _DOLLARS = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -36,6 +37,21 @@ class Listing(Generic[T]):
 
     data: tuple[T, ...]
     next: str | None = None
+
+
+class _Named(Protocol):
+    """What a list has, by its id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def page_of(found: Sequence[N], limit: int) -> Listing[N]:
+    """A page of so many, of which one more was looked for to know whether there is more."""
+    return Listing(tuple(found[:limit]), found[limit - 1].id if len(found) > limit else None)
 
 
 def amount(nano: int) -> Amount:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from penstock.access import Access, Surface
+from penstock.cli.sample import open_sample
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, PenstockError, WrongState
 from penstock.operations.actor import LOCAL, Actor, actor_of
 from penstock.operations.index import OPERATIONS, operation_named, perform
@@ -59,6 +60,41 @@ async def test_a_team_takes_members_and_keeps_its_last_owner(office: Office) -> 
     assert [member.user for member in left.members] == [ada.id]
     with pytest.raises(NotFound):
         await do(office, "accounts.remove_member", account=team.id, user=bob.id)
+
+
+@pytest.mark.parametrize("noun", ["users", "accounts"])
+async def test_people_are_listed_in_pages_that_leave_none_out_and_repeat_none(office: Office, noun: str) -> None:
+    made = [await do(office, "users.create", name=str(number)) for number in range(7)]
+    ids = sorted(each.id if noun == "users" else each.account for each in made)
+    pages, cursor = [], None
+    for _ in range(3):
+        page = await do(office, f"{noun}.list", limit=3, cursor=cursor)
+        pages.append([each.id for each in page.data])
+        cursor = page.next
+    assert (pages, cursor) == ([ids[:3], ids[3:6], ids[6:]], None)
+    whole = await do(office, f"{noun}.list", limit=7)
+    assert ([each.id for each in whole.data], whole.next) == (ids, None)
+    assert noun == "users" or {len(each.members) for each in whole.data} == {1}
+    for wrong in ({"limit": 0}, {"limit": 1001}, {"cursor": ""}):
+        with pytest.raises(InvalidRequest):
+            await do(office, f"{noun}.list", **wrong)
+
+
+async def test_the_sample_is_found_behind_a_page_of_others(office: Office) -> None:
+    for number in range(101):
+        await do(office, "users.create", name=str(number))
+    first = await open_sample(office, contract_tokens=1_000)
+    assert (await open_sample(office, contract_tokens=1_000)).account == first.account
+
+
+async def test_of_many_accounts_somebody_sees_his_own_in_pages(office: Office) -> None:
+    ada = await do(office, "users.create", name="Ada")
+    teams = [await do(office, "accounts.create", name=str(n), owner=ada.id if n % 2 else None) for n in range(6)]
+    adas = await acting_as(office, (await do(office, "sessions.issue", user=ada.id)).token)
+    first = await do(office, "accounts.list", adas, limit=2)
+    rest = await do(office, "accounts.list", adas, limit=2, cursor=first.next)
+    own = sorted([ada.account, *(each.id for each in teams[1::2])])
+    assert ([each.id for each in (*first.data, *rest.data)], rest.next) == (own, None)
 
 
 async def test_a_team_with_an_unknown_owner_is_not_made(office: Office) -> None:

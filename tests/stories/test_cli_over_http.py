@@ -136,6 +136,19 @@ async def test_all_keys_are_listed_however_many_pages_they_are(
     assert await gateway.ask("keys", "list", "--account", other) == {"data": [], "next": None}
 
 
+@pytest.mark.parametrize("noun", ["users", "accounts"])
+async def test_all_people_are_listed_however_many_pages_they_are(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, noun: str
+) -> None:
+    monkeypatch.setattr("penstock.cli.people.PAGE", 2)
+    for number in range(4):
+        await gateway.do("users.create", name=str(number))
+    everything = await gateway.do(f"{noun}.list")
+    listed = await gateway.ask(noun, "list")
+    assert [each["id"] for each in listed["data"]] == [each.id for each in everything.data]
+    assert (len(everything.data) >= 4, listed["next"]) == (True, None)
+
+
 async def test_refusals_and_unreachable_gateways_end_as_they_do_here(gateway: Gateway) -> None:
     refused = await gateway.run("balance", "acc_nobody")
     assert (refused.exit_code, refused.stderr) == (1, "error: There is no such account.\n")
