@@ -56,6 +56,12 @@ class UsageFilter:
         values = zip((field.name for field in fields(self)), astuple(self), strict=True)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values if value is not None}
 
+    @property
+    def is_near(self) -> bool:
+        """Whether an index leads to the first of the records. Else all of an account's, or all there are, may have to
+        be looked through for a few or for none."""
+        return self.given().keys() <= {"account", "before"}
+
 
 @dataclass(frozen=True, slots=True)
 class UsageTotal:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from penstock.db.records import UsageRecord
-from penstock.db.store import LONG_READ_S
+from penstock.db.store import LONG_READ_S, READ_S
 from penstock.db.usage import UsageFilter, UsageTotal, usage_page, usage_totals
 from penstock.operations.actor import Actor
 from penstock.operations.choices import Lane, State
@@ -124,7 +124,8 @@ async def list_usage(
         actor, account=account, key=key, model=model, lane=lane, state=state, since=since, until=until, before=cursor
     )
     await office.store.settled()
-    found = await office.store.read(usage_page(wanted, limit + 1))
+    within_s = READ_S if wanted.is_near else LONG_READ_S
+    found = await office.store.read(usage_page(wanted, limit + 1), within_s=within_s)
     more = found[limit - 1].request_id if len(found) > limit else None
     return Listing(tuple(map(_view, found[:limit])), more)
 

@@ -21,6 +21,7 @@ from penstock.db.ledger import Admission, Settlement
 from penstock.db.program import Program, Statement, run
 from penstock.db.records import UsageRecord
 from penstock.db.schema import lots
+from penstock.db.store import READ_S
 from penstock.errors import InvalidRequest, NotFound, WrongState
 from penstock.money.books import Granted, Need
 from penstock.money.units import NANO, dollars
@@ -270,6 +271,31 @@ async def test_pages_of_usage_follow_each_other_without_gap_or_repeat(office: Of
     assert seen == sorted(made, reverse=True)
     assert sizes == [3, 3, 1]
     assert (await do(office, "usage.list", limit=7)).next is None
+
+
+async def test_looking_for_a_few_calls_among_many_keeps_no_look_up_of_keys_waiting(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = [(await do(office, "accounts.create", name=name)).id for name in ("One", "Two")]
+    read, apart = office.store.read, []
+
+    async def noted(program: Program[Any], *, within_s: float = READ_S) -> Any:
+        apart.append(within_s > READ_S)  # what may take longer is read apart from the look-ups
+        return await read(program, within_s=within_s)
+
+    monkeypatch.setattr(office.store, "read", noted)
+    page: dict[str, Any]
+    for page in ({}, {"account": one}, {"account": one, "cursor": "req_x"}, {"cursor": "req_x"}):
+        await do(office, "usage.list", **page)
+    assert apart == [False] * 4
+    apart.clear()
+    for sparse in ("key", "model", "lane", "state", "since", "until"):
+        value = {"lane": "credits", "state": "final", "since": "2026-01-01", "until": "2026-01-01"}.get(sparse, "x")
+        page = {"account": one, sparse: value}
+        await do(office, "usage.list", **page)
+    several = Actor(frozenset({"read"}), sees=frozenset({one, two}), manages=frozenset())
+    await do(office, "usage.list", several)
+    assert apart == [True] * 7
 
 
 async def test_usage_is_filtered_and_added_up_over_everything_that_matches(office: Office) -> None:
