@@ -77,7 +77,7 @@ async def create_child_key(
 
 def _find_parent(actor: Actor, key: str) -> Program[tuple[Credential, Bounds]]:
     parent = (yield from find_managed(actor, key))[0]
-    return parent, (yield from bounds_of(actor, parent))
+    return parent, (yield from bounds_of(actor, handed_on(frozenset(parent.scopes)), parent))
 
 
 def _child(parent: Credential, wish: _Wish, bounds: Bounds, *, id: str, now_ms: int) -> NewCredential:

@@ -81,7 +81,8 @@ async def create_key(
         raise Forbidden("A key that was minted from another mints only children of its own.")
     _check_binding(kind, user, account)
     check_spends(kind, models, limit)
-    bounds = await office.store.read(bounds_of(actor))
+    held = _scopes(actor, kind, scopes)
+    bounds = await office.store.read(bounds_of(actor, held))
     usual = min(office.settings.limits.requests_per_minute, bounds.per_minute)
     key, new = mint(
         office,
@@ -93,7 +94,7 @@ async def create_key(
             digest=None,
             user_id=user,
             account_id=account,
-            scopes=_scopes(actor, kind, scopes),
+            scopes=held,
             created_ms=office.clock.now_ms(),
             requests_per_minute=bounds.rate(usual if requests_per_minute is None else requests_per_minute),
             environment=_environment(office, kind),
@@ -151,11 +152,11 @@ class Bounds:
         return at_most(self.expires_ms, asked, "expires")
 
 
-def bounds_of(actor: Actor, parent: Credential | None = None) -> Program[Bounds]:
-    """What a key may have that the actor makes: no more than the key, or session, it acts with, and than `parent` when
-    it is minted from one. Whoever is at the machine is bound by nothing."""
+def bounds_of(actor: Actor, scopes: Collection[str], parent: Credential | None = None) -> Program[Bounds]:
+    """What a key of these scopes may have that the actor makes: no more than the key, or session, it acts with, and
+    than `parent` when it is minted from one. The operator's key bounds only another operator's."""
     makers = [] if parent is None else [parent]
-    if actor.key is not None:
+    if actor.key is not None and ("operator" in scopes or not actor.may("operator")):
         makers += (yield from find_lineage(actor.key))[:1]
     ends = [each.expires_ms for each in makers if each.expires_ms is not None]
     return Bounds(min([each.requests_per_minute for each in makers], default=MOST_PER_MINUTE), min(ends, default=None))

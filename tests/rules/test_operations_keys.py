@@ -446,11 +446,30 @@ async def test_operators_rights_are_not_handed_on(office: Office, account: str) 
         assert (await do(office, "balances.show", acting, account=account)).credits.total.nano == 0
 
 
-@pytest.mark.parametrize("scope", ["management", "operator"])
-async def test_no_key_makes_one_that_may_more_or_longer_than_itself(office: Office, account: str, scope: str) -> None:
+async def test_an_operators_key_bounds_only_another_operators(office: Office, account: str) -> None:
+    made = await do(
+        office, "keys.create", kind="management", name="o", account=account, scopes=["operator"],
+        requests_per_minute=60, expires="2099-01-01",
+    )  # fmt: skip
+    operator = await acting_as(office, made.key)
+    lax = await do(
+        office, "keys.create", operator, kind="inference", name="k", account=account, requests_per_minute=5_000
+    )
+    assert (lax.requests_per_minute, lax.expires) == (5_000, None)
+    child = await do(office, "keys.child", operator, key=lax.id, name="c")
+    assert (child.requests_per_minute, child.expires) == (5_000, None)
+    of_its_own = await do(office, "keys.child", operator, key=made.id, name="c")
+    assert (of_its_own.requests_per_minute, of_its_own.expires) == (60, "2099-01-01T00:00:00Z")
+    another = {"kind": "management", "name": "p", "account": account, "scopes": ["operator"]}
+    for more in ({"requests_per_minute": 61}, {"expires": "2099-01-01T00:00:01Z"}):
+        with pytest.raises(InvalidRequest):
+            await do(office, "keys.create", operator, **another, **more)
+
+
+async def test_no_key_makes_one_that_may_more_or_longer_than_itself(office: Office, account: str) -> None:
     lax = await do(office, "keys.create", kind="inference", name="lax", account=account, requests_per_minute=5_000)
     made = await do(
-        office, "keys.create", kind="management", name="m", account=account, scopes=[scope],
+        office, "keys.create", kind="management", name="m", account=account,
         requests_per_minute=60, expires="2099-01-01",
     )  # fmt: skip
     maker = await acting_as(office, made.key)
