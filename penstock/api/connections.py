@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from email.utils import formatdate
 from typing import Protocol
+
+_logger = logging.getLogger("penstock.server")
 
 
 class Served(Protocol):
@@ -52,6 +55,11 @@ class Connections:
         self.common_headers = f"date: {formatdate(now_s, usegmt=True)}\r\n".encode()
 
     def check(self, now_s: float) -> None:
-        """Have all of them look whether somebody is late."""
+        """Have all of them look whether somebody is late. One that cannot is cut, and keeps no other from it."""
         for each in self.all():
-            each.check(now_s)
+            try:
+                each.check(now_s)
+            except Exception:
+                _logger.exception("%r is cut, for it cannot be looked at", each)
+                self.open.discard(each)
+                each.transport.abort()

@@ -464,18 +464,19 @@ class Connection(asyncio.Protocol):
             before.keep = False
             return
         if arriving is None or not arriving.started:
-            self.transport.write(refused.rendered(self._door, self._ids.new("req")))
+            common = self.connections.common_headers
+            self.transport.write(refused.rendered(self._door, self._ids.new("req"), common))
         self._part()
 
 
 class _Refused(Exception):
     """Bytes that are not a request we serve."""
 
-    def rendered(self, door: Server, id: str) -> bytes:
+    def rendered(self, door: Server, id: str, common_headers: bytes) -> bytes:
         """The whole response, in the words of every other refusal."""
         body = door.unreadable(id, str(self))
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nx-request-id: {id}\r\nconnection: close\r\n\r\n"
+        head = b"HTTP/1.1 400 Bad Request\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n" % (
+            common_headers,
+            len(body),
         )
-        return head.encode() + body
+        return head + b"x-request-id: %b\r\nconnection: close\r\n\r\n%b" % (id.encode(), body)

@@ -51,8 +51,8 @@ class Serving:
         return len(self.server.connections.open)
 
     async def ended(self) -> None:
-        """Wait until it has been told to stop, and has."""
-        await self.task
+        """Wait until it has been told to stop, and has. Who gives up waiting does not keep it from ending in order."""
+        await asyncio.shield(self.task)
 
     async def stop(self) -> None:
         """Tell it to stop, as SIGTERM does."""
@@ -111,30 +111,44 @@ class _Server:
 
     async def end(self) -> None:
         """Once told to, take no more connections, wait for calls, and cut those that take too long."""
-        await self.told.wait()
-        self._listening.close()
-        self._listener.close()
-        await asyncio.sleep(0)  # what was taken just before is a connection now
-        for each in self.connections.all():
-            each.shutdown()
+        try:
+            await self.told.wait()
+            self._listening.close()
+            self._listener.close()
+            await asyncio.sleep(0)  # what was taken just before is a connection now
+            await self._wait_for_calls()
+            await self._cut_calls()
+        finally:
+            self._listening.close()
+            self._sweeping.cancel()
+            for each in self.connections.all():
+                each.transport.close()
+
+    async def _wait_for_calls(self) -> None:
+        """Until all connections have ended, or the time for that has. Each is told once, also one that comes of another
+        meanwhile: a worker whose handshake was under way would stay, and be given jobs."""
         end_s = self._loop.time() + self._grace_s
+        told: set[Served] = set()
         while self.connections.open or self.connections.tasks:
+            for each in self.connections.open - told:
+                told.add(each)
+                each.shutdown()
             if self._cut or self._loop.time() >= end_s:
-                break
+                return
             await asyncio.sleep(LAST_LOOK_S)
+
+    async def _cut_calls(self) -> None:
         cut = set(self.connections.tasks)
         for call in cut:
             call.cancel()
         if cut:
             _logger.warning("%d calls were cut", len(cut))
             await asyncio.wait(cut, timeout=CUT_S)
-        self._sweeping.cancel()
-        for each in self.connections.all():
-            each.transport.close()
 
     async def retire(self, most_s: float) -> None:
         """See `Serving.retire`."""
         self._listening.close()
+        await asyncio.sleep(0)  # what was taken just before is a connection now, and may have said something already
         end_s = self._loop.time() + most_s
         idle_since_s: dict[Served, float] = {}
         while (connections := self.connections.all()) and self._loop.time() < end_s and not self.told.is_set():
