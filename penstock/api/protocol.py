@@ -398,6 +398,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self._bare > LARGEST_HEAD:  # of one packet, that is: nearly always it is the body that is large
+            self._require_small_head()
         parser = self._parser
         method = parser.get_method()
         if method == b"CONNECT":
@@ -432,6 +434,13 @@ class Connection(asyncio.Protocol):
         arriving, self._arriving = self._arriving, None
         if arriving is not None:
             arriving.received_all()
+
+    def _require_small_head(self) -> None:
+        """Refuse a head that is too large though it came at once. Of a name given twice only the first is counted."""
+        lines = self._headers
+        size = len(self._target) + sum(map(len, lines)) + sum(map(len, lines.values())) + len(b": \r\n") * len(lines)
+        if size > LARGEST_HEAD:
+            raise _Refused("The request's headers are too large.")
 
     def _require_one_meaning(self, version: str) -> None:
         """Refuse a head that is ambiguous though the parser takes it (RFC 9112: 2.3, 3.2, 6.1)."""

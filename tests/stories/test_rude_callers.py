@@ -207,6 +207,15 @@ async def test_what_surrounds_a_body_has_an_end(gateway: Running, begin: bytes, 
     assert await gateway.usage(ada) == ()
 
 
+@pytest.mark.parametrize(
+    "large", [b"x-more: " + b"y" * 70_000 + b"\r\n", b"".join(b"x-%d: y\r\n" % n for n in range(9_000))]
+)
+async def test_a_head_that_is_too_large_is_refused_also_when_it_comes_at_once(gateway: Running, large: bytes) -> None:
+    async with line(gateway) as caller:
+        await caller.send(HEALTH.replace(b"\r\n\r\n", b"\r\n" + large + b"\r\n") + HEALTH)
+        assert [answer.status for answer in answers(await caller.reader.read(-1))] == [400]
+
+
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("pipelined", [1, 40])
 async def test_who_never_reads_an_answer_is_not_waited_for(
