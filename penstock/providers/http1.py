@@ -553,12 +553,13 @@ class _Connection(asyncio.Protocol):
 
     def check(self, now: float, limits: Timeouts) -> None:
         """Enforce the limits. Silence while we do not let the upstream speak is not the upstream's. An answer begins
-        with its head: who has said no more than 100 or 103 has only said that there will be one."""
+        with its head: who says 100 or 103, however often, has only said that there will be one."""
+        answer = self.answer
         if self._active or self._paused:
             self._active = False
-            self._quiet_since = now
+            if answer is None or answer.status:
+                self._quiet_since = now
         quiet_s = now - self._quiet_since
-        answer = self.answer
         if answer is None:
             if quiet_s > _KEEP_S:
                 self.drop()
@@ -676,7 +677,7 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._write_full = False
-        self._active = True
+        self._quiet_since = self.loop.time()  # it takes the request: time for its answer begins anew
         if self.answer is not None:
             self.answer._wake()
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -680,6 +680,22 @@ async def test_no_answer_in_time_after_a_word_before_it_is_a_time_out() -> None:
         await server.gone.wait()
 
 
+@pytest.mark.parametrize("words", [[b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"], [b"HTTP/1.1 200 OK\r\nx: ", b"y"]])
+async def test_words_before_the_answer_without_end_are_not_waited_for(words: list[bytes]) -> None:
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        with suppress(ConnectionError):
+            for word in [*words, *words[-1:] * 200]:
+                await wire.send(word)
+                await asyncio.sleep(0.01)  # a drop at a time is what this upstream is about
+        await wire.gone()
+
+    async with serving(script) as server, calling(server, timeouts=Timeouts(first_byte_s=0.2)) as client:
+        with pytest.raises(UpstreamTimeout, match="did not begin"):
+            await post(client)
+        await server.gone.wait()
+
+
 async def test_silence_in_the_middle_is_a_time_out_after_what_had_come() -> None:
     async with serving(answering(STREAM + b"2\r\nok\r\n")) as server, calling(server, timeouts=HASTY) as client:
         answer = await post(client)
@@ -704,7 +720,7 @@ async def test_an_answer_without_end_stops_at_the_total_time() -> None:
             await answer.read(1000 * MIB)
 
 
-async def test_a_head_that_drips_without_end_stops_at_the_total_time() -> None:
+async def test_a_head_that_drips_without_end_stops_at_the_time_for_its_beginning() -> None:
     async def script(wire: Wire) -> None:
         await wire.request()
         await wire.send(b"HTTP/1.1 200 OK\r\n")
@@ -714,7 +730,7 @@ async def test_a_head_that_drips_without_end_stops_at_the_total_time() -> None:
                 await turns(100)
 
     async with serving(script) as server, calling(server, timeouts=HASTY) as client:
-        with pytest.raises(UpstreamTimeout, match="in all"):
+        with pytest.raises(UpstreamTimeout, match="did not begin"):
             await post(client)
 
 
