@@ -34,7 +34,8 @@ class Call(Struct, frozen=True, gc=False):
     not there for everybody.
 
     `headers` are lower-case pairs the dialect wants forwarded; credentials are the provider's own business. `sent` is
-    called by the provider when the request is on its way: from then on the upstream may bill it.
+    called by the provider when the request is on its way: from then on the upstream may bill it. `returned` is called
+    when whoever had it has not served and the provider looks for somebody else: until `sent` again nobody may.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Call(Struct, frozen=True, gc=False):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     method: str = "POST"
     sent: Callable[[], None] | None = None
+    returned: Callable[[], None] | None = None
     model: str = ""
     account: str = ""
 

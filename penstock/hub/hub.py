@@ -192,10 +192,12 @@ class Hub:
             try:
                 return await seat.open(request, limits)
             except Overloaded:
+                _returned(request)
                 _logger.info("%s is overloaded; the job goes to somebody else", seat.id)
                 if self._clock.monotonic() >= until_s:
                     raise UpstreamBusy("Every worker is overloaded.") from None
             except Lost as lost:
+                _returned(request)
                 losses += 1
                 if isinstance(lost, Unreachable):
                     self._departs(seat)
@@ -403,6 +405,11 @@ class Hub:
         if not task.cancelled() and task.exception() is not None:
             self._seen.forget()  # the store was away; what was known before is still the best there is
             _logger.warning("who is connected elsewhere cannot be read: %s", task.exception())
+
+
+def _returned(request: Request) -> None:
+    if request.returned is not None:
+        request.returned()
 
 
 def _leaves(peer: Peer) -> int:

@@ -19,8 +19,9 @@ PeerKind = Literal["worker", "tools_worker"]
 class Request:
     """A job to be given. `path` is relative.
 
-    `sent` is called when somebody has accepted it, or it is on its way to the process of somebody who may; more than
-    once when that one loses it. What may be done `once` only is given to nobody else after it was accepted.
+    `sent` is called when somebody has accepted it, or it is on its way to the process of somebody who may; `returned`
+    when that one has lost it or has no room after all, and somebody else is looked for: then `sent` is called again.
+    What may be done `once` only is given to nobody else after it was accepted.
     """
 
     path: str
@@ -29,6 +30,7 @@ class Request:
     headers: tuple[tuple[str, str], ...] = ()
     stream: bool = False
     sent: Callable[[], None] | None = None
+    returned: Callable[[], None] | None = None
     once: bool = False
 
 

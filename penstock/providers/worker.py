@@ -44,7 +44,7 @@ class WorkerProvider:
     def open(self, call: Call) -> Coroutine[Any, Any, Answer]:
         """Have a worker that `call.account` may use do it. Errors: see `ports.Provider`; the first piece is here."""
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in call.headers)
-        request = Request(call.path, call.body, call.method, headers, call.stream, call.sent)
+        request = Request(call.path, call.body, call.method, headers, call.stream, call.sent, call.returned)
         return self._hub.open(
             self._wanted(call.model, call.account), request, self._limits, patience_s=self._limits.connect_s
         )

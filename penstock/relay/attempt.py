@@ -363,6 +363,7 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
         wish.stream,
         ask.said.headers if pair is ask.dialect else (),
         sent=hold.sent,
+        returned=hold.returned,
         model=offer.model,
         account=hold.account,
     )

@@ -285,6 +285,10 @@ class Hold:
         """The request is on its way to the offer, which may bill the prompt should the caller leave now."""
         self.meter.dispatched = True
 
+    def returned(self) -> None:
+        """Whoever had the request at the offer has not served, and for the time being nobody there may bill it."""
+        self.meter.dispatched = False
+
     def answered(self) -> None:
         """The offer has begun to answer, or failed to."""
         self.upstream_s += self._holds.monotonic() - self._asked_s

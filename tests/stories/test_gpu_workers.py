@@ -8,7 +8,7 @@ import signal
 import struct
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -376,6 +376,32 @@ async def test_when_the_other_process_is_overloaded_or_loses_it_the_call_is_give
             assert (await asking).status_code == 200
     (record,) = await gateway.usage(ada)
     assert record.attempts == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_who_leaves_after_a_worker_gave_the_call_back_pays_nothing(
+    gateway: Running, ada: Person, key: str, elsewhere: bool
+) -> None:
+    hub = gateway.office.hub
+
+    async def waits() -> bool:
+        return len(hub._waiting) > 0
+
+    async with AsyncExitStack() as stack:
+        near = await stack.enter_async_context(running(gateway.office.settings)) if elsewhere else gateway
+        peer = await stack.enter_async_context(raw_peer(near, key))
+        await peer.hello()
+        await served(gateway)
+        caller = await stack.enter_async_context(calling(gateway.url))
+        await caller.ask(ROUTER, ada, model=MODEL, stream=True)
+        job = await peer.job()
+        await peer.say(type="drain")
+        await peer.say(type="accepted", job=job)
+        await peer.say(type="overloaded", job=job)
+        await eventually(waits)
+        caller.hang_up()
+        record = await the_record(gateway, ada)
+    assert (record.ended, record.amount) == ("caller_gone", 0)
 
 
 async def test_nobody_else_is_answered_at_the_address_between_processes(
