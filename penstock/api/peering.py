@@ -32,6 +32,7 @@ from penstock.ports import Answer, Timeouts
 
 PREFIX = "/peer/v1/jobs/"
 SWEEP_S = 0.5
+LARGEST_GROWTH = 4  # of a caller's body on its way through dialects: a job is larger than what a caller may say
 
 _logger = logging.getLogger("penstock.peering")
 
@@ -43,7 +44,7 @@ class Peering:
         self._hub = hub
         self._host = host
         self._secret = secret.encode()
-        self._most_bytes = most_bytes
+        self._most_bytes = LARGEST_GROWTH * most_bytes
         self._connections = Connections()
         self._ids = IdMaker()
         self._lock = asyncio.Lock()
@@ -108,8 +109,8 @@ class Peering:
             if not exchange.gone:
                 exchange.drop()
             task.uncancel()
-        except PenstockError as error:
-            _say(exchange, error.status, "refused", error.message)
+        except PenstockError as error:  # of the job: others can be given to the same peer
+            _say(exchange, error.status, "lost", error.message)
         except Exception:
             _logger.exception("a job for another process failed")
             _say(exchange, 500, "lost", "The process that has the worker failed.")

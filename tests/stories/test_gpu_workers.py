@@ -28,7 +28,7 @@ from penstock.providers.llamacpp import write_tiny_model
 from tests.ports.test_provider_contract import needs_engine
 from tests.rules.test_tool_offers import schema
 from tests.stories.caller import calling, data, eventually, the_record
-from tests.stories.gateway import ROUTER, Person, Running, plain_client, running, settings_for
+from tests.stories.gateway import HELLO, ROUTER, Person, Running, plain_client, running, settings_for
 from tests.stories.process import configuration, ended, serving_process, settings_of, verified
 from tests.stories.test_workers import ByWish, Load, call, person_of, workers_on
 from tests.stories.workers import (
@@ -342,6 +342,26 @@ async def test_a_call_reaches_a_worker_that_is_connected_to_another_process(
         assert (refused.status_code, refused.json()["error"]["message"]) == (400, "Not like this.")
         bob = await gateway.person(usd="1")
         assert (await ask(gateway, bob)).status_code == 503
+
+
+async def test_as_large_a_call_as_may_be_reaches_a_worker_that_is_connected_to_another_process(
+    store_url: str, upstream: ScriptedUpstream
+) -> None:
+    """We ask for the usage of a stream, so a job is larger than the call was."""
+    settings = with_workers(settings_for(store_url))
+    settings = replace(settings, server=replace(settings.server, max_body_bytes=1_000))
+    async with running(settings) as gateway, running(settings) as other:
+        ada = await gateway.person(usd="1")
+        key = await gateway.key("worker", user=ada.user)
+        fields = {"model": MODEL, "messages": HELLO, "stream": True, "user": ""}
+        fields["user"] = "x" * (1_000 - len(json.dumps(fields)))
+        async with worker(other, key.key, upstream.base_url):
+            await served(gateway)
+            for _ in range(2):
+                answer = await gateway.post(f"{ROUTER}/chat/completions", ada, body=json.dumps(fields).encode())
+                assert answer.status_code == 200
+                assert answer.text.endswith("data: [DONE]\n\n")
+        assert len((await call_of(upstream)).body) > 1_000
 
 
 @pytest.mark.parametrize(("status", "told"), [(204, 502), (304, 502), (460, 460)])
