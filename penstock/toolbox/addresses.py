@@ -21,7 +21,9 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
-LOOKUPS = 32  # at once; each takes a thread until the system gives up on a name, also when nobody waits any more
+# At once. Each takes a thread until the system gives up on a name, half a minute, also when nobody waits any more: a
+# worker's 16 slots, which wait for five seconds each, leave behind a hundred.
+LOOKUPS = 512
 
 # Public by number, and yet not the internet's: the platform service of Azure's hosts, protocol assignments (one cloud
 # has its metadata there), the retired 6to4 relays.

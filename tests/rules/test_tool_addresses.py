@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+
 import pytest
 
 from penstock.toolbox.addresses import AddressRefused, SystemResolver, Target, is_public, target
@@ -97,3 +101,28 @@ async def test_a_number_in_any_notation_is_what_the_system_makes_of_it(host: str
 async def test_what_is_no_host_is_refused(host: str) -> None:
     with pytest.raises(AddressRefused):
         await target(host, 80, SystemResolver())
+
+
+async def test_names_that_nobody_answers_for_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def look(host: str, port: int, type: int, flags: int) -> list[tuple[object, ...]]:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror
+        if host == "dead.example":
+            answered.wait()
+            raise socket.gaierror
+        return [(socket.AF_INET, type, 0, "", ("1.1.1.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    resolve = SystemResolver()
+    dead = [asyncio.create_task(resolve("dead.example", 80)) for _ in range(100)]
+    try:
+        await asyncio.sleep(0)  # for all to have begun; then their callers give up
+        for task in dead:
+            task.cancel()
+        async with asyncio.timeout(10):
+            assert await resolve("live.example", 80) == ["1.1.1.1"]
+    finally:
+        answered.set()
+        await asyncio.gather(*dead, return_exceptions=True)
