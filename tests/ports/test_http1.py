@@ -690,7 +690,7 @@ async def test_words_before_the_answer_without_end_are_not_waited_for(words: lis
                 await asyncio.sleep(0.01)  # a drop at a time is what this upstream is about
         await wire.gone()
 
-    async with serving(script) as server, calling(server, timeouts=Timeouts(first_byte_s=0.2)) as client:
+    async with serving(script) as server, calling(server, timeouts=HASTY) as client:
         with pytest.raises(UpstreamTimeout, match="did not begin"):
             await post(client)
         await server.gone.wait()
