@@ -283,7 +283,7 @@ class Hold:
 
     def sent(self) -> None:
         """The request is on its way to the offer, which may bill the prompt should the caller leave now."""
-        self.meter.dispatched = True
+        self.meter.sent()
 
     def returned(self) -> None:
         """Whoever had the request at the offer has not served, and for the time being nobody there may bill it."""

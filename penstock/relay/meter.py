@@ -32,6 +32,7 @@ class Meter:
         "_since",
         "_tariff",
         "_uncounted",
+        "_unsent",
         "dispatched",
         "guessed",
         "output",
@@ -55,6 +56,7 @@ class Meter:
         self._begin(0)
         self._assumed = False  # a part of the last count is our own guess
         self._requests = 1
+        self._unsent: int | None = None  # about so many tokens has the prompt of a further request that is not sent yet
         self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
         self.dispatched = False  # an upstream has the request and may bill its prompt
         self.guessed = False  # a part of what was counted is a guess of ours after all
@@ -67,17 +69,30 @@ class Meter:
         self._uncounted = 0  # tokens by estimate that have come since it grew
 
     def begin_round(self, used: TokenUsage, *, input_estimate: int) -> None:
-        """The completion needs a further request: `used` in those before, and about so much is its prompt."""
-        self._owed = None
-        self._requests += 1
-        counted = _with_prompt(self._whole(used), input_estimate)
-        self._counted, self._since, self._assumed, self.output = counted, 0, True, counted.output
-        self._begin(counted.output)
+        """The completion needs a further request: `used` in those before, and about so much is its prompt. That is owed
+        from when it is sent."""
+        self._unsent = input_estimate
+        self._only(used)
+
+    def sent(self) -> None:
+        """A request is on its way, for the first time or, over another connection, once more."""
+        self.dispatched = True
+        if self._unsent is not None and self._counted is not None:
+            self._owed = None
+            self._requests += 1
+            self._counted, self._assumed = _with_prompt(self._counted, self._unsent), True
+            self._unsent = None
 
     def abandon_round(self, used: TokenUsage) -> None:
         """That request did not come about: `used` in those before is all."""
+        if self._unsent is None:
+            self._requests -= 1
+        self._unsent = None
+        self._only(used)
+
+    def _only(self, used: TokenUsage) -> None:
+        """So much, which a request before has come to, is all that is owed by now."""
         self._owed = None
-        self._requests -= 1
         counted = self._whole(used)
         self._counted, self._since, self._assumed, self.output = counted, 0, False, counted.output
         self._begin(counted.output)

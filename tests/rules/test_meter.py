@@ -152,9 +152,12 @@ def test_what_was_said_all_along_while_text_came_is_no_count_in_the_end_either(e
     assert (told.output, told.estimated) == (33, False)
 
 
-def test_a_further_request_is_owed_from_when_it_begins_and_counted_when_it_is() -> None:
+def test_a_further_request_is_owed_from_when_it_is_sent_and_counted_when_it_is() -> None:
     counting = meter((0, COUNTED))
     counting.begin_round(COUNTED, input_estimate=40)
+    assert (counting.tokens(), counting.owed(PRICE), counting.estimated) == (COUNTED, 176, False)
+    counting.sent()
+    counting.sent()  # over another connection
     assert counting.tokens() == TokenUsage(50, 20, 4, 5, 70)
     assert (counting.owed(PRICE), counting.estimated) == (176 + 40 * 2 + 100, True)
     counting.feed(3, None)
@@ -163,9 +166,12 @@ def test_a_further_request_is_owed_from_when_it_begins_and_counted_when_it_is() 
     assert (counting.owed(PRICE), counting.estimated) == (41 * 2 + 4 + 30 * 3 + 200, False)
 
 
-def test_a_further_request_that_did_not_come_about_is_not_owed() -> None:
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_further_request_that_did_not_come_about_is_not_owed(*, is_sent: bool) -> None:
     counting = meter((0, COUNTED))
     counting.begin_round(COUNTED, input_estimate=40)
+    if is_sent:
+        counting.sent()
     counting.abandon_round(COUNTED)
     assert (counting.tokens(), counting.owed(PRICE), counting.estimated) == (COUNTED, 176, False)
 

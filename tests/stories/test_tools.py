@@ -788,3 +788,29 @@ async def test_tools_that_are_off_for_all_and_on_for_one_account_are_found_at_ot
             return await gateway.gateway.relay.tools.bench(ada.account) is not None
 
         await eventually(found)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_was_never_sent_is_not_paid_by_a_caller_who_leaves_before(
+    gateway: Running, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    ada = await gateway.person(usd="1")
+    covering = asyncio.Event()
+
+    async def waits(*_: Any, **__: Any) -> bool:
+        covering.set()
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(hold.Hold, "cover_input", waits)
+    turn = Turn("Look.", (call("a"),), prompt=100, output=20)
+    upstream.script(toolcalls.chat_stream(turn) if stream else toolcalls.chat(turn))
+    async with working(gateway, ada, Shelf(a=says("A" * 4_000))):
+        asking = asyncio.create_task(gateway.chat(ROUTER, ada, stream=stream))
+        await covering.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        (record,) = await eventually(lambda: gateway.usage(ada))
+    assert len(upstream.requests) == 1
+    assert (record.ended, record.input_tokens, record.output_tokens) == ("caller_gone", 100, 20)
+    assert not record.estimated
