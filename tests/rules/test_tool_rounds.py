@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from penstock.dialects import sse
+from penstock.dialects.anthropic_usage import read_report
 from penstock.dialects.rounds import Kept, Round, chat, messages
-from penstock.dialects.usage import TokenUsage
+from penstock.dialects.usage import TokenUsage, read_usage
 from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 from tests import toolcalls
@@ -229,6 +230,58 @@ def test_the_text_of_all_rounds_is_one_answer_and_their_usage_one_sum(way: Way, 
     names = ("prompt_tokens", "completion_tokens") if way is CHAT else ("input_tokens", "output_tokens")
     assert [answer["usage"][name] for name in names] == [60, 18]
     assert rounds.so_far == TokenUsage(30, 11, total=41)
+
+
+@STREAM
+def test_what_rounds_of_a_message_wrote_to_a_cache_thought_and_did_beside_is_in_their_sum(stream: bool) -> None:
+    rounds = opened(MESSAGES)
+    out = b""
+    before = {
+        "cache_creation_input_tokens": 30,
+        "cache_read_input_tokens": 4,
+        "cache_creation": {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 10},
+    }
+    after = {
+        "output_tokens_details": {"thinking_tokens": 2},
+        "iterations": [{"type": "compaction", "input_tokens": 100, "output_tokens": 50}],
+    }
+    for turn in (Turn("", (call("web_search"),), prompt=10, output=5), Turn("So.", prompt=20, output=7)):
+        if stream:
+            for event in toolcalls.message_events(turn):
+                fields = json.loads(sse.data(event) or b"")
+                if fields["type"] == "message_start":
+                    fields["message"]["usage"] |= before
+                if fields["type"] == "message_delta":
+                    fields["usage"] |= after
+                out += rounds.feed(b"data: " + json.dumps(fields).encode() + b"\n\n")[0]
+            round = rounds.ended()
+        else:
+            plain = json.loads(toolcalls.message(turn).body)
+            round = rounds.read(json.dumps({**plain, "usage": plain["usage"] | before | after}).encode())
+        if round.calls:
+            rounds.answered(results(round))
+    answer = collected(MESSAGES, out + rounds.closing()) if stream else json.loads(rounds.whole())
+    told = read_report(Raw(json.dumps(answer["usage"]).encode())).counted()
+    assert told == TokenUsage(298, 112, 8, 4, 410, 60, 20)  # in all, of two rounds with a compaction each
+
+
+@STREAM
+def test_what_rounds_of_a_chat_wrote_to_a_cache_is_in_their_sum(stream: bool) -> None:
+    rounds = opened(CHAT)
+    out = b""
+    written = b'"prompt_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 3}, "prompt_tokens":'
+    for turn in (Turn("", (call("web_search"),), prompt=10, output=5), Turn("So.", prompt=20, output=7)):
+        if stream:
+            events = [each.replace(b'"prompt_tokens":', written) for each in toolcalls.chat_events(turn)]
+            out += streamed(rounds, iter(events))
+            round = rounds.ended()
+        else:
+            round = rounds.read(toolcalls.chat(turn).body.replace(b'"prompt_tokens":', written))
+        if round.calls:
+            rounds.answered(results(round))
+    answer = collected(CHAT, out + rounds.closing()) if stream else json.loads(rounds.whole())
+    told = read_usage(Raw(json.dumps(answer["usage"]).encode()))
+    assert told == TokenUsage(30, 12, cached_input=2, total=42, cache_write=6)
 
 
 @STREAM

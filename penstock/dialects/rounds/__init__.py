@@ -195,4 +195,5 @@ def summed(counts: Sequence[TokenUsage]) -> TokenUsage:
         reasoning=sum(each.reasoning for each in counts),
         total=sum(each.total for each in counts),
         cache_write=sum(each.cache_write for each in counts),
+        cache_write_1h=sum(each.cache_write_1h for each in counts),
     )

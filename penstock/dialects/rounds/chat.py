@@ -547,10 +547,11 @@ def _usage(value: Any) -> TokenUsage | None:
 
 
 def _report(usage: TokenUsage) -> dict[str, Any]:
+    written = {"cache_write_tokens": usage.cache_write} if usage.cache_write else {}
     return {
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
         "total_tokens": usage.total,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_input, **written},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }

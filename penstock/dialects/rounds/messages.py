@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw
 
 from penstock.dialects import json_fields, sse
+from penstock.dialects.anthropic_usage import read_report, write_report
 from penstock.dialects.rounds import (
     BROKEN_ARGUMENTS,
     Kept,
@@ -26,7 +27,7 @@ from penstock.dialects.rounds import (
     object_of,
     summed,
 )
-from penstock.dialects.usage import TokenUsage, count_of, estimate_delta_tokens, estimate_tokens
+from penstock.dialects.usage import TokenUsage, estimate_delta_tokens, estimate_tokens
 from penstock.errors import UpstreamFailed
 from penstock.tools import Tool, ToolResult
 
@@ -109,17 +110,13 @@ class _Course:
         return encoded({"role": "assistant", "content": kept})
 
     def counted(self) -> TokenUsage | None:
-        read, written, fresh, output = (count_of(self.usage.get(name)) for name in COUNTS)
-        if fresh is None or output is None:
-            return None
-        input = fresh + (read or 0) + (written or 0)
-        return TokenUsage(input, output, read or 0, total=input + output, cache_write=written or 0)
+        return read_report(Raw(encoded(self.usage))).counted()
 
     def produced(self) -> int:
         return estimate_tokens(sum(len(encoded(block)) for block in self.blocks))
 
 
-COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens", "input_tokens", "output_tokens")
+DETAILS = ("cache_creation", "output_tokens_details", "iterations")  # of one round's count, which are in that of all
 
 
 class Rounds:
@@ -247,7 +244,7 @@ class Rounds:
         if not self._past and not now.ours() and self._reason is None:
             return self._body
         blocks = [*self._shown, *(block for block in now.blocks if not now.is_ours(block))]
-        usage = self._answer["usage"] if isinstance(self._answer.get("usage"), dict) else {}
+        usage = {name: value for name, value in now.usage.items() if name not in DETAILS}
         answer = {**self._answer, "content": blocks, **self._ending(), "usage": {**usage, **self._all_usage()}}
         return encoded(answer if self._reason is None else {**answer, "penstock": {"reason": self._reason}})
 
@@ -262,13 +259,7 @@ class Rounds:
 
     def _all_usage(self) -> dict[str, Any]:
         """What all rounds used."""
-        used = summed([*self._past, self._counted()]) if self._heard else self.so_far
-        return {
-            "input_tokens": used.input - used.cached_input - used.cache_write,
-            "cache_creation_input_tokens": used.cache_write,
-            "cache_read_input_tokens": used.cached_input,
-            "output_tokens": used.output,
-        }
+        return write_report(summed([*self._past, self._counted()]) if self._heard else self.so_far)
 
     def _ending(self) -> dict[str, Any]:
         if self._reason is not None:
