@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, openai_chat
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, openai_chat, unread
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.openai_chat import MOST_CHOICES, ChatStream
 from penstock.dialects.usage import (
@@ -145,15 +145,24 @@ def answer(body: bytes, *, wish: Wish, label: Label) -> Plain:
     usage = read_usage(fields.get("usage"))
     if label.model is not None or label.id_prefix is not None:
         body = json_fields.join(openai_chat.renamed_answer(fields, label.model, label.id_prefix))
-    return Plain(body, usage, _estimated(fields, wish) if usage is None else usage.output)
+    return Plain(body, usage, _estimated(fields, body, wish) if usage is None else usage.output)
 
 
-def _estimated(fields: Fields, wish: Wish) -> int:
+def _estimated(fields: Fields, body: bytes, wish: Wish) -> int:
     choices = _choices(fields.get("choices"))
     if choices is None:
         return estimate_tokens(len(bytes(fields.get("choices", b""))))
     echoed = _echoed(wish)
-    return sum(estimate_tokens(max(_size(choice.text) - echoed(choice.index), 0)) for choice in choices)
+    texts = sum(estimate_tokens(max(_size(choice.text) - echoed(choice.index), 0)) for choice in choices)
+    return texts + _unread(body)
+
+
+def _unread(data: bytes) -> int:
+    """Tokens in what has no text that is read here. What cannot be read at all counts as a whole."""
+    try:
+        return unread.in_completion(data)
+    except (ValueError, RecursionError):
+        return estimate_tokens(len(data))
 
 
 def open_stream(*, wish: Wish, label: Label) -> CompletionStream:
@@ -182,7 +191,7 @@ class CompletionStream(ChatStream):
             usage = None if chunk.usage is None else chunk.usage.counted()
             if chunk.error or not chunk.choices:
                 return self._without_choices(event, _DATA_AT, usage)
-            produced, finish_reason = self._counted(chunk.choices)
+            produced, finish_reason = self._counted(chunk.choices, event[_DATA_AT:])
             return Step(self._swap(event, _DATA_AT), produced, usage, finish_reason)
         except (ValueError, RecursionError):
             return self._unusual(event)
@@ -204,10 +213,10 @@ class CompletionStream(ChatStream):
             return self._without_choices(event, data_at, usage)
         if choices is None:
             return Step(self._swap(event, data_at), estimate_tokens(len(bytes(fields["choices"]))), usage)
-        produced, finish_reason = self._counted(choices)
+        produced, finish_reason = self._counted(choices, event[data_at:])
         return Step(self._swap(event, data_at), produced, usage, finish_reason)
 
-    def _counted(self, choices: Iterable[_Choice]) -> tuple[int, str | None]:
+    def _counted(self, choices: Iterable[_Choice], data: bytes) -> tuple[int, str | None]:
         """Tokens in the choices of one event, and how the last of them ended once all choices that were seen have."""
         produced = 0
         finish_reason = None
@@ -222,6 +231,8 @@ class CompletionStream(ChatStream):
                 self._ended.add(choice.index)
             else:
                 self._open.add(choice.index)
+        if not produced or len(data) > unread.LONG_EVENT:
+            produced += _unread(data)
         return produced, finish_reason if self._open <= self._ended else None
 
     def _without_echo(self, choice: _Choice) -> int:

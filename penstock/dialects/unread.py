@@ -22,6 +22,11 @@ _READ_OF_CHAT = frozenset({"content", "reasoning_content", "reasoning", "refusal
 _ABOUT_CHAT = frozenset({"role", "name", "annotations", "extra_content"})
 _ABOUT_CALLS = frozenset({"index", "id", "type", "function", "extra_content"})
 _TEXTS_OF_DETAILS = ("text", "summary", "data")
+# Of a choice of a completion: its text, and what repeats it or is said about it.
+_ABOUT_COMPLETIONS = frozenset(
+    {"text", "index", "finish_reason", "stop_reason", "matched_stop", "logprobs", "prompt_logprobs", "token_ids"}
+    | {"prompt_token_ids", "content_filter_results", "seed"}
+)
 # Of a block of a message, or what is added to one.
 _READ_OF_BLOCKS = frozenset({"text", "thinking", "partial_json", "name", "data", "input"})
 _ABOUT_BLOCKS = frozenset(
@@ -43,13 +48,27 @@ class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
 
 
+class _Completion(Struct, gc=False):
+    choices: list[dict[str, Any]] | None = None
+
+
 _CHUNK = json.Decoder(_Chunk)
+_COMPLETION = json.Decoder(_Completion)
 
 
 def in_chunk(data: bytes) -> int:
     """Tokens in a chat completion, or in an event of one, beside its texts. ValueError and RecursionError."""
     said = (each for choice in _CHUNK.decode(data).choices or () for each in (choice.delta, choice.message))
     return sum(estimate_delta_tokens(in_chat(each)) for each in said if isinstance(each, dict))
+
+
+def in_completion(data: bytes) -> int:
+    """Tokens in a legacy completion, or in an event of one, beside its texts. ValueError and RecursionError."""
+    beside = (
+        sum(_size(value) for name, value in choice.items() if name not in _ABOUT_COMPLETIONS)
+        for choice in _COMPLETION.decode(data).choices or ()
+    )
+    return sum(map(estimate_delta_tokens, beside))
 
 
 def in_chat(said: Mapping[str, Any]) -> int:

@@ -226,6 +226,28 @@ def test_an_echo_in_a_stream_is_not_counted() -> None:
     assert [step.produced for step in through(stream, *map(frame, events))] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("beside", "tokens"),
+    [
+        ({"reasoning": "I wonder."}, 1),
+        ({"reasoning": "word " * 100}, 125),
+        ({"new": {"said": "word " * 100}}, 128),
+        ({"logprobs": {"tokens": ["a"] * 50}, "token_ids": [1] * 50, "content_filter_results": {"hate": {}}}, 0),
+    ],
+)
+def test_what_a_choice_has_beside_its_text_is_counted_unless_it_only_repeats_it(
+    beside: dict[str, Any], tokens: int
+) -> None:
+    stream = openai_completions.open_stream(wish=wish(stream=True), label=LABEL)
+    event = piece("")
+    event["choices"][0] |= beside
+    long = piece("word" * 1_500)
+    long["choices"][0] |= beside
+    assert [step.produced for step in through(stream, frame(event), frame(long))] == [tokens, 1_500 + tokens]
+    body = json.dumps({"choices": [{"index": 0, "text": "word", **beside}]}).encode()
+    assert openai_completions.answer(body, wish=wish(), label=LABEL).produced in (1 + tokens, 2 + tokens)
+
+
 def test_choices_that_nobody_asked_for_are_counted_and_not_remembered() -> None:
     stream = openai_completions.open_stream(wish=wish(["a", "b"], n=2, echo=True, stream=True), label=LABEL)
     for start in range(0, 100_000, 1_000):
