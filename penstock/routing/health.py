@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from math import ceil
+from math import ceil, inf
 from typing import Literal, NamedTuple, get_args
 
 from penstock.catalogue import Offer
 from penstock.clock import Clock
 from penstock.config import HealthSettings
-from penstock.errors import ModelAbsent, UpstreamBusy, UpstreamError, UpstreamRefused
+from penstock.errors import ModelAbsent, UpstreamBusy, UpstreamError, UpstreamRefused, UpstreamTimeout
 
 State = Literal["closed", "open", "half_open"]
 STATES: tuple[State, ...] = get_args(State)
@@ -43,7 +43,7 @@ ABOUT_ONE_MODEL = frozenset({404, 429})
 class Breaker:
     """The state machine, as values and the time. `key` is in `out` for as long as it is not closed."""
 
-    __slots__ = ("by_check", "failures", "key", "out", "pause_s", "trial_until_s", "until_s")
+    __slots__ = ("answered_s", "by_check", "failures", "key", "out", "pause_s", "trial_until_s", "until_s")
 
     def __init__(self, key: str, out: set[str]) -> None:
         self.key = key
@@ -53,6 +53,7 @@ class Breaker:
         self.pause_s = 0.0  # none when it has not failed and only asked to be left alone
         self.trial_until_s = 0.0  # until then nobody else calls: the one that finds out is under way
         self.by_check = False
+        self.answered_s = -inf  # when a call was last answered
 
     def __repr__(self) -> str:
         return f"Breaker({self.key}, failures={self.failures}, until_s={self.until_s}, pause_s={self.pause_s})"
@@ -183,7 +184,9 @@ class Attempt:
 
     def answered(self) -> None:
         """It has begun to answer, or refused this request in good order."""
-        condition, took_s = self._condition, self._health.clock.monotonic() - self._began_s
+        condition, now_s = self._condition, self._health.clock.monotonic()
+        took_s = now_s - self._began_s
+        self._breaker.answered_s = now_s
         if self._breaker.until_s is not None:
             self._breaker.succeed()
         if self._own is not None and self._own.until_s is not None:
@@ -200,8 +203,12 @@ class Attempt:
         self._condition.succeeded_ms = self._health.clock.now_ms()
 
     def failed(self, error: UpstreamError) -> None:
-        """It did not answer, or broke off. One that is merely busy is as well as before."""
+        """It did not answer, or broke off. One that is merely busy is as well as before. So is one that answered others
+        while it took too long over this call."""
         if isinstance(error, UpstreamBusy):
+            return
+        if isinstance(error, UpstreamTimeout) and self._breaker.answered_s > self._began_s:
+            self._health.remember(self._offer, error)
             return
         trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
         self._health.note(self._offer, error, self._account, **trials)
@@ -288,7 +295,7 @@ class Health:
         """A call at an offer has failed. UpstreamRefused is about the request, and nobody's failure."""
         if isinstance(error, UpstreamRefused):
             return
-        self.of(offer.provider).errors.append(self.trouble(error, offer.model))
+        self.remember(offer, error)
         now_s, status = self.clock.monotonic(), error.upstream_status
         own = status in ABOUT_ONE_MODEL
         breaker = self._own_breaker(offer, account) if own else self._breaker(offer, account)
@@ -297,6 +304,10 @@ class Health:
             return
         grave = status in OUR_CREDENTIALS or isinstance(error, ModelAbsent)
         breaker.fail(now_s, self.settings, weight=GRAVE if grave else 1, on_trial=on_trial_of_own if own else on_trial)
+
+    def remember(self, offer: Offer, error: UpstreamError) -> None:
+        """Keep a failure to be shown."""
+        self.of(offer.provider).errors.append(self.trouble(error, offer.model))
 
     def checked(self, provider: str, models: tuple[str, ...]) -> None:
         """A health check went well. It closes what a check has opened; what calls have opened, calls must close."""

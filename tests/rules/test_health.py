@@ -186,6 +186,34 @@ def test_an_answer_to_a_call_that_began_before_it_opened_closes_it(health: Healt
     assert health.state(A) == "closed"
 
 
+@pytest.mark.parametrize("where", [A, B], ids=["the same model", "another model"])
+def test_slow_calls_say_nothing_of_a_provider_that_answers_others_meanwhile(
+    health: Health, clock: Hand, where: Offer
+) -> None:
+    slow = [began(health) for _ in range(5)]
+    clock.now_s += 60
+    serve(health, where)
+    clock.now_s += 60
+    for attempt in slow:
+        attempt.failed(UpstreamTimeout())
+        attempt.over()
+    assert states(health) == CLOSED
+    assert len(health.of("one").errors) == 5  # which the pulse shows
+
+
+def test_calls_that_all_take_too_long_at_once_are_failures_where_nothing_is_answered(
+    health: Health, clock: Hand
+) -> None:
+    serve(health)
+    clock.now_s += 1
+    slow = [began(health) for _ in range(3)]
+    clock.now_s += 120
+    for attempt in slow:
+        attempt.failed(UpstreamTimeout())
+        attempt.over()
+    assert health.state(A) == "open"
+
+
 def test_streams_that_all_begin_and_all_break_are_failures_in_a_row(health: Health) -> None:
     for _ in range(3):
         attempt = began(health)
