@@ -24,7 +24,8 @@ class Wish(Struct, frozen=True, gc=False):
     tokens no size in the body bounds: documents, which may be packed or elsewhere, and links to other things than
     images. `fields` is the body by top-level field, for `request` to rewrite.
     `token_ids` counts a prompt that came as tokens, and not as text. `needs` is what
-    a model must be able to do for it: `tools`, `images`, `json_schema`.
+    a model must be able to do for it: `tools`, `images`, `json_schema`. `stored` is the name of the first field that
+    refers to something a provider keeps (`stored.py`), None when there is none.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Wish(Struct, frozen=True, gc=False):
     token_ids: int = 0
     needs: frozenset[str] = frozenset()
     unmeasured: int = 0
+    stored: str | None = None
 
     def __repr__(self) -> str:
         return f"Wish({self.model!r}, stream={self.stream}, {self.input_bytes} bytes, limit={self.output_limit})"

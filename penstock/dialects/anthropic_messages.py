@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Raw, Struct, json
 from msgspec.structs import replace
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, unread
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, stored, unread
 from penstock.dialects.anthropic_events import (
     MESSAGE_STOP,
     SIGNATURE,
@@ -57,6 +57,7 @@ class _Source(Struct, gc=False):
     data: str | None = None
     url: str | None = None
     content: Raw = Raw()
+    file_id: Raw = Raw()
 
 
 class _Block(Struct, gc=False):
@@ -69,6 +70,7 @@ class _Block(Struct, gc=False):
     data: Raw = Raw()
     title: Raw = Raw()
     context: Raw = Raw()
+    file_id: Raw = Raw()
 
 
 class _Message(Struct, gc=False):
@@ -95,7 +97,7 @@ _MESSAGES_SHAPE = "a non-empty list of objects, each with a string 'role' and a 
 class Weight:
     """What a prompt comes to: bytes of text that a model reads, parts that are not text, and inline image data."""
 
-    __slots__ = ("blocks", "documents", "image_bytes", "images", "media", "text_bytes", "tools")
+    __slots__ = ("blocks", "documents", "image_bytes", "images", "media", "stored", "text_bytes", "tools")
 
     def __init__(self) -> None:
         self.text_bytes = 0
@@ -105,6 +107,7 @@ class Weight:
         self.images = 0
         self.documents = 0
         self.image_bytes = 0
+        self.stored: str | None = None  # the first field that names what a provider keeps
 
     def __repr__(self) -> str:
         return f"Weight({self.text_bytes} bytes, {self.media} parts, {self.image_bytes} of images)"
@@ -123,6 +126,8 @@ class Weight:
                 self._add_media(block.type, _source(block.source), depth)
             else:
                 self.text_bytes += len(bytes(block.source))
+                if block.file_id and stored.names_any(block.file_id):
+                    self.stored = self.stored or "messages.content.file_id"
             self.add_raw(block.content, depth + 1)
 
     def add_raw(self, raw: Raw, depth: int) -> None:
@@ -144,6 +149,10 @@ class Weight:
             self.add_raw(source.content, depth + 1)
             return
         self.media += 1
+        if source.file_id and stored.names_any(source.file_id):
+            self.stored = self.stored or "messages.content.source.file_id"
+        elif stored.is_address(source.url):
+            self.stored = self.stored or "messages.content.source.url"
         if kind == "document":
             self.documents += 1
         else:
@@ -181,6 +190,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         fields=fields,
         needs=_needs(fields, weight),
         unmeasured=weight.documents,
+        stored=weight.stored,
     )
 
 
@@ -202,6 +212,7 @@ def peek_prompt(body: bytes) -> Wish:
         fields=fields,
         needs=_needs(fields, weight),
         unmeasured=weight.documents,
+        stored=weight.stored,
     )
 
 
@@ -235,7 +246,19 @@ def _weigh(fields: Fields) -> Weight:
         weight.tools = True
         weight.text_bytes += len(bytes(fields["tools"]))
     weight.text_bytes += sum(json_fields.schema_size(fields, name) for name in _FORMATS)
+    if "container" in fields and _is_stored(fields["container"]):
+        weight.stored = weight.stored or "container"
     return weight
+
+
+def _is_stored(container: Raw) -> bool:
+    """Whether a container is one that is there already, or has skills that an account has stored."""
+    value = json_fields.plain(container)
+    if not isinstance(value, dict):
+        return bool(value)
+    skills = value.get("skills")
+    theirs = isinstance(skills, list) and any(not isinstance(s, dict) or s.get("type") != "anthropic" for s in skills)
+    return bool(value.get("id")) or theirs
 
 
 def _needs(fields: Fields, weight: Weight) -> frozenset[str]:

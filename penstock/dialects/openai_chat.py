@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, unread
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, sse, stored, unread
 from penstock.dialects.alike import Alike, is_plain, put_together
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.usage import (
@@ -48,6 +48,7 @@ _MEANT = json_fields.Meant(
     },
 )
 _NOTHING: frozenset[str] = frozenset()
+_ABSENT = Raw()  # a field that is not there
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 _MEASURED = frozenset({"image_url", "input_image", "image", "input_audio"})  # kinds of parts; others may be anything
 _PLAIN_BYTES = 24  # what JSON has around a text beside the bytes reckoned for a template: names, a role, marks
@@ -70,11 +71,16 @@ class _Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: _Link | str | None = None
+    video_url: Raw = _ABSENT
+    audio_url: Raw = _ABSENT
+    file: Raw = _ABSENT
+    file_id: Raw = _ABSENT
 
 
 class _Message(Struct, gc=False):
     role: str
     content: str | list[_Part | str | None] | None = None
+    audio: Raw = _ABSENT
 
 
 class _StreamOptions(Struct, gc=False):
@@ -99,7 +105,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     messages = json_fields.read(fields, "messages", _MESSAGES, "a non-empty list of objects, each with a string 'role'")
     if messages is None:
         raise InvalidRequest("The 'messages' field is required.", param="messages")
-    images, image_bytes, unmeasured = _media(messages)
+    images, image_bytes, unmeasured, has_sound = _media(messages)
     options = None
     if "stream_options" in fields:
         options = json_fields.read(
@@ -117,6 +123,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         fields=fields,
         needs=_needs(fields, images),
         unmeasured=unmeasured,
+        stored=_stored(messages) if images or has_sound else None,
     )
 
 
@@ -149,15 +156,19 @@ def _output_limit(fields: Fields, most: int) -> int | None:
     return found
 
 
-def _media(messages: list[_Message]) -> tuple[int, int, int]:
-    """The number of parts that are not text, the bytes of inline image data among them, and how many may be any size.
+def _media(messages: list[_Message]) -> tuple[int, int, int, bool]:
+    """The number of parts that are not text, the bytes of inline image data among them, how many may be any size, and
+    whether there are answers in sound.
 
     Only image data is left out of the prompt's size: audio becomes tokens in proportion to its size.
     """
     count = size = unmeasured = 0
+    has_sound = False
     crowd = len(messages)
     json_fields.refuse_crowd(crowd, "messages")
     for message in messages:
+        if message.audio:
+            has_sound = True
         if type(message.content) is not list:
             continue
         crowd += len(message.content)
@@ -170,7 +181,36 @@ def _media(messages: list[_Message]) -> tuple[int, int, int]:
             url = part.image_url.url if isinstance(part.image_url, _Link) else part.image_url
             if url is not None and url.startswith("data:image/"):
                 size += len(url)
-    return count, size, unmeasured
+    return count, size, unmeasured, has_sound
+
+
+def _stored(messages: list[_Message]) -> str | None:
+    """The first field that names what a provider keeps: a file, an answer in sound."""
+    for place, message in enumerate(messages):
+        if message.audio and stored.in_object(message.audio, "id"):
+            return f"messages[{place}].audio.id"
+        if type(message.content) is not list:
+            continue
+        for number, part in enumerate(message.content):
+            if isinstance(part, _Part) and (name := _stored_in(part)) is not None:
+                return f"messages[{place}].content[{number}].{name}"
+    return None
+
+
+def _stored_in(part: _Part) -> str | None:
+    """The same of a part."""
+    if part.file and (name := stored.in_object(part.file, "file_id")):
+        return f"file.{name}"
+    if part.file_id and stored.names_any(part.file_id):
+        return "file_id"
+    if part.image_url is not None:
+        url = part.image_url.url if isinstance(part.image_url, _Link) else part.image_url
+        if stored.is_address(url):
+            return "image_url"
+    for name, raw in (("video_url", part.video_url), ("audio_url", part.audio_url)):
+        if raw and stored.is_address(stored.url_of(raw)):
+            return name
+    return None
 
 
 def _prompt_size(fields: Fields, messages: list[_Message], beside: int) -> int:

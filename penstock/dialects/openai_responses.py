@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct, json
 
-from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse, unread
+from penstock.dialects import Label, Plain, Step, Wish, json_fields, response_object, sse, stored, unread
 from penstock.dialects.json_fields import Fields
 from penstock.dialects.openai_chat import ESCAPED_SHARE
 from penstock.dialects.response_progress import Progress
@@ -83,11 +83,14 @@ _WITHOUT_ID = frozenset(
 
 # The request.
 
+_NOTHING = Raw()  # a field that is not there
+
 
 class _Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     image_url: str | None = None
+    file_id: Raw = _NOTHING
 
 
 class _Item(Struct, gc=False):
@@ -98,10 +101,22 @@ class _Item(Struct, gc=False):
     arguments: str | None = None
     input: str | None = None
     summary: list[_Part] | None = None
+    result: Raw = _NOTHING
 
 
 class _Format(Struct, gc=False):
     type: str | None = None
+
+
+class _Tool(Struct, gc=False):
+    """A tool; what it has beside its type may name what a provider keeps."""
+
+    type: str | None = None
+    vector_store_ids: Raw = _NOTHING
+    container: Raw = _NOTHING
+    environment: Raw = _NOTHING
+    input_image_mask: Raw = _NOTHING
+    skills: Raw = _NOTHING
 
 
 class _Text(Struct, gc=False):
@@ -113,7 +128,7 @@ _INPUT = json.Decoder(str | list[_Item])
 _FLAG = json.Decoder(bool | None)
 _STRING = json.Decoder(str | None)
 _LIMIT = json.Decoder(Annotated[int, Meta(ge=1)] | None)
-_TOOLS = json.Decoder(list[_Format] | None)
+_TOOLS = json.Decoder(list[_Tool] | None)
 _TEXT_OPTIONS = json.Decoder(_Text | None)
 _STRINGS = json.Decoder(list[str] | None)
 _RAW_ITEMS = json.Decoder(list[Fields])
@@ -130,6 +145,7 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
     items = json_fields.read(fields, "input", _INPUT, _INPUT_SHAPE)
     if items is None:
         raise InvalidRequest("The 'input' field is required.", param="input")
+    tools = json_fields.read(fields, "tools", _TOOLS, "a list of objects, each with a string 'type'") or []
     images, image_bytes, unmeasured = _media([] if isinstance(items, str) else items)
     return Wish(
         model=model,
@@ -141,8 +157,9 @@ def peek(body: bytes, *, max_output_tokens: int) -> Wish:
         text_bytes=_text_size(fields, items, image_bytes),
         images=images,
         fields=fields,
-        needs=_needs(fields, images),
+        needs=_needs(fields, tools, images),
         unmeasured=unmeasured,
+        stored=_stored_in_input([] if isinstance(items, str) else items) or _stored_in_tools(tools),
     )
 
 
@@ -201,6 +218,37 @@ def _parts(item: _Item) -> list[_Part | str]:
         return content
 
 
+def _stored_in_input(items: list[_Item]) -> str | None:
+    """The first field of the input that names what a provider keeps: a file, or an image that it made before."""
+    for place, item in enumerate(items):
+        if item.type == "image_generation_call" and not stored.names_any(item.result):
+            return f"input[{place}].id"
+        if isinstance(item.output, dict) and item.output.get("file_id"):
+            return f"input[{place}].output.file_id"
+        where = "content" if isinstance(item.content, list) else "output"
+        for number, part in enumerate(_parts(item)):
+            if isinstance(part, str):
+                continue
+            if part.file_id and stored.names_any(part.file_id):
+                return f"input[{place}].{where}[{number}].file_id"
+            if stored.is_address(part.image_url):
+                return f"input[{place}].{where}[{number}].image_url"
+    return None
+
+
+def _stored_in_tools(tools: list[_Tool]) -> str | None:
+    """The same of the tools that a provider runs. A caller's own have none of these fields."""
+    for place, tool in enumerate(tools):
+        if tool.container and bytes(tool.container).startswith(b'"'):
+            return f"tools[{place}].container"
+        if tool.vector_store_ids and stored.names_any(tool.vector_store_ids):
+            return f"tools[{place}].vector_store_ids"
+        for name in ("container", "environment", "input_image_mask", "skills"):
+            if stored.id_in(getattr(tool, name)):
+                return f"tools[{place}].{name}"
+    return None
+
+
 def _text_size(fields: Fields, items: str | list[_Item], image_bytes: int) -> int:
     """Bytes of text that a model reads: input, instructions, tools, format; and about what a template wraps around
     them. Items with more in them than texts are looked at again."""
@@ -244,10 +292,10 @@ def _has_other_text(part: Any) -> bool:
     return isinstance(part, dict) and "text" not in part and part.get("type") in (None, "refusal")
 
 
-def _needs(fields: Fields, images: int) -> frozenset[str]:
+def _needs(fields: Fields, tools: list[_Tool], images: int) -> frozenset[str]:
     """What a model must be able to do to serve this."""
     needs = set()
-    if json_fields.read(fields, "tools", _TOOLS, "a list of objects, each with a string 'type'"):
+    if tools:
         needs.add("tools")
     if images:
         needs.add("images")
@@ -405,9 +453,6 @@ def _finish_reason(response: Mapping[str, Raw]) -> str:
     if json_fields.plain(response.get("status")) != "incomplete" and reason is None:
         return "stop"
     return "content_filter" if reason == "content_filter" else "length"
-
-
-_NOTHING = Raw()  # a field that is not there
 
 
 class _Event(Struct, gc=False):

@@ -41,7 +41,7 @@ from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
-from penstock.relay.tailor import cut, require_covered
+from penstock.relay.tailor import cut, require_covered, require_open
 from penstock.relay.toolloop import Equipped
 from penstock.routing.health import Attempt, retry_after_s
 from penstock.routing.upstreams import Upstreams
@@ -347,6 +347,8 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     """The call that asks an offer. InvalidRequest when the request cannot be carried to its dialect, or asks for what
     its price does not cover."""
     wish, ask, hold = search.wish, search.ask, search.hold
+    if wish.stored is not None:
+        require_open(wish.stored, offer)
     if offer.tailored:
         require_covered(wish, offer)
     limit, most = hold.output_limit, offer.max_output_tokens

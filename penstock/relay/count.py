@@ -28,6 +28,8 @@ async def count(
         provider = providers.get(offer.provider)
         if provider is None or anthropic_messages.NAME not in offer.speaks:
             continue
+        if wish.stored is not None and not offer.shared_files:
+            continue
         body = anthropic_messages.request(
             wish, model=offer.model, output_limit=None, limit_field=offer.limit_field, ask_usage=False
         )

@@ -161,7 +161,8 @@ def _first(places: tuple[Place, ...], dialect: Dialect, most: int) -> tuple[tupl
     ways: list[object] = []
     chosen: list[Place] = []
     for place in places:
-        way = between(dialect, place.offer.speaks), place.offer.priced_fields, place.offer.priced_tools
+        offer = place.offer
+        way = between(dialect, offer.speaks), offer.priced_fields, offer.priced_tools, offer.shared_files
         if len(chosen) < most or way not in ways:
             chosen.append(place)
             ways.append(way)

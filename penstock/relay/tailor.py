@@ -38,6 +38,14 @@ def require_covered(wish: Wish, offer: Offer) -> None:
         _require_free_tools(wish.fields["tools"], offer.priced_tools)
 
 
+def require_open(stored: str, offer: Offer) -> None:
+    """InvalidRequest for a request that names, in the field `stored`, what a provider keeps for whoever has its key,
+    unless the operator lets callers share that."""
+    if not offer.shared_files:
+        words = f"'{stored}' names what a provider keeps, which all callers here would share; send the thing itself."
+        raise InvalidRequest(words, param=stored)
+
+
 def cut(body: bytes, offer: Offer) -> bytes:
     """The body for upstream without the fields that its provider refuses."""
     if not offer.dropped_fields:

@@ -708,7 +708,7 @@ async def test_what_chat_cannot_carry_is_refused_by_name_and_free(gateway: Runni
     ada = await gateway.person(usd="1")
     refused: list[tuple[str, Any]] = [
         ("tools[0]", {"tools": [{"type": "web_search"}]}),
-        ("tools[1]", {"tools": [WEATHER, {"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
+        ("tools[1].vector_store_ids", {"tools": [WEATHER, {"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
         ("truncation", {"truncation": "auto"}),
         ("reasoning.mode", {"reasoning": {"mode": "pro"}}),
         ("input[0]", {"input": [{"type": "computer_call", "id": "cu_1"}]}),

@@ -46,7 +46,7 @@ class Vendor:
 
     async def chat(self, *scripts: Any, **fields: Any) -> Any:
         self.upstream.script(*scripts)
-        return await self.gateway.chat(ROUTER, self.ada, model="chat", messages=HELLO, **fields)
+        return await self.gateway.chat(ROUTER, self.ada, **{"model": "chat", "messages": HELLO, **fields})
 
     async def charged(self) -> tuple[Any, int]:
         """The record of the last call, and what has been taken of the dollar."""
@@ -162,6 +162,18 @@ async def test_an_operator_may_let_callers_ask_for_it(at: Any) -> None:
     assert status == 200
     assert received is not None
     assert received.json["service_tier"] == "flex"
+
+
+async def test_a_file_that_a_provider_keeps_is_nobodys_to_name_unless_the_operator_lets_callers_share_them(
+    at: Any,
+) -> None:
+    theirs = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "gs://theirs/a.png"}}]}]
+    status, received, answer = await sent(at, "openai", messages=theirs)
+    assert (status, answer["error"]["param"], received) == (400, "messages[0].content[0].image_url", None)
+    status, received, _ = await sent(at, "openai", "shared_files = true", messages=theirs)
+    assert status == 200
+    assert received is not None
+    assert received.json["messages"] == theirs
 
 
 @pytest.mark.parametrize(
