@@ -42,8 +42,8 @@ class Offer:
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
-    request, or refused because it is `priced` apart, is by name of the field; priced tools go by the beginning of their
-    type; `tailored` says whether there is any of that. With `shared_files` a request may name what the provider keeps.
+    request, or refused because it is `priced` apart, is by name of the field; priced tools and betas go by how they
+    begin; `tailored` says whether there is any of that. With `shared_files` a request may name what the provider keeps.
     With `per_account` who serves it is somebody else for each account: whoever has dialled in.
     """
 
@@ -63,6 +63,7 @@ class Offer:
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
+    priced_betas: tuple[str, ...] = ()
     shared_files: bool = False
     per_account: bool = False
     tailored: bool = field(init=False)
@@ -231,6 +232,7 @@ def _offer(
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,
         priced_tools=provider.priced_tools,
+        priced_betas=provider.priced_betas,
         shared_files=provider.shared_files,
         per_account=provider.kind == "worker",
     )

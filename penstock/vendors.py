@@ -58,6 +58,8 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             # So does what other models answer, and what is read from elsewhere is in no bound of the prompt.
             "priced_fields": ["speed", "inference_geo", "container", "service_tier", "fallbacks", "mcp_servers"],
             "priced_tools": ["web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"],
+            # A prompt of over 200,000 tokens costs twice as much with it, on the models that have it as a beta.
+            "priced_betas": ["context-1m"],
             "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
         },
         "cerebras": {
@@ -135,6 +137,7 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             ],
             "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
             "priced_tools": ["openrouter:"],
+            "priced_betas": ["context-1m"],
         },
         "perplexity": {
             "base_url": "https://api.perplexity.ai",

@@ -7,7 +7,7 @@ between the caller and the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Raw, json
 
@@ -27,6 +27,7 @@ _NOTHING: tuple[object, ...] = (None, False, [], "")
 
 
 _TOOLS = json.Decoder(list[Fields])
+_BETA = b"anthropic-beta"
 
 
 def require_covered(wish: Wish, offer: Offer) -> None:
@@ -36,6 +37,18 @@ def require_covered(wish: Wish, offer: Offer) -> None:
             raise InvalidRequest(f"'{name}' changes what a call costs, and is not on offer here.", param=name)
     if offer.priced_tools and "tools" in wish.fields:
         _require_free_tools(wish.fields["tools"], offer.priced_tools)
+
+
+def require_covered_betas(headers: Iterable[tuple[bytes, bytes]], priced: tuple[str, ...]) -> None:
+    """InvalidRequest for a header that would have a provider bill the same request otherwise. All other betas pass:
+    they say how a body is read, and what costs extra in a body is refused there."""
+    for name, value in headers:
+        if name != _BETA:
+            continue
+        for beta in value.decode("latin-1").split(","):
+            if beta.strip().lower().startswith(priced):
+                words = f"'anthropic-beta': {beta.strip()[:50]} changes what a call costs, and is not on offer here."
+                raise InvalidRequest(words, param="anthropic-beta")
 
 
 def require_open(stored: str, offer: Offer) -> None:

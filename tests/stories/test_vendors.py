@@ -12,9 +12,10 @@ import pytest
 
 from penstock.config import Settings
 from penstock.config_file import load
-from tests.stories.gateway import AUTH_SECRET, HELLO, PEPPER, ROUTER, Running, events, running
+from tests.stories.gateway import ANTHROPIC, AUTH_SECRET, HELLO, PEPPER, ROUTER, Running, events, running
 from tests.stories.vendors import DOUBLES, Double
 from tests.upstream import Raw, Received, Refusal, ScriptedUpstream
+from tests.upstream_messages import MessagesPlain
 
 BY_VENDOR = pytest.mark.parametrize("double", DOUBLES, ids=lambda double: double.vendor)
 CONFIGURATION = """
@@ -155,6 +156,17 @@ async def test_what_is_billed_apart_is_refused_before_the_upstream_hears_of_it(a
     for vendor, field, value in asked:
         status, received, answer = await sent(at, vendor, **{field: value})
         assert (status, answer["error"]["param"], received) == (400, field, None)
+
+
+async def test_a_beta_that_changes_the_price_is_refused_before_the_upstream_hears_of_it(at: Any) -> None:
+    body = {"model": "chat", "max_tokens": 5, "messages": HELLO}
+    for more, status in (("", 400), ("priced_betas = []", 200)):
+        async with at("anthropic", more) as vendor:
+            headers = {"anthropic-beta": "claude-code-20250219,context-1m-2025-08-07"}
+            vendor.upstream.script(MessagesPlain(tokens=1))
+            answer = await vendor.gateway.post(f"{ANTHROPIC}/v1/messages", vendor.ada, headers=headers, body=body)
+            seen = [received.headers["anthropic-beta"] for received in vendor.upstream.requests]
+            assert (answer.status_code, seen) == (status, [headers["anthropic-beta"]] if status == 200 else [])
 
 
 async def test_an_operator_may_let_callers_ask_for_it(at: Any) -> None:
