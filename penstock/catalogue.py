@@ -22,6 +22,7 @@ from penstock.config import (
     Settings,
 )
 from penstock.money.prices import UNSAID, Price, Tariff, TokenTariff, UsdTariff, dearest
+from penstock.vendors import image_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Offer:
 class Model:
     """A model as callers know it. `offers` are as the operator lists them; a planned model has none.
 
+    An image has `image_tokens` at most, and `usual_image_tokens` where nobody has counted it.
+
     A model whose offers have no price is not callable on a lane that counts USD, which is what `priced` tells (a
     price may be declared free). `tariffs` are those of the lanes that can pay for it.
     """
@@ -99,6 +102,7 @@ class Model:
     max_output_tokens: int | None
     input_bytes_per_token: int
     image_tokens: int
+    usual_image_tokens: int
     planned: bool
 
     def is_for(self, accounts: Collection[str]) -> bool:
@@ -182,6 +186,8 @@ def _model(
         for offer, price in zip(settings.offers, prices, strict=True)
     )
     contract = contracts[settings.contract] if settings.contract else None
+    usual, most = (max(each) for each in zip(*[image_tokens(offer.model) for offer in offers] or [(0, 0)], strict=True))
+    most = most if settings.image_tokens is None else settings.image_tokens
     priced = all(price is not None for price in prices)
     return Model(
         id=settings.id,
@@ -198,7 +204,8 @@ def _model(
         default_output_tokens=settings.default_output_tokens or output_tokens,
         max_output_tokens=settings.max_output_tokens,
         input_bytes_per_token=settings.input_bytes_per_token,
-        image_tokens=settings.image_tokens,
+        image_tokens=most,
+        usual_image_tokens=min(usual, most),
         planned=settings.planned,
     )
 

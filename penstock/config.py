@@ -309,7 +309,7 @@ class ModelSettings:
     default_output_tokens: Tokens | None = None
     max_output_tokens: Tokens | None = None
     input_bytes_per_token: Annotated[int, whole(1, 16)] = 1
-    image_tokens: Annotated[int, whole(0, 1_000_000)] = 2_000
+    image_tokens: Annotated[int, whole(0, 1_000_000)] | None = None
     contract: str | None = None
     planned: bool = False
 

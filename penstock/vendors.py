@@ -48,6 +48,20 @@ _MARKS = [
     "store",
 ]
 
+# Tokens of an image, `(as a rule, at most)`. At most: Claude counts up to 4,784, GPT-5.4 up to 10,000 (`detail` is
+# `original`), Gemini 4,128, and Qwen-VL 16,384, which is the most for engines on one's own machine as well.
+IMAGE_TOKENS = (2_000, 16_384)
+# Models that count more, by the beginning of their names: 2,833 and 5,667 for each of up to eight tiles.
+DEAR_IMAGES: Mapping[str, tuple[int, int]] = MappingProxyType({"gpt-4o-mini": (25_501, 48_169)})
+
+
+def image_tokens(model: str) -> tuple[int, int]:
+    """Tokens of an image for a model, by its name at a provider, which may have a maker's before it: `(as a rule, at
+    most)`."""
+    name = model.rpartition("/")[2].lower()
+    return next((tokens for dear, tokens in DEAR_IMAGES.items() if name.startswith(dear)), IMAGE_TOKENS)
+
+
 VENDORS: Mapping[str, Defaults] = MappingProxyType(
     {
         "anthropic": {

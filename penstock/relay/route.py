@@ -172,12 +172,15 @@ def _first(places: tuple[Place, ...], dialect: Dialect, most: int) -> tuple[tupl
 
 def _input(wish: Wish, model: Model) -> tuple[int, int]:
     """`(bound, estimate)` of the prompt's tokens for a model."""
-    media = wish.images * model.image_tokens
-    bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids) + media
-    if wish.unmeasured:  # a small document may fill the context
-        bound = max(bound, *(offer.context_length or LARGEST_CONTEXT for offer in model.offers))
+    bound = max(ceil_div(wish.input_bytes, model.input_bytes_per_token), wish.token_ids)
     estimate = wish.token_ids or ceil_div(wish.text_bytes, ESTIMATED_BYTES_PER_TOKEN)
-    return bound, min(bound, estimate + media)
+    if wish.images:
+        context = max(offer.context_length or LARGEST_CONTEXT for offer in model.offers)
+        bound += min(wish.images * model.image_tokens, context)  # there is no more room than that
+        estimate += wish.images * model.usual_image_tokens
+        if wish.unmeasured:  # a small document may fill the context
+            bound = max(bound, context)
+    return bound, min(bound, estimate)
 
 
 def _tokens(wish: Wish, kind: str, models: Sequence[Model]) -> int:

@@ -44,6 +44,8 @@ MODELS = (
     ModelSettings("coming", planned=True),
     ModelSettings("router-only", offers=OFFERS, surfaces=("router",)),
     ModelSettings("seeing", offers=OFFERS, input_bytes_per_token=2, image_tokens=1_000, default_output_tokens=77),
+    ModelSettings("looking", offers=OFFERS),
+    ModelSettings("looking-dearly", offers=(OfferSettings("one", "openai/GPT-4o-mini-2024-07-18", CHEAP), *OFFERS)),
     ModelSettings("reading", offers=OFFERS, image_tokens=1_000, context_length=5_000),
 )
 CATALOGUE = Catalogue(
@@ -172,6 +174,9 @@ def test_a_model_declared_free_is_served_and_its_bound_is_nothing() -> None:
         pytest.param("Llama", {"input_bytes": 101, "text_bytes": 90}, 101, 23, id="a token is at least a byte"),
         pytest.param("seeing", {"input_bytes": 101, "text_bytes": 90}, 51, 23, id="or as many as the operator knows"),
         pytest.param("seeing", {"input_bytes": 100, "text_bytes": 88, "images": 3}, 3_050, 3_022, id="and images"),
+        pytest.param("looking", {"images": 2}, 101 + 32_768, 4_023, id="which may be large"),
+        pytest.param("looking-dearly", {"images": 2}, 101 + 96_338, 51_025, id="and dear"),
+        pytest.param("reading", {"images": 9}, 5_101, 5_101, id="and do not fit"),
         pytest.param("reading", {"images": 1, "unmeasured": 1}, 5_000, 1_023, id="a document may fill the context"),
         pytest.param("reading", {"images": 1}, 1_101, 1_023, id="and nothing else does"),
         pytest.param("seeing", {"images": 1, "unmeasured": 1}, 1_048_576, 1_023, id="a context that is not told"),
