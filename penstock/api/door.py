@@ -18,7 +18,6 @@ from penstock.api.errors import Render, render_openai
 from penstock.api.http import Exchange
 from penstock.api.surfaces import Shape
 from penstock.errors import Crowded, Internal, InvalidRequest, MethodNotAllowed, NotFound, PenstockError, ShuttingDown
-from penstock.relay.ending import CallerStalled
 from penstock.relay.observe import Observer
 
 _logger = logging.getLogger("penstock.api")
@@ -82,8 +81,6 @@ class Door:
             # The departed caller's call has been settled by now. Otherwise the process is being told to stop.
             if not exchange.gone:
                 self._refuse(route, exchange, ShuttingDown())
-        except CallerStalled:
-            exchange.drop()
         except Exception:
             _logger.exception("request %s failed", exchange.id)
             self._refuse(route, exchange, Internal())

@@ -261,8 +261,12 @@ class Exchange:
         self._connection.succeeded_by(successor)
 
     def drop(self) -> None:
-        """Give up on a caller that does not read."""
+        """Break the answer off."""
         self._connection.transport.abort()
+
+    async def give_up(self) -> None:
+        """Give up on a caller that does not read: afterwards he has gone."""
+        await self._connection.abort()
 
     def lost(self) -> None:
         """The caller has gone."""

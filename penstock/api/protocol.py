@@ -189,9 +189,19 @@ class Connection(asyncio.Protocol):
     async def drained(self) -> None:
         """Wait until the caller has read enough, or has gone."""
         while not self.writable and not self.transport.is_closing():
-            if self._drained is None:
-                self._drained = self.loop.create_future()
-            await asyncio.shield(self._drained)
+            await self._taken()
+
+    async def abort(self) -> None:
+        """End the connection, whatever has not been read; afterwards it is lost."""
+        self.transport.abort()
+        while not self._over:
+            await self._taken()
+
+    async def _taken(self) -> None:
+        """Wait until much has been read, or the connection is lost."""
+        if self._drained is None:
+            self._drained = self.loop.create_future()
+        await asyncio.shield(self._drained)
 
     def succeeded_by(self, successor: Successor) -> None:
         """Hand the connection over when the request under way is over."""

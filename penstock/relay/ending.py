@@ -21,14 +21,8 @@ class Ending(StrEnum):
     FAULT = "fault"
 
 
-class CallerStalled(Exception):
-    """The caller is there but has not read for so long that it counts as gone."""
-
-
 def ending_of(error: BaseException, *, caller_gone: bool) -> tuple[Ending, int]:
     """The ending, and the status for the record, of a call that an exception ended. 499 is a caller that left."""
-    if isinstance(error, CallerStalled):
-        return Ending.CALLER_GONE, 499
     if isinstance(error, asyncio.CancelledError):
         return (Ending.CALLER_GONE, 499) if caller_gone else (Ending.SHUTDOWN, 503)
     if isinstance(error, UpstreamRefused):

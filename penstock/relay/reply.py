@@ -40,6 +40,10 @@ class Reply(Protocol):
         """Wait until the caller has read enough to take more, or has gone."""
         ...
 
+    async def give_up(self) -> None:
+        """Give up on a caller that does not read: afterwards he has gone."""
+        ...
+
 
 class Copied:
     """A reply that is also remembered, for an idempotency key; more than `most` bytes are sent but not kept."""
@@ -75,6 +79,9 @@ class Copied:
 
     async def drained(self) -> None:
         await self._reply.drained()
+
+    async def give_up(self) -> None:
+        await self._reply.give_up()
 
     def kept(self, last: bytes) -> KeptAnswer:
         """All that was sent, and the last bytes that are about to be."""

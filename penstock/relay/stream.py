@@ -17,7 +17,7 @@ from penstock.dialects import Step, Stream, sse
 from penstock.errors import PenstockError, ShuttingDown, UpstreamError, UpstreamFailed
 from penstock.ports import Answer, Flowing
 from penstock.relay.attempt import Begun
-from penstock.relay.ending import CallerStalled, Ending, ending_of
+from penstock.relay.ending import Ending, ending_of
 from penstock.relay.hold import Hold
 from penstock.relay.reply import Reply
 
@@ -255,7 +255,7 @@ class LiveStream:
                 await self._reply.drained()
                 self._sent = True
         except TimeoutError:
-            raise CallerStalled from None
+            await self._reply.give_up()  # as if he had hung up: whoever stalls pays no less than who does
 
 
 async def _flow(pieces: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> bool:

@@ -491,6 +491,7 @@ class Kept:
     finish = send
 
     async def drained(self) -> None: ...
+    async def give_up(self) -> None: ...
 
 
 async def carried(here: Scene, dialect: Particular) -> Kept:

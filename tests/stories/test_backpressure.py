@@ -11,7 +11,7 @@ import pytest
 
 from penstock.config import Settings
 from tests.stories.caller import Caller, calling, the_record
-from tests.stories.gateway import LLAMA, ROUTER, Running, settings_for
+from tests.stories.gateway import LLAMA, ROUTER, Running, running, settings_for, with_provider
 from tests.upstream import Exchange, ScriptedUpstream, Stream
 
 DONE = b"data: [DONE]\n\n"
@@ -138,3 +138,19 @@ async def test_a_reader_that_takes_nothing_for_too_long_counts_as_gone(
         record = await the_record(gateway, ada)
     assert (record.ended, record.status) == ("caller_gone", 499)
     assert await gateway.nano(ada) < 1_000_000_000
+
+
+async def test_who_reads_nothing_any_more_is_drained_as_who_hangs_up(
+    settings: Settings, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.relay.stream.LONGEST_STALL_S", 0.2)
+    flood = Flood()
+    flood.resume.set()
+    async with running(with_provider(settings, "main", on_cancel="drain")) as gateway:
+        ada = await gateway.person(usd="1")
+        upstream.script(flood)
+        async with calling(gateway.url, receive_buffer=SMALL_BUFFER) as caller:
+            await caller.ask(ROUTER, ada, stream=True)
+            record = await the_record(gateway, ada)
+        assert (record.ended, record.status, record.output_tokens) == ("caller_gone", 499, EVENTS)
+        assert (await upstream.arrival(1)).finished
