@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from penstock.dialects import sse
 from penstock.dialects.rounds import Module, Round, Rounds, ToolCall, chat, messages, summed
 from penstock.dialects.usage import TokenUsage
-from penstock.errors import InvalidRequest, PenstockError, UpstreamFailed
+from penstock.errors import InvalidRequest, PenstockError, UpstreamFailed, UpstreamRefused
 from penstock.money.units import ceil_div
 from penstock.ports import Answer, Call, Provider
 from penstock.relay.ending import Ending
@@ -38,6 +38,8 @@ from penstock.tools import ToolResult
 
 MODULES: Mapping[str, Module] = MappingProxyType({chat.PATH: chat, messages.PATH: messages})
 UNTAKEN = frozenset({400, 404, 422})  # what providers say to tools that a model of theirs cannot call
+# What providers say to a prompt that is not theirs to answer: what tools have found may be of any length.
+ABOUT_REQUEST = frozenset({400, 413, 422})
 NO_MORE = ToolResult("No further tools are run for this answer.", failed=True)
 
 _logger = logging.getLogger("penstock.tools")
@@ -308,6 +310,9 @@ class ToolLoop:
         self._close_round()
         try:
             self._answer = await self._provider.open(replace(self._call, body=body))
+            if self._answer.status in ABOUT_REQUEST:
+                words = f"The provider refused a further round with status {self._answer.status}."
+                raise UpstreamRefused(words, refused_status=self._answer.status)
             if self._answer.status != 200:
                 raise UpstreamFailed(f"The provider answered a further round with status {self._answer.status}.")
             kind = self._answer.headers.get("content-type", "")

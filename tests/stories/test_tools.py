@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import PriceSettings, Settings
+from penstock.config import HealthSettings, PriceSettings, Settings
 from penstock.db.ledger import Extension
 from penstock.db.tools import find_turns, write_turns
 from penstock.db.workers import WorkerRow, note_workers
@@ -814,3 +814,21 @@ async def test_a_prompt_that_was_never_sent_is_not_paid_by_a_caller_who_leaves_b
     assert len(upstream.requests) == 1
     assert (record.ended, record.input_tokens, record.output_tokens) == ("caller_gone", 100, 20)
     assert not record.estimated
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_round_that_is_refused_is_no_failure_of_its_provider(
+    store_url: str, upstream: ScriptedUpstream, *, stream: bool
+) -> None:
+    turn = Turn("Look.", (call("a"),), prompt=100, output=20)
+    settings = replace(settings_for(store_url, upstream=upstream.base_url), health=HealthSettings(failures=1))
+    async with running(settings) as gateway:
+        ada = await gateway.person(usd="1")
+        upstream.script(toolcalls.chat_stream(turn) if stream else toolcalls.chat(turn), Refusal(400, "Too long."))
+        async with working(gateway, ada, Shelf(a=says("A"))):
+            answer = await gateway.chat(ROUTER, ada, stream=stream)
+        if not stream:
+            assert answer.status_code == 400
+        assert not gateway.gateway.relay.attempts.upstreams.health.out
+        (record,) = await gateway.usage(ada)
+        assert (record.ended, record.output_tokens) == ("refused", 20 if stream else 0)
