@@ -53,7 +53,7 @@ class Breaker:
         self.pause_s = 0.0  # none when it has not failed and only asked to be left alone
         self.trial_until_s = 0.0  # until then nobody else calls: the one that finds out is under way
         self.by_check = False
-        self.answered_s = -inf  # when a call was last answered
+        self.answered_s: dict[str, float] = {}  # when a call of a model was last answered
 
     def __repr__(self) -> str:
         return f"Breaker({self.key}, failures={self.failures}, until_s={self.until_s}, pause_s={self.pause_s})"
@@ -186,7 +186,7 @@ class Attempt:
         """It has begun to answer, or refused this request in good order."""
         condition, now_s = self._condition, self._health.clock.monotonic()
         took_s = now_s - self._began_s
-        self._breaker.answered_s = now_s
+        self._breaker.answered_s[self._offer.model] = now_s
         if self._breaker.until_s is not None:
             self._breaker.succeed()
         if self._own is not None and self._own.until_s is not None:
@@ -204,14 +204,17 @@ class Attempt:
 
     def failed(self, error: UpstreamError) -> None:
         """It did not answer, or broke off. One that is merely busy is as well as before. So is one that answered others
-        while it took too long over this call."""
+        while it took too long over this call, and one that answered for other models has failed with this one only."""
         if isinstance(error, UpstreamBusy):
             return
-        if isinstance(error, UpstreamTimeout) and self._breaker.answered_s > self._began_s:
-            self._health.remember(self._offer, error)
-            return
+        answered_s, own = self._breaker.answered_s, False
+        if isinstance(error, UpstreamTimeout):
+            if answered_s.get(self._offer.model, -inf) > self._began_s:
+                self._health.remember(self._offer, error)
+                return
+            own = any(each > self._began_s for each in answered_s.values())
         trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
-        self._health.note(self._offer, error, self._account, **trials)
+        self._health.note(self._offer, error, self._account, own=own, **trials)
 
     def over(self) -> None:
         """The call is over, however it went; so are its trials, of which a failure has settled one at most."""
@@ -289,15 +292,17 @@ class Health:
         error: UpstreamError,
         account: str = "",
         *,
+        own: bool = False,
         on_trial: bool = False,
         on_trial_of_own: bool = False,
     ) -> None:
-        """A call at an offer has failed. UpstreamRefused is about the request, and nobody's failure."""
+        """A call at an offer has failed; with `own` for a reason that is the model's alone. UpstreamRefused is about
+        the request, and nobody's failure."""
         if isinstance(error, UpstreamRefused):
             return
         self.remember(offer, error)
         now_s, status = self.clock.monotonic(), error.upstream_status
-        own = status in ABOUT_ONE_MODEL
+        own = own or status in ABOUT_ONE_MODEL
         breaker = self._own_breaker(offer, account) if own else self._breaker(offer, account)
         if error.wait_s is not None and self.settings.failures:
             breaker.rest(now_s, error.wait_s)

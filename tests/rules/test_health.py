@@ -186,19 +186,26 @@ def test_an_answer_to_a_call_that_began_before_it_opened_closes_it(health: Healt
     assert health.state(A) == "closed"
 
 
-@pytest.mark.parametrize("where", [A, B], ids=["the same model", "another model"])
-def test_slow_calls_say_nothing_of_a_provider_that_answers_others_meanwhile(
-    health: Health, clock: Hand, where: Offer
-) -> None:
+def slow_calls(health: Health, clock: Hand, *, meanwhile: Offer) -> None:
+    """Five calls of A take too long, while one of another offer is answered."""
     slow = [began(health) for _ in range(5)]
     clock.now_s += 60
-    serve(health, where)
+    serve(health, meanwhile)
     clock.now_s += 60
     for attempt in slow:
         attempt.failed(UpstreamTimeout())
         attempt.over()
-    assert states(health) == CLOSED
     assert len(health.of("one").errors) == 5  # which the pulse shows
+
+
+def test_slow_calls_say_nothing_of_a_model_that_answers_others_meanwhile(health: Health, clock: Hand) -> None:
+    slow_calls(health, clock, meanwhile=A)
+    assert states(health) == CLOSED
+
+
+def test_a_model_that_hangs_is_out_alone_where_others_answer(health: Health, clock: Hand) -> None:
+    slow_calls(health, clock, meanwhile=B)
+    assert (health.state(A), health.state(B)) == ("open", "closed")
 
 
 def test_calls_that_all_take_too_long_at_once_are_failures_where_nothing_is_answered(
