@@ -44,6 +44,7 @@ from tests.stories.process import Process, configuration, serving_process, setti
 from tests.upstream import Plain, ScriptedUpstream
 
 TAKEN, BURIED = "does the common chores now", "is gone; settled 1 of its calls"
+PROMPT_NANO = 600  # what the prompt of a call costs where nobody has counted it
 BOUND_S = 30  # promised; on one host it is the five seconds between two looks
 
 
@@ -119,7 +120,8 @@ async def test_one_process_does_them_and_when_it_is_killed_another_settles_what_
                 return (await list_usage(office, LOCAL, account=ada.account)).data
 
             (review,) = await eventually(record)
-        assert (review.state, review.ended, review.amount) == ("review", "crash", 0)
+        assert (review.state, review.ended) == ("review", "crash")
+        assert review.amount in (0, PROMPT_NANO)  # it may have lived long enough to note that the prompt was sent
         assert time.monotonic() - killed_s < BOUND_S
         others = [process for process in processes if process is not on_duty]
 

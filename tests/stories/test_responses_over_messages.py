@@ -122,7 +122,10 @@ async def test_what_a_tool_showed_is_seen(gateway: Running, ada: Person, claude:
         ("text.verbosity", {"text": {"verbosity": "high"}}),
         ("include", {"include": ["message.output_text.logprobs"]}),
         ("service_tier", {"service_tier": "priority"}),
-        ("input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://x"}]}]}),
+        (
+            "input[0].content[0].image_url",
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://x"}]}]},
+        ),
         ("tools[0]", {"tools": [{"type": "web_search"}]}),
     ],
 )
