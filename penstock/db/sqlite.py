@@ -115,9 +115,17 @@ class SqliteStore(GroupedStore):
         self._reader.find()
         async with asyncio.timeout(within_s):
             if within_s > READ_S:
-                async with self._reading_long:
-                    return await asyncio.to_thread(_read_apart, path, program)
+                await self._reading_long.acquire()
+                reading = self._loop.run_in_executor(None, _read_apart, path, program)
+                reading.add_done_callback(self._read_long)
+                return await asyncio.shield(reading)
             return cast(T, await self._reading.do(self._reader.read, program))
+
+    def _read_long(self, reading: asyncio.Future[Any]) -> None:
+        """A long read has ended, which it does whoever has stopped waiting for it."""
+        self._reading_long.release()
+        if not reading.cancelled():
+            reading.exception()
 
     async def _noted(self, what: str, work: Awaitable[T]) -> T:
         """What a driver's error means: the database is not there for us now (it is locked, full, damaged, gone:

@@ -69,15 +69,15 @@ async def create_child_key(
         expires_ms=parse_expiry(office, expires),
         per_minute=requests_per_minute,
     )
-    parent, bounds = await office.store.read(_find_parent(actor, key))
+    parent, bounds = await office.store.read(_find_parent(office, actor, key))
     check_spends(parent.kind, models, limit)
     secret, new = mint(office, _child(parent, wish, bounds, id=office.ids.new("key"), now_ms=office.clock.now_ms()))
     return minted_key(secret, await office.store.write(_enter(actor, new, key)))
 
 
-def _find_parent(actor: Actor, key: str) -> Program[tuple[Credential, Bounds]]:
+def _find_parent(office: Office, actor: Actor, key: str) -> Program[tuple[Credential, Bounds]]:
     parent = (yield from find_managed(actor, key))[0]
-    return parent, (yield from bounds_of(actor, handed_on(frozenset(parent.scopes)), parent))
+    return parent, (yield from bounds_of(office, actor, handed_on(frozenset(parent.scopes)), parent))
 
 
 def _child(parent: Credential, wish: _Wish, bounds: Bounds, *, id: str, now_ms: int) -> NewCredential:

@@ -29,7 +29,6 @@ from penstock.db.credentials import (
     revoke,
 )
 from penstock.db.program import Program
-from penstock.db.store import LONG_READ_S
 from penstock.errors import Forbidden, InvalidRequest, NotFound
 from penstock.operations.actor import Actor
 from penstock.operations.choices import KeyKind, KeyScope
@@ -82,7 +81,7 @@ async def create_key(
     _check_binding(kind, user, account)
     check_spends(kind, models, limit)
     held = _scopes(actor, kind, scopes)
-    bounds = await office.store.read(bounds_of(actor, held))
+    bounds = await office.store.read(bounds_of(office, actor, held))
     usual = min(office.settings.limits.requests_per_minute, bounds.per_minute)
     key, new = mint(
         office,
@@ -130,7 +129,7 @@ async def revoke_key(office: Office, actor: Actor, *, key: str) -> KeyView:
     """
     now_ms = office.clock.now_ms()
     revoked = await office.store.write(_revoke(actor, key, now_ms))  # from here on none of them is admitted
-    minted = await office.store.read(minted_from(key), within_s=LONG_READ_S)
+    minted = await office.store.read(minted_from(key))
     for start in range(0, len(minted), REVOKE_AT_ONCE):
         await office.store.write(revoke(minted[start : start + REVOKE_AT_ONCE], now_ms))
     return key_view(revoked, now_ms)
@@ -152,14 +151,19 @@ class Bounds:
         return at_most(self.expires_ms, asked, "expires")
 
 
-def bounds_of(actor: Actor, scopes: Collection[str], parent: Credential | None = None) -> Program[Bounds]:
+def bounds_of(
+    office: Office, actor: Actor, scopes: Collection[str], parent: Credential | None = None
+) -> Program[Bounds]:
     """What a key of these scopes may have that the actor makes: no more than the key, or session, it acts with, and
-    than `parent` when it is minted from one. The operator's key bounds only another operator's."""
+    than `parent` when it is minted from one. The operator's key bounds only another operator's; a session, whose rate
+    is of when the user first came, no key of the usual rate."""
+    usual = office.settings.limits.requests_per_minute
     makers = [] if parent is None else [parent]
     if actor.key is not None and ("operator" in scopes or not actor.may("operator")):
         makers += (yield from find_lineage(actor.key))[:1]
     ends = [each.expires_ms for each in makers if each.expires_ms is not None]
-    return Bounds(min([each.requests_per_minute for each in makers], default=MOST_PER_MINUTE), min(ends, default=None))
+    rates = [max(each.requests_per_minute, usual if each.kind == "session" else 0) for each in makers]
+    return Bounds(min(rates, default=MOST_PER_MINUTE), min(ends, default=None))
 
 
 def at_most(most: int | None, asked: int | None, param: str) -> int | None:

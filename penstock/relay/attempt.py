@@ -230,7 +230,7 @@ class Attempts:
         """Note that an offer did not serve. What it says about the request is raised, for all would say the same.
         CancelledError when the caller has gone meanwhile."""
         if isinstance(error, UpstreamRefused):
-            attempt.answered()
+            attempt.answered(refused=True)
             attempt.finished()
             attempt.over()
             if not (error.elsewhere or (_is_too_long(error) and _has_more_room(search.plan, offer))):

@@ -287,7 +287,7 @@ class Hold:
 
     def returned(self) -> None:
         """Whoever had the request at the offer has not served, and for the time being nobody there may bill it."""
-        self.meter.dispatched = False
+        self.meter.returned()
 
     def answered(self) -> None:
         """The offer has begun to answer, or failed to."""

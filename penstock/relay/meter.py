@@ -33,6 +33,7 @@ class Meter:
         "_tariff",
         "_uncounted",
         "_unsent",
+        "_without",
         "dispatched",
         "guessed",
         "output",
@@ -57,6 +58,7 @@ class Meter:
         self._assumed = False  # a part of the last count is our own guess
         self._requests = 1
         self._unsent: int | None = None  # about so many tokens has the prompt of a further request that is not sent yet
+        self._without: tuple[TokenUsage, int] | None = None  # the count before it was sent, and it
         self._owed: tuple[Price, int] | None = None  # as last asked for; None when something has come since
         self.dispatched = False  # an upstream has the request and may bill its prompt
         self.guessed = False  # a part of what was counted is a guess of ours after all
@@ -80,8 +82,19 @@ class Meter:
         if self._unsent is not None and self._counted is not None:
             self._owed = None
             self._requests += 1
+            self._without = self._counted, self._unsent
             self._counted, self._assumed = _with_prompt(self._counted, self._unsent), True
             self._unsent = None
+
+    def returned(self) -> None:
+        """Whoever had the request has given it back before anything came of it: until it is sent again, nobody may bill
+        its prompt."""
+        self.dispatched = False
+        if self._without is not None:
+            self._owed = None
+            self._requests -= 1
+            (self._counted, self._unsent), self._assumed = self._without, False
+            self._without = None
 
     def abandon_round(self, used: TokenUsage) -> None:
         """That request did not come about: `used` in those before is all."""
@@ -92,7 +105,7 @@ class Meter:
 
     def _only(self, used: TokenUsage) -> None:
         """So much, which a request before has come to, is all that is owed by now."""
-        self._owed = None
+        self._owed = self._without = None
         counted = self._whole(used)
         self._counted, self._since, self._assumed, self.output = counted, 0, False, counted.output
         self._begin(counted.output)

@@ -182,11 +182,13 @@ class Attempt:
     def __repr__(self) -> str:
         return f"Attempt({self._offer.provider}, {self._offer.model})"
 
-    def answered(self) -> None:
-        """It has begun to answer, or refused this request in good order."""
+    def answered(self, *, refused: bool = False) -> None:
+        """It has begun to answer, or `refused` this request in good order, which a model may leave to who stands before
+        it."""
         condition, now_s = self._condition, self._health.clock.monotonic()
         took_s = now_s - self._began_s
-        self._breaker.answered_s[self._offer.model] = now_s
+        if not refused:
+            self._breaker.answered_s[self._offer.model] = now_s
         if self._breaker.until_s is not None:
             self._breaker.succeed()
         if self._own is not None and self._own.until_s is not None:
@@ -212,7 +214,7 @@ class Attempt:
             if answered_s.get(self._offer.model, -inf) > self._began_s:
                 self._health.remember(self._offer, error)
                 return
-            own = any(each > self._began_s for each in answered_s.values())
+            own = self._trial_of_own or any(each > self._began_s for each in answered_s.values())
         trials = {"on_trial": self._trial, "on_trial_of_own": self._trial_of_own}
         self._health.note(self._offer, error, self._account, own=own, **trials)
 

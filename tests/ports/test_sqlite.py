@@ -14,7 +14,7 @@ import pytest
 from penstock.db import groups
 from penstock.db.journal import ALL_LOTS
 from penstock.db.program import Program, fetch
-from penstock.db.sqlite import SqliteStore
+from penstock.db.sqlite import LONG_READS, SqliteStore
 from penstock.db.store import LONG_READ_S
 from penstock.errors import OutcomeUnknown
 from tests.ledger import HandClock, admission, furnish, lot, make_tables, need
@@ -98,6 +98,36 @@ async def test_a_store_that_is_closed_while_the_disk_hangs_leaves_its_connection
     async with asyncio.timeout(30):
         await closing
     assert not watched.shared
+
+
+async def test_a_long_read_that_nobody_waits_for_keeps_its_place_until_it_ends(
+    tmp_path: Path, clock: HandClock
+) -> None:
+    path = tmp_path / "penstock.db"
+    make_tables(str(path))
+    store = SqliteStore(str(path), clock=clock)
+    released, running = threading.Event(), threading.Semaphore(0)
+
+    def slow() -> Program[int]:
+        yield from fetch(ALL_LOTS)
+        running.release()
+        assert released.wait(30)
+        return 1
+
+    async def begun(count: int) -> list[asyncio.Task[int]]:
+        return [asyncio.create_task(store.read(slow(), within_s=LONG_READ_S)) for _ in range(count)]
+
+    left = await begun(LONG_READS)
+    for _ in left:
+        assert await asyncio.to_thread(running.acquire, timeout=30)
+    for each in left:
+        each.cancel()
+    await asyncio.wait(left)
+    waiting = await begun(1)
+    assert not await asyncio.to_thread(running.acquire, timeout=0.2)
+    released.set()
+    assert await asyncio.gather(*waiting) == [1]
+    await store.close()
 
 
 async def test_many_long_reads_leave_threads_for_others(tmp_path: Path, clock: HandClock) -> None:

@@ -206,6 +206,26 @@ def test_slow_calls_say_nothing_of_a_model_that_answers_others_meanwhile(health:
 def test_a_model_that_hangs_is_out_alone_where_others_answer(health: Health, clock: Hand) -> None:
     slow_calls(health, clock, meanwhile=B)
     assert (health.state(A), health.state(B)) == ("open", "closed")
+    for _ in range(4):  # nor do its trials say anything of the others, of which none is called meanwhile
+        clock.now_s += 600
+        trial = began(health)
+        clock.now_s += 120
+        trial.failed(UpstreamTimeout())
+        trial.over()
+        assert (health.state(A), health.state(B)) == ("open", "closed")
+
+
+def test_a_refusal_does_not_say_that_a_model_answers(health: Health, clock: Hand) -> None:
+    slow = [began(health) for _ in range(3)]
+    clock.now_s += 60
+    refused = began(health)
+    refused.answered(refused=True)
+    refused.over()
+    clock.now_s += 60
+    for attempt in slow:
+        attempt.failed(UpstreamTimeout())
+        attempt.over()
+    assert health.state(A) == "open"
 
 
 def test_calls_that_all_take_too_long_at_once_are_failures_where_nothing_is_answered(

@@ -166,6 +166,17 @@ def test_a_further_request_is_owed_from_when_it_is_sent_and_counted_when_it_is()
     assert (counting.owed(PRICE), counting.estimated) == (41 * 2 + 4 + 30 * 3 + 200, False)
 
 
+def test_a_further_request_that_is_given_back_is_not_owed_until_it_is_sent_again() -> None:
+    counting = meter((0, COUNTED))
+    counting.begin_round(COUNTED, input_estimate=40)
+    counting.sent()
+    counting.returned()
+    counting.returned()
+    assert (counting.tokens(), counting.owed(PRICE), counting.estimated) == (COUNTED, 176, False)
+    counting.sent()
+    assert counting.owed(PRICE) == 176 + 40 * 2 + 100
+
+
 @pytest.mark.parametrize("is_sent", [False, True])
 def test_a_further_request_that_did_not_come_about_is_not_owed(*, is_sent: bool) -> None:
     counting = meter((0, COUNTED))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.access import Access, Surface
+from penstock.app import open_office
+from penstock.config_file import load
 from penstock.db.credentials import (
     DEEPEST,
     Credential,
@@ -19,8 +24,11 @@ from penstock.db.credentials import (
     revoke,
     still_good,
 )
+from penstock.db.journal import ALL_LOTS
 from penstock.db.ledger import Admission
-from penstock.db.program import Program
+from penstock.db.program import Program, fetch
+from penstock.db.sqlite import LONG_READS
+from penstock.db.store import LONG_READ_S
 from penstock.errors import AuthInvalid, Forbidden, InvalidRequest, NotFound, WrongState
 from penstock.money.books import Granted, Need, Refusal, Refused
 from penstock.operations.actor import LOCAL, Actor, actor_of
@@ -28,6 +36,7 @@ from penstock.operations.index import operation_named, perform
 from penstock.operations.key_views import KeyView, MintedKey
 from penstock.operations.keys import mint
 from penstock.operations.office import Office
+from tests.engines import SECRETS
 from tests.ledger import counting
 
 MANAGEMENT = Surface("management", frozenset({"management", "session"}), account_rule="own", lane="credits")
@@ -500,6 +509,38 @@ async def test_a_person_makes_no_key_that_may_ask_more_often_than_a_session(offi
         await do(office, "keys.create", adas, kind="personal", name="k", user=ada.id, requests_per_minute=1_001)
     own = await do(office, "keys.create", adas, kind="personal", name="k", user=ada.id)
     assert (own.requests_per_minute, own.expires) == (1_000, None)
+
+
+async def test_a_person_who_came_when_the_usual_rate_was_lower_makes_keys_of_the_usual_one(office: Office) -> None:
+    ada = await do(office, "users.create", name="Ada")
+    adas = await acting_as(office, (await do(office, "sessions.issue", user=ada.id)).token)
+    limits = replace(office.settings.limits, requests_per_minute=6_000)
+    later = replace(office, settings=replace(office.settings, limits=limits))
+    own = await do(later, "keys.create", adas, kind="personal", name="k", user=ada.id)
+    assert own.requests_per_minute == 6_000
+    with pytest.raises(InvalidRequest):
+        await do(later, "keys.create", adas, kind="personal", name="k", user=ada.id, requests_per_minute=6_001)
+
+
+async def test_a_key_is_revoked_however_many_long_reads_are_under_way(tmp_path: Path) -> None:
+    released = threading.Event()
+
+    def slow() -> Program[int]:
+        yield from fetch(ALL_LOTS)
+        assert released.wait(60)
+        return 1
+
+    async with open_office(load(None, SECRETS | {"PENSTOCK_DATABASE_URL": f"sqlite:///{tmp_path}/p.db"})) as office:
+        account = (await do(office, "accounts.create", name="Team")).id
+        leaked = await do(office, "keys.create", kind="account", name="leaked", account=account)
+        reads = [asyncio.create_task(office.store.read(slow(), within_s=LONG_READ_S)) for _ in range(LONG_READS)]
+        try:
+            await asyncio.sleep(0)  # they have taken their places
+            async with asyncio.timeout(10):
+                assert (await do(office, "keys.revoke", key=leaked.id)).state == "revoked"
+        finally:
+            released.set()
+            await asyncio.gather(*reads)
 
 
 @pytest.mark.parametrize("bound", [{"limit": "1"}, {"models": [MODEL]}])
