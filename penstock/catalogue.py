@@ -64,7 +64,7 @@ class Offer:
     dropped_fields: frozenset[str] = frozenset()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
-    priced_betas: tuple[str, ...] = ()
+    dropped_betas: tuple[str, ...] = ()
     shared_files: bool = False
     per_account: bool = False
     tailored: bool = field(init=False)
@@ -239,7 +239,7 @@ def _offer(
         dropped_fields=frozenset(provider.dropped_fields),
         priced_fields=provider.priced_fields,
         priced_tools=provider.priced_tools,
-        priced_betas=provider.priced_betas,
+        dropped_betas=provider.dropped_betas,
         shared_files=provider.shared_files,
         per_account=provider.kind == "worker",
     )

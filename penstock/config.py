@@ -190,7 +190,7 @@ class ProviderSettings:
     `accounts` it serves these alone. `vendor` fills in what is left out (`penstock/vendors.py`): what goes to every
     upstream of that maker, and of the fields of a request those that it refuses (`dropped_fields` are taken out) and
     those that cost what no price here covers (`priced_fields` and, by the beginning of their type, `priced_tools` are
-    refused, as are `priced_betas`, by the beginning of their names in `anthropic-beta`). With `shared_files` callers
+    refused, as are `dropped_betas`, by the beginning of their names in `anthropic-beta`). With `shared_files` callers
     may name what it keeps.
     """
 
@@ -232,7 +232,7 @@ class ProviderSettings:
     dropped_fields: tuple[str, ...] = ()
     priced_fields: tuple[str, ...] = ()
     priced_tools: tuple[str, ...] = ()
-    priced_betas: tuple[str, ...] = ()
+    dropped_betas: tuple[str, ...] = ()
     shared_files: bool = False
 
     @property

@@ -56,9 +56,9 @@ DEAR_IMAGES: Mapping[str, tuple[int, int]] = MappingProxyType({"gpt-4o-mini": (2
 
 
 def image_tokens(model: str) -> tuple[int, int]:
-    """Tokens of an image for a model, by its name at a provider, which may have a maker's before it: `(as a rule, at
-    most)`."""
-    name = model.rpartition("/")[2].lower()
+    """Tokens of an image for a model, by its name at a provider, which may have a maker's before it and may be of a
+    model that was tuned: `(as a rule, at most)`."""
+    name = model.rpartition("/")[2].lower().removeprefix("ft:")
     return next((tokens for dear, tokens in DEAR_IMAGES.items() if name.startswith(dear)), IMAGE_TOKENS)
 
 
@@ -73,7 +73,7 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             "priced_fields": ["speed", "inference_geo", "container", "service_tier", "fallbacks", "mcp_servers"],
             "priced_tools": ["web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"],
             # A prompt of over 200,000 tokens costs twice as much with it, on the models that have it as a beta.
-            "priced_betas": ["context-1m"],
+            "dropped_betas": ["context-1m"],
             "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
         },
         "cerebras": {
@@ -151,7 +151,7 @@ VENDORS: Mapping[str, Defaults] = MappingProxyType(
             ],
             "dropped_fields": ["fallbacks"],  # `default`, that is: lists are refused
             "priced_tools": ["openrouter:"],
-            "priced_betas": ["context-1m"],
+            "dropped_betas": ["context-1m"],
         },
         "perplexity": {
             "base_url": "https://api.perplexity.ai",

@@ -167,7 +167,9 @@ def _source(raw: Raw) -> _Source:
     try:
         return _SOURCE.decode(raw)
     except (ValueError, RecursionError):
-        return _Source()
+        value = stored.read(raw)
+        url = value.get("url") if isinstance(value, dict) else None
+        return _Source(url=url if isinstance(url, str) else None, file_id=raw if stored.id_in(raw) else Raw())
 
 
 def peek(body: bytes, *, max_output_tokens: int) -> Wish:
@@ -253,7 +255,7 @@ def _weigh(fields: Fields) -> Weight:
 
 def _is_stored(container: Raw) -> bool:
     """Whether a container is one that is there already, or has skills that an account has stored."""
-    value = json_fields.plain(container)
+    value = stored.read(container)
     if not isinstance(value, dict):
         return bool(value)
     skills = value.get("skills")

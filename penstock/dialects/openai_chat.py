@@ -187,7 +187,7 @@ def _media(messages: list[_Message]) -> tuple[int, int, int, bool]:
 def _stored(messages: list[_Message]) -> str | None:
     """The first field that names what a provider keeps: a file, an answer in sound."""
     for place, message in enumerate(messages):
-        if message.audio and stored.in_object(message.audio, "id"):
+        if stored.in_object(message.audio, "id"):
             return f"messages[{place}].audio.id"
         if type(message.content) is not list:
             continue
@@ -199,16 +199,16 @@ def _stored(messages: list[_Message]) -> str | None:
 
 def _stored_in(part: _Part) -> str | None:
     """The same of a part."""
-    if part.file and (name := stored.in_object(part.file, "file_id")):
-        return f"file.{name}"
-    if part.file_id and stored.names_any(part.file_id):
+    if stored.in_object(part.file, "file_id"):
+        return "file.file_id"
+    if stored.names_any(part.file_id):
         return "file_id"
     if part.image_url is not None:
         url = part.image_url.url if isinstance(part.image_url, _Link) else part.image_url
         if stored.is_address(url):
             return "image_url"
     for name, raw in (("video_url", part.video_url), ("audio_url", part.audio_url)):
-        if raw and stored.is_address(stored.url_of(raw)):
+        if stored.has_address(raw):
             return name
     return None
 

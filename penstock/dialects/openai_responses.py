@@ -91,6 +91,7 @@ class _Part(Struct, gc=False):
     text: str | None = None
     image_url: str | None = None
     file_id: Raw = _NOTHING
+    file_url: Raw = _NOTHING
 
 
 class _Item(Struct, gc=False):
@@ -225,15 +226,29 @@ def _stored_in_input(items: list[_Item]) -> str | None:
             return f"input[{place}].id"
         if isinstance(item.output, dict) and item.output.get("file_id"):
             return f"input[{place}].output.file_id"
-        where = "content" if isinstance(item.content, list) else "output"
-        for number, part in enumerate(_parts(item)):
-            if isinstance(part, str):
-                continue
-            if part.file_id and stored.names_any(part.file_id):
-                return f"input[{place}].{where}[{number}].file_id"
-            if stored.is_address(part.image_url):
-                return f"input[{place}].{where}[{number}].image_url"
+        for number, part in enumerate(item.content if isinstance(item.content, list) else ()):
+            if isinstance(part, _Part) and (name := _stored_in_part(part)) is not None:
+                return f"input[{place}].content[{number}].{name}"
+        for number, shown in enumerate(item.output if isinstance(item.output, list) else ()):
+            if isinstance(shown, dict) and (name := _stored_in_output(shown)) is not None:
+                return f"input[{place}].output[{number}].{name}"
     return None
+
+
+def _stored_in_part(part: _Part) -> str | None:
+    """The same of a part of a message."""
+    if stored.names_any(part.file_id):
+        return "file_id"
+    if stored.is_address(part.image_url):
+        return "image_url"
+    return "file_url" if stored.has_address(part.file_url) else None
+
+
+def _stored_in_output(part: dict[str, Any]) -> str | None:
+    """The same of a part of what a tool has put out."""
+    if part.get("file_id"):
+        return "file_id"
+    return next((name for name in ("image_url", "file_url") if stored.is_address(part.get(name))), None)
 
 
 def _stored_in_tools(tools: list[_Tool]) -> str | None:

@@ -41,7 +41,7 @@ from penstock.relay.ending import Ending
 from penstock.relay.hold import Hold
 from penstock.relay.retry import wait_s
 from penstock.relay.route import Plan
-from penstock.relay.tailor import cut, require_covered, require_covered_betas, require_open
+from penstock.relay.tailor import cut, require_covered, require_open, without_betas
 from penstock.relay.toolloop import Equipped
 from penstock.routing.health import Attempt, retry_after_s
 from penstock.routing.upstreams import Upstreams
@@ -352,8 +352,8 @@ def _call(offer: Offer, pair: Pair, search: _Search) -> Call:
     if offer.tailored:
         require_covered(wish, offer)
     headers = ask.said.headers if pair is ask.dialect else ()
-    if headers and offer.priced_betas:
-        require_covered_betas(headers, offer.priced_betas)
+    if headers and offer.dropped_betas:
+        headers = without_betas(headers, offer.dropped_betas)
     limit, most = hold.output_limit, offer.max_output_tokens
     body = pair.request(
         wish,

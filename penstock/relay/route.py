@@ -162,8 +162,8 @@ def _first(places: tuple[Place, ...], dialect: Dialect, most: int) -> tuple[tupl
     chosen: list[Place] = []
     for place in places:
         offer = place.offer
-        priced = offer.priced_fields, offer.priced_tools, offer.priced_betas
-        way = between(dialect, offer.speaks), priced, offer.shared_files
+        priced = offer.priced_fields, offer.priced_tools, offer.shared_files
+        way = between(dialect, offer.speaks), priced
         if len(chosen) < most or way not in ways:
             chosen.append(place)
             ways.append(way)

@@ -7,7 +7,7 @@ between the caller and the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from msgspec import Raw, json
 
@@ -29,6 +29,8 @@ _NOTHING: tuple[object, ...] = (None, False, [], "")
 _TOOLS = json.Decoder(list[Fields])
 _BETA = b"anthropic-beta"
 
+Sent = tuple[tuple[bytes, bytes], ...]
+
 
 def require_covered(wish: Wish, offer: Offer) -> None:
     """InvalidRequest, naming the field, for a wish that would cost more than the offer's price says."""
@@ -39,16 +41,16 @@ def require_covered(wish: Wish, offer: Offer) -> None:
         _require_free_tools(wish.fields["tools"], offer.priced_tools)
 
 
-def require_covered_betas(headers: Iterable[tuple[bytes, bytes]], priced: tuple[str, ...]) -> None:
-    """InvalidRequest for a header that would have a provider bill the same request otherwise. All other betas pass:
-    they say how a body is read, and what costs extra in a body is refused there."""
-    for name, value in headers:
-        if name != _BETA:
-            continue
-        for beta in value.decode("latin-1").split(","):
-            if beta.strip().lower().startswith(priced):
-                words = f"'anthropic-beta': {beta.strip()[:50]} changes what a call costs, and is not on offer here."
-                raise InvalidRequest(words, param="anthropic-beta")
+def without_betas(headers: Sent, dropped: tuple[str, ...]) -> Sent:
+    """The headers without betas that begin so, with which a provider would bill the same request otherwise. All other
+    betas pass: they say how a body is read, and what costs extra in a body is refused there."""
+    kept = [(name, _left(value, dropped) if name == _BETA else value) for name, value in headers]
+    return tuple(each for each in kept if each[1])
+
+
+def _left(betas: bytes, dropped: tuple[str, ...]) -> bytes:
+    names = [name.strip() for name in betas.decode("latin-1").split(",")]
+    return ",".join(name for name in names if not name.lower().startswith(dropped)).encode("latin-1")
 
 
 def require_open(stored: str, offer: Offer) -> None:

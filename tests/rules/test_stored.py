@@ -132,6 +132,48 @@ def test_a_container_that_is_there_already_is_told_apart(container: Any, name: s
     assert stored(anthropic_messages, messages=said(), container=container) == name
 
 
+BLANKS = r" \n\u0000" * 7  # in JSON
+ODD_CHAT = [
+    f'{{"type": "image_url", "image_url": {{"url": "{BLANKS}file:///etc/passwd"}}}}',
+    '{"type": "file", "file": {"file_id": "f", "x": 1e999}}',
+    '{"type": "video_url", "video_url": {"url": "file:///etc/passwd", "x": 1e999}}',
+]
+ODD_RESPONSES = [
+    f'{{"role": "user", "content": [{{"type": "input_image", "image_url": "{BLANKS}gs://a/b"}}]}}',
+    '{"role": "user", "content": [{"type": "input_file", "file_url": "gs://a/b"}]}',
+    '{"type": "function_call_output", "call_id": "c", "output": [{"text": 5}, {"type": "input_file", "file_id": "f"}]}',
+]
+ODD_MESSAGES = [
+    '{"type": "document", "source": {"type": "file", "file_id": "f", "data": 0}}',
+    '{"type": "document", "source": {"type": "file", "file_id": "f", "url": {}}}',
+    '{"type": "document", "source": {"type": "file", "file_id": "f", "x": 1e999, "data": 0}}',
+    '{"type": "image", "source": {"type": "url", "url": "gs://a/b", "data": 0}}',
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        *((openai_chat, f'"messages": [{{"role": "user", "content": [{odd}]}}]') for odd in ODD_CHAT),
+        *((openai_responses, f'"input": [{odd}]') for odd in ODD_RESPONSES),
+        (
+            openai_responses,
+            '"input": "x", "tools": [{"type": "code_interpreter", "container": {"file_ids": ["f"], "x": 1e999}}]',
+        ),
+        *(
+            (anthropic_messages, f'"max_tokens": 9, "messages": [{{"role": "user", "content": [{odd}]}}]')
+            for odd in ODD_MESSAGES
+        ),
+        (
+            anthropic_messages,
+            '"max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "container": {"id": "c", "x": 1e999}',
+        ),
+    ],
+)
+def test_what_is_written_so_that_we_do_not_read_it_is_told_apart_all_the_same(dialect: Dialect, body: str) -> None:
+    assert dialect.peek(f'{{"model": "m", {body}}}'.encode(), max_output_tokens=100).stored is not None
+
+
 def test_what_is_in_a_message_itself_is_nobodys() -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}
     page = {"type": "document", "source": {"type": "url", "url": "https://a.example/b.pdf"}}

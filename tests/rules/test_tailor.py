@@ -14,7 +14,7 @@ from penstock.catalogue import Catalogue, Offer
 from penstock.config import ModelSettings, OfferSettings, PriceSettings, ProviderSettings, SecretSettings, Settings
 from penstock.dialects import Wish, openai_chat
 from penstock.errors import InvalidRequest
-from penstock.relay.tailor import cut, require_covered, require_covered_betas
+from penstock.relay.tailor import cut, require_covered, without_betas
 from penstock.vendors import VENDORS
 
 
@@ -61,18 +61,17 @@ def test_what_changes_the_price_is_refused_by_name_unless_the_operator_allows_it
 
 @pytest.mark.parametrize("vendor", ["anthropic", "openrouter"])
 @pytest.mark.parametrize("beta", ["context-1m-2025-08-07", "claude-code-20250219, Context-1M-2027-01-01"])
-def test_a_beta_that_changes_the_price_is_refused_by_name(vendor: str, beta: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"(?i)context-1m") as caught:
-        require_covered_betas([(b"anthropic-beta", beta.encode())], offer(vendor).priced_betas)
-    assert caught.value.param == "anthropic-beta"
+def test_a_beta_that_changes_the_price_is_taken_out(vendor: str, beta: str) -> None:
+    said = without_betas(((b"anthropic-beta", beta.encode()),), offer(vendor).dropped_betas)
+    assert said == (((b"anthropic-beta", b"claude-code-20250219"),) if "," in beta else ())
 
 
 def test_all_other_betas_pass() -> None:
-    headers = [
+    headers = (
         (b"anthropic-version", b"context-1m"),
         (b"anthropic-beta", b"claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27"),
-    ]
-    require_covered_betas(headers, offer("anthropic").priced_betas)
+    )
+    assert without_betas(headers, offer("anthropic").dropped_betas) == headers
 
 
 @pytest.mark.parametrize(
