@@ -29,6 +29,7 @@ from penstock.relay.ask import Ask, Said
 from penstock.relay.route import Plan, route
 from penstock.routing.health import Health
 from penstock.routing.upstreams import Upstreams
+from penstock.vendors import image_tokens
 
 TRUST = Surface("trust", frozenset({"account"}), "trust", "credits")
 FORWARD = Surface("forward", frozenset({"inference"}), "key", "contract")
@@ -289,3 +290,16 @@ def test_a_plan_has_no_more_offers_than_may_be_tried_but_one_for_each_way_to_tra
         for number in range(9)
     )
     assert chosen(plan("auto", catalogue=choosing(more=crowd))) == ["m0", "m1", "m2"]
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("gpt-4o-mini", 48_169),
+        ("openai/GPT-4o-mini-2024-07-18", 48_169),
+        ("ft:gpt-4o-mini-2024-07-18:acme::1", 48_169),
+        ("gpt-4o", 16_384),
+    ],
+)
+def test_an_image_is_bounded_by_what_its_model_counts_at_most(model: str, most: int) -> None:
+    assert image_tokens(model)[1] == most
