@@ -39,9 +39,7 @@ BODY_CHARACTERS = 36  # 214 bits: nothing to guess, so no slow hash is needed
 CHECK_CHARACTERS = 6
 REMEMBER_S = 1.0
 REMEMBER_MOST = 20_000
-REMEMBER_CHARACTERS = (
-    1_024  # of two headers that may be padded at will: longer ones would fill the memory with their like
-)
+REMEMBER_CHARACTERS = 1_024  # of two headers that may be padded at will; longer ones would fill the memory
 SESSION_S = 7 * 24 * 3600
 
 Kind = Literal[
