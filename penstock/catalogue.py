@@ -43,9 +43,9 @@ class Offer:
 
     `speaks` are the dialects it is called in, `accounts` those it serves (none: all of them), `capabilities` what it is
     able to do of `tools`, `images` and `json_schema`, `max_output_tokens` is its model's. What is `dropped` of a
-    request, or refused because it is `priced` apart, is by name of the field; priced tools and betas go by how they
-    begin; `tailored` says whether there is any of that. With `shared_files` a request may name what the provider keeps.
-    With `per_account` who serves it is somebody else for each account: whoever has dialled in.
+    request, or refused because it is `priced` apart, is by name of the field; priced tools and dropped betas go by how
+    they begin; `tailored` says whether there is anything of fields and tools. With `shared_files` a request may name
+    what the provider keeps. With `per_account` who serves it is somebody else for each account: whoever has dialled in.
     """
 
     provider: str

@@ -190,8 +190,8 @@ class ProviderSettings:
     `accounts` it serves these alone. `vendor` fills in what is left out (`penstock/vendors.py`): what goes to every
     upstream of that maker, and of the fields of a request those that it refuses (`dropped_fields` are taken out) and
     those that cost what no price here covers (`priced_fields` and, by the beginning of their type, `priced_tools` are
-    refused, as are `dropped_betas`, by the beginning of their names in `anthropic-beta`). With `shared_files` callers
-    may name what it keeps.
+    refused; `dropped_betas` are taken out of `anthropic-beta`, by the beginning of their names). With `shared_files`
+    callers may name what it keeps.
     """
 
     name: ProviderName

@@ -1,11 +1,10 @@
 """A connection: httptools reads its requests, the door answers them, one after the other.
 
-It stands below ASGI, and costs a call no message, no event, no task and no timer:
-bytes become an `Exchange` (`http.py`), and the connection's task has the door serve it. Most clients send the same head
-again and again, and one that is known is not read twice (`_know`). What is not one of our addresses is handed on as
-ASGI by the door. At the few addresses that speak WebSocket a request may end with another protocol taking the
-connection over (`websocket.py`); anywhere else such a wish is not heard. After its last answer a connection is a
-`Farewell` (`farewell.py`).
+It stands below ASGI, and costs a call no message, no event, no task and no timer: bytes become an `Exchange`
+(`http.py`), and the connection's task has the door serve it. Most clients send the same head again and again, and one
+that is known is not read twice (`_know`). What is not one of our addresses is handed on as ASGI by the door. At the few
+addresses that speak WebSocket a request may end with another protocol taking the connection over (`websocket.py`);
+anywhere else such a wish is not heard. After its last answer a connection is a `Farewell` (`farewell.py`).
 
 Strict where laxness is dangerous: what two readers could take for two different requests is refused; a request and the
 reading of its answer have an end, in size and in time. After anything that is not HTTP/1.1 the connection is answered

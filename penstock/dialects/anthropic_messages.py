@@ -126,7 +126,7 @@ class Weight:
                 self._add_media(block.type, _source(block.source), depth)
             else:
                 self.text_bytes += len(bytes(block.source))
-                if block.file_id and stored.names_any(block.file_id):
+                if stored.names_any(block.file_id):
                     self.stored = self.stored or "messages.content.file_id"
             self.add_raw(block.content, depth + 1)
 
@@ -149,7 +149,7 @@ class Weight:
             self.add_raw(source.content, depth + 1)
             return
         self.media += 1
-        if source.file_id and stored.names_any(source.file_id):
+        if stored.names_any(source.file_id):
             self.stored = self.stored or "messages.content.source.file_id"
         elif stored.is_address(source.url):
             self.stored = self.stored or "messages.content.source.url"

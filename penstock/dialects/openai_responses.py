@@ -256,7 +256,7 @@ def _stored_in_tools(tools: list[_Tool]) -> str | None:
     for place, tool in enumerate(tools):
         if tool.container and bytes(tool.container).startswith(b'"'):
             return f"tools[{place}].container"
-        if tool.vector_store_ids and stored.names_any(tool.vector_store_ids):
+        if stored.names_any(tool.vector_store_ids):
             return f"tools[{place}].vector_store_ids"
         for name in ("container", "environment", "input_image_mask", "skills"):
             if stored.id_in(getattr(tool, name)):

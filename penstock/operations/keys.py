@@ -74,7 +74,7 @@ async def create_key(
     workers' (`connect`; with `shared`, which the operator alone can give, the worker serves every account). `limit` is
     what the key may spend in all, in dollars. Without `models` every model is allowed; keys that call none, of
     management and of workers, have neither. A key that makes another gives it at most its own rate and end, which are
-    also what that has when they are left out.
+    also what that has when they are left out; the operator's key is so bound only where it makes another operator's.
     """
     if actor.child:
         raise Forbidden("A key that was minted from another mints only children of its own.")
